@@ -1,0 +1,1 @@
+//! The main job in one command: simulated SGLang workers, real agents, the router, a real trace.

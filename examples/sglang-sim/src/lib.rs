@@ -1,0 +1,1 @@
+//! A simulated SGLang server, faithful enough to develop against.

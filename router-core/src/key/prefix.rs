@@ -1,0 +1,34 @@
+//! The key of one prompt.
+
+use std::sync::Arc;
+
+use super::{BlockHash, Unit};
+
+/// The block hashes of one prompt, in order, and the prompt's length. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct PrefixKey {
+    unit: Unit,
+    hashes: Arc<[BlockHash]>,
+    units: u64,
+}
+
+impl PrefixKey {
+    pub(super) fn new(unit: Unit, hashes: Vec<BlockHash>, units: u64) -> Self {
+        Self { unit, hashes: hashes.into(), units }
+    }
+
+    /// What the prompt was cut from.
+    pub fn unit(&self) -> Unit {
+        self.unit
+    }
+
+    /// One hash for every full block of the prompt.
+    pub fn hashes(&self) -> &[BlockHash] {
+        &self.hashes
+    }
+
+    /// Length of the whole prompt in units: tokens or bytes.
+    pub fn units(&self) -> u64 {
+        self.units
+    }
+}

@@ -1,0 +1,1 @@
+//! Espalier's coordinator: agent sessions, the writer, admin service, discovery, telemetry.

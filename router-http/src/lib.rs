@@ -1,0 +1,1 @@
+//! Espalier's data plane: decode, key, route, forward, feed back.

@@ -1,0 +1,1 @@
+//! Runs beside one SGLang server and reports evictions and load to the routers.
