@@ -1,3 +1,36 @@
 //! Espalier's core: prefix index, snapshots, policies and in-flight accounting, without I/O or clock.
 
+#![warn(clippy::unwrap_used)]
+
+pub mod index;
 pub mod key;
+pub mod policy;
+
+mod explain;
+mod fleet;
+mod in_flight;
+mod load;
+mod router;
+mod settings;
+mod snapshot;
+mod time;
+mod timing;
+mod update;
+mod writer;
+
+pub use explain::{CandidateView, Excluded, Explanation};
+pub use fleet::{
+    AgentLink, Fleet, Incarnation, ReportLevel, Slot, Target, TargetId, Worker, WorkerId, WorkerProfile, WorkerState,
+};
+pub use in_flight::{InFlight, Usage};
+pub use load::{Load, LoadCounters, ReportedLoad};
+pub use router::{RouteError, RouteRequest, Router};
+pub use settings::{MAX_TARGETS, Settings};
+pub use snapshot::{IndexSize, Snapshot};
+pub use time::Time;
+pub use timing::PrefillModel;
+pub use update::{
+    AgentReport, BlockRun, Delta, Done, EventKind, FleetError, FleetUpdate, JoinError, MispredictionCause, Notice,
+    Query, Refused, SessionId, SetDigest, Traffic, Update, UpdateSender,
+};
+pub use writer::Writer;

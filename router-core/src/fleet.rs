@@ -1,0 +1,204 @@
+//! Workers and their dp ranks as a snapshot shows them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::load::{LoadCounters, ReportedLoad};
+use crate::time::Time;
+use crate::timing::PrefillModel;
+
+/// One dp rank of one worker, for as long as the worker is registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TargetId {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The dp rank inside it.
+    pub rank: u32,
+}
+
+/// A registered worker. Never reused within one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub(crate) u32);
+
+/// Where a target's claims stand in the index. A target whose claims are voided moves to a fresh slot, which makes them
+/// invisible at once; the old slot is swept and used again later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub(crate) u16);
+
+/// One life of an engine; a greater one is a later life. Zero: not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u64);
+
+/// What stands between a worker and traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WorkerState {
+    /// Does not answer its health check, or did not yet.
+    Unreachable,
+    /// Serving.
+    Ready,
+    /// Finishes what is in flight, gets nothing new.
+    Draining,
+    /// Paused or changing its weights.
+    Updating,
+}
+
+/// How much an agent reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ReportLevel {
+    /// Counts and load.
+    Counts,
+    /// Removed blocks too.
+    Removals,
+    /// Removed and stored blocks.
+    Full,
+}
+
+/// What is known of a worker's engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerProfile {
+    /// Model names the engine answers to; empty when unknown.
+    pub models: Vec<Arc<str>>,
+    /// Version of the engine, for people.
+    pub engine_version: Arc<str>,
+    /// Number of dp ranks, at least 1.
+    pub dp_size: u32,
+    /// Tokens in one page of the engine's cache, at least 1.
+    pub page_size: u32,
+    /// KV tokens one rank can hold; zero when unknown.
+    pub capacity_tokens: u64,
+    /// The engine evicts the least recently used leaf first, so that one eviction tells about others.
+    pub evicts_lru: bool,
+}
+
+/// One engine process with one address.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// Its id.
+    pub id: WorkerId,
+    /// Base URL, without a slash at the end.
+    pub url: Arc<str>,
+    /// Whether it may be chosen.
+    pub state: WorkerState,
+    /// Why it is in that state, for people.
+    pub reason: Arc<str>,
+    /// What is known of its engine.
+    pub profile: WorkerProfile,
+    /// The life its claims belong to.
+    pub incarnation: Incarnation,
+    /// Its agent's session, if one is open.
+    pub agent: Option<AgentLink>,
+    /// Hash of the URL.
+    pub(crate) identity: u64,
+}
+
+/// An agent's open session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AgentLink {
+    /// The level it reports at.
+    pub level: ReportLevel,
+    /// When its last message arrived.
+    pub last_report: Time,
+}
+
+/// What a snapshot knows of one target.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its id.
+    pub id: TargetId,
+    /// Its worker.
+    pub worker: Arc<Worker>,
+    /// Where its claims stand in the index.
+    pub slot: Slot,
+    /// Its claims wait for a resync: they are kept, and not counted as matched.
+    pub doubtful: bool,
+    /// Tokens claimed to be cached.
+    pub claimed_tokens: u64,
+    /// Share of stored tokens that something was evicted for lately, 0 to 1. Near 1 every miss pushes out something else.
+    pub eviction_pressure: f32,
+    /// Estimated difference between claims and the engine's cache, in tokens; absent without an agent.
+    pub divergence_tokens: Option<u64>,
+    /// Prefill speed.
+    pub prefill: PrefillModel,
+    /// The engine's own load numbers, if an agent reports them.
+    pub reported: Option<ReportedLoad>,
+    /// Live counters; the same object for the whole life of the registration.
+    pub load: Arc<LoadCounters>,
+}
+
+/// All registered workers and targets, in order of registration.
+#[derive(Clone, Debug, Default)]
+pub struct Fleet {
+    /// Registered workers.
+    pub workers: Vec<Arc<Worker>>,
+    /// Their targets: every rank of every worker.
+    pub targets: Vec<Target>,
+}
+
+impl Fleet {
+    /// The worker with this base URL.
+    pub fn worker_by_url(&self, url: &str) -> Option<&Arc<Worker>> {
+        self.workers.iter().find(|worker| &*worker.url == url)
+    }
+
+    /// A target by its id.
+    pub fn target(&self, id: TargetId) -> Option<&Target> {
+        self.targets.iter().find(|target| target.id == id)
+    }
+
+    /// The ranks of one worker, in order.
+    pub fn targets_of(&self, worker: WorkerId) -> impl Iterator<Item = &Target> {
+        self.targets.iter().filter(move |target| target.id.worker == worker)
+    }
+}
+
+impl Target {
+    /// Names the target for rendezvous hashing: the same in every router that knows the worker by the same URL.
+    pub(crate) fn identity(&self) -> u64 {
+        self.worker.identity ^ u64::from(self.id.rank).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    }
+}
+
+impl Default for WorkerProfile {
+    fn default() -> Self {
+        Self {
+            models: Vec::new(),
+            engine_version: Arc::from(""),
+            dp_size: 1,
+            page_size: 1,
+            capacity_tokens: 0,
+            evicts_lru: true,
+        }
+    }
+}
+
+impl Worker {
+    /// Whether the worker answers to a model name. Unknown names of its own answer to all; `base:adapter` names a LoRA
+    /// adapter of `base`.
+    pub fn serves(&self, model: &str) -> bool {
+        let base = model.split_once(':').map_or(model, |(base, _)| base);
+        self.profile.models.is_empty() || self.profile.models.iter().any(|own| &**own == model || &**own == base)
+    }
+}
+
+impl fmt::Display for WorkerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unreachable => "unreachable",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Updating => "updating",
+        })
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "worker {}", self.0)
+    }
+}
+
+impl fmt::Display for TargetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} rank {}", self.worker, self.rank)
+    }
+}

@@ -1,0 +1,178 @@
+//! A routed request, from its decision to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fleet::{Slot, Target, TargetId, Worker};
+use crate::key::PrefixKey;
+use crate::load::{LoadCounters, Share};
+use crate::policy::Reason;
+use crate::time::Time;
+use crate::update::{Observation, Traffic, TrafficEvent, Update, UpdateSender};
+
+/// A request counted at its target.
+///
+/// There is no other way to learn a target's address, so nothing can be sent uncounted. Dropping it ends the request: if no
+/// first token had been seen, as a failure that undoes the claims its decision made. Report what happens with
+/// [`first_token`](Self::first_token), [`usage`](Self::usage) and [`complete`](Self::complete).
+#[must_use = "dropping it ends the request as failed"]
+#[derive(Debug)]
+pub struct InFlight {
+    target: TargetId,
+    slot: Slot,
+    worker: Arc<Worker>,
+    counters: Arc<LoadCounters>,
+    share: Share,
+    routed: Routed,
+    updates: Option<UpdateSender>,
+    /// Nothing else waited for its prefill there when it was routed.
+    alone: bool,
+    phase: Phase,
+}
+
+/// What a response says about its prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens in the prompt.
+    pub prompt_tokens: u64,
+    /// Of these, tokens that were cached.
+    pub cached_tokens: u64,
+}
+
+/// A decision's own facts.
+#[derive(Debug)]
+pub(crate) struct Routed {
+    pub(crate) ordinal: u64,
+    pub(crate) epoch: u64,
+    pub(crate) reason: Reason,
+    pub(crate) matched_blocks: u32,
+    pub(crate) predicted_tokens: u64,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) decided_at: Time,
+    pub(crate) key: Option<PrefixKey>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Prefill,
+    Decode { first_token_after: Duration },
+}
+
+impl InFlight {
+    /// Counts the request and claims its blocks.
+    pub(crate) fn start(target: &Target, routed: Routed, updates: Option<UpdateSender>) -> Self {
+        let new = routed.prompt_tokens.saturating_sub(routed.predicted_tokens);
+        let prefill = target.prefill.prefill_time(routed.prompt_tokens, routed.predicted_tokens);
+        let share = Share {
+            prefill_tokens: new,
+            prefill_us: u64::try_from(prefill.as_micros()).unwrap_or(u64::MAX),
+            context_tokens: routed.prompt_tokens,
+        };
+        let alone = target.load.read().in_prefill == 0
+            && target.reported.is_none_or(|reported| reported.waiting_requests == 0);
+        target.load.start(share);
+        let in_flight = Self {
+            target: target.id,
+            slot: target.slot,
+            worker: target.worker.clone(),
+            counters: target.load.clone(),
+            share,
+            routed,
+            updates,
+            alone,
+            phase: Phase::Prefill,
+        };
+        in_flight.tell(TrafficEvent::Routed);
+        in_flight
+    }
+
+    /// The target.
+    pub fn target(&self) -> TargetId {
+        self.target
+    }
+
+    /// Its worker, as the decision saw it.
+    pub fn worker(&self) -> &Arc<Worker> {
+        &self.worker
+    }
+
+    /// Cached tokens the engine is expected to report.
+    pub fn predicted_tokens(&self) -> u64 {
+        self.routed.predicted_tokens
+    }
+
+    /// Length of the prompt in tokens; an estimate for text, zero without a prompt.
+    pub fn prompt_tokens(&self) -> u64 {
+        self.routed.prompt_tokens
+    }
+
+    /// Why this target.
+    pub fn reason(&self) -> Reason {
+        self.routed.reason
+    }
+
+    /// Number of the snapshot that was read.
+    pub fn epoch(&self) -> u64 {
+        self.routed.epoch
+    }
+
+    /// When it was decided.
+    pub fn decided_at(&self) -> Time {
+        self.routed.decided_at
+    }
+
+    /// The first token arrived: prefill is over and its blocks are in the cache. Later calls do nothing.
+    pub fn first_token(&mut self, now: Time) {
+        if self.phase == Phase::Prefill {
+            self.phase = Phase::Decode { first_token_after: now.since(self.routed.decided_at) };
+            self.counters.end_prefill(self.share);
+            self.tell(TrafficEvent::Prefilled { at: now });
+        }
+    }
+
+    /// The response said how much of the prompt was cached. At most once a request.
+    ///
+    /// `streaming`: the first token was seen as it was produced, so that the time to it teaches the prefill speed.
+    pub fn usage(&mut self, usage: Usage, streaming: bool, now: Time) {
+        let alone_for = match self.phase {
+            Phase::Decode { first_token_after } if self.alone && streaming => Some(first_token_after),
+            _ => None,
+        };
+        self.tell(TrafficEvent::Observed(Observation {
+            at: now,
+            matched_blocks: self.routed.matched_blocks,
+            prompt_tokens: usage.prompt_tokens,
+            cached_tokens: usage.cached_tokens,
+            alone_for,
+        }));
+    }
+
+    /// The response is complete.
+    pub fn complete(mut self, now: Time) {
+        // An answer without a visible first token has been prefilled all the same.
+        self.first_token(now);
+    }
+
+    fn tell(&self, event: TrafficEvent) {
+        let (Some(updates), Some(key)) = (&self.updates, &self.routed.key) else { return };
+        // A full queue refuses and counts; the claim is then not made, or lapses by its lease: less is claimed, not more.
+        let _ = updates.try_send(Update::Traffic(Traffic {
+            target: self.target,
+            slot: self.slot,
+            ordinal: self.routed.ordinal,
+            key: key.clone(),
+            decided_at: self.routed.decided_at,
+            event,
+        }));
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.phase == Phase::Prefill {
+            self.counters.end_prefill(self.share);
+            self.tell(TrafficEvent::Undone);
+        }
+        self.counters.end(self.share);
+    }
+}

@@ -1,0 +1,89 @@
+//! Live load of a target: what this router has sent to it and not seen the end of.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crossbeam_utils::CachePadded;
+
+/// Counters of one target that every request touches. They are the one thing a decision reads outside the snapshot.
+///
+/// Each is changed by [`InFlight`](crate::InFlight) alone, so that counting cannot be forgotten. Relaxed ordering is
+/// enough: nothing is derived from one counter's order relative to another's.
+#[derive(Debug, Default)]
+pub struct LoadCounters {
+    in_flight: CachePadded<AtomicU64>,
+    in_prefill: AtomicU64,
+    prefill_tokens: AtomicU64,
+    backlog_us: AtomicU64,
+    context_tokens: AtomicU64,
+}
+
+/// One reading of [`LoadCounters`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests routed and not completed.
+    pub in_flight: u64,
+    /// Of these, requests without a first token.
+    pub in_prefill: u64,
+    /// Prompt tokens of the latter that were not expected to be cached.
+    pub prefill_tokens: u64,
+    /// Time their prefill was expected to take.
+    pub backlog: Duration,
+    /// Prompt tokens of all requests in flight.
+    pub context_tokens: u64,
+}
+
+/// What one request adds to its target's counters.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Share {
+    pub(crate) prefill_tokens: u64,
+    pub(crate) prefill_us: u64,
+    pub(crate) context_tokens: u64,
+}
+
+/// The engine's own numbers for one dp rank, from its agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReportedLoad {
+    /// Requests in the running batch.
+    pub running_requests: u32,
+    /// Requests not yet scheduled.
+    pub waiting_requests: u32,
+    /// Their tokens that will have to be computed, as the engine estimates them.
+    pub waiting_uncached_tokens: u64,
+    /// KV tokens held by running requests.
+    pub used_tokens: u64,
+    /// KV tokens the rank can hold; zero when unknown.
+    pub capacity_tokens: u64,
+}
+
+impl LoadCounters {
+    /// Reads all counters.
+    pub fn read(&self) -> Load {
+        Load {
+            in_flight: self.in_flight.load(Relaxed),
+            in_prefill: self.in_prefill.load(Relaxed),
+            prefill_tokens: self.prefill_tokens.load(Relaxed),
+            backlog: Duration::from_micros(self.backlog_us.load(Relaxed)),
+            context_tokens: self.context_tokens.load(Relaxed),
+        }
+    }
+
+    pub(crate) fn start(&self, share: Share) {
+        self.in_flight.fetch_add(1, Relaxed);
+        self.in_prefill.fetch_add(1, Relaxed);
+        self.prefill_tokens.fetch_add(share.prefill_tokens, Relaxed);
+        self.backlog_us.fetch_add(share.prefill_us, Relaxed);
+        self.context_tokens.fetch_add(share.context_tokens, Relaxed);
+    }
+
+    pub(crate) fn end_prefill(&self, share: Share) {
+        self.in_prefill.fetch_sub(1, Relaxed);
+        self.prefill_tokens.fetch_sub(share.prefill_tokens, Relaxed);
+        self.backlog_us.fetch_sub(share.prefill_us, Relaxed);
+    }
+
+    pub(crate) fn end(&self, share: Share) {
+        self.in_flight.fetch_sub(1, Relaxed);
+        self.context_tokens.fetch_sub(share.context_tokens, Relaxed);
+    }
+}

@@ -1,0 +1,136 @@
+//! `cache_aware`: where the first token is expected soonest, each miss charged more than once.
+//!
+//! ```text
+//! cost(t) = backlog(t) + (1 + λ(t)) · prefill_time(prompt, matched(t)) + decode_delay(t)
+//! λ(t)    = miss_penalty · (1 + stiffness · eviction_pressure(t))
+//! ```
+//! A miss costs its prefill now and again later, because what it writes pushes something out and duplicates a prefix that
+//! another worker holds; `λ` is that second price. Near the capacity limit every spill makes the next one more likely, so
+//! the price grows with the target's eviction pressure. Evidence: `docs/routing.md`.
+
+use super::{Candidate, Choice, Policy, Reason, View};
+
+/// Settings of [`CacheAware`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CacheAwareSettings {
+    /// `λ` at no eviction pressure: how many further times a miss is charged.
+    pub miss_penalty: f64,
+    /// How much faster `λ` grows under pressure; 0 turns the growth off.
+    pub stiffness: f64,
+    /// Delay that one running request adds to a first token, in microseconds.
+    pub decode_delay_us: f64,
+}
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheAware {
+    settings: CacheAwareSettings,
+}
+
+/// Costs closer than this share of a full prefill count as equal: below it the estimates say nothing.
+const TIE_SHARE: f64 = 0.01;
+
+impl Default for CacheAwareSettings {
+    fn default() -> Self {
+        Self { miss_penalty: 1.0, stiffness: 3.0, decode_delay_us: 200.0 }
+    }
+}
+
+impl CacheAware {
+    /// The policy with these settings.
+    pub fn new(settings: CacheAwareSettings) -> Self {
+        Self { settings }
+    }
+
+    /// The cost of one candidate, in microseconds.
+    fn cost_us(&self, view: &View<'_>, candidate: &Candidate) -> f64 {
+        let settings = &self.settings;
+        let lambda = settings.miss_penalty * (1.0 + settings.stiffness * f64::from(candidate.eviction_pressure));
+        let prefill = candidate.prefill.prefill_time(view.prompt_tokens, candidate.matched_tokens);
+        let running = candidate.load.in_flight - candidate.load.in_prefill.min(candidate.load.in_flight);
+        candidate.backlog().as_secs_f64() * 1e6
+            + (1.0 + lambda) * prefill.as_secs_f64() * 1e6
+            + running as f64 * settings.decode_delay_us
+    }
+}
+
+impl Policy for CacheAware {
+    fn name(&self) -> &'static str {
+        "cache_aware"
+    }
+
+    fn choose(&self, view: &View<'_>, rng: &mut fastrand::Rng) -> Choice {
+        if view.candidates.len() == 1 {
+            return Choice { index: 0, reason: Reason::Only };
+        }
+        let least = view.candidates.iter().map(|c| self.cost_us(view, c)).fold(f64::INFINITY, f64::min);
+        let whole = view.candidates[0].prefill.prefill_time(view.prompt_tokens, 0).as_secs_f64() * 1e6;
+        let equal = |c: &Candidate| self.cost_us(view, c) <= least + TIE_SHARE * whole;
+        // Among equals the one with the longer match leaves more room elsewhere.
+        let tied = || view.candidates.iter().filter(|c| equal(c));
+        let held = tied().map(|c| c.matched_tokens).max().unwrap_or(0);
+        let several = tied().filter(|c| c.matched_tokens == held).nth(1).is_some();
+        let index = view.break_tie(rng, |c| equal(c) && c.matched_tokens == held);
+        let longest = view.candidates.iter().map(|c| c.matched_tokens).max().unwrap_or(0);
+        let reason = match () {
+            () if held < longest => Reason::Spill,
+            () if several => Reason::Rendezvous,
+            () if held == 0 => Reason::LeastCost,
+            () => Reason::LongestMatch,
+        };
+        Choice { index, reason }
+    }
+
+    fn cost(&self, view: &View<'_>, candidate: &Candidate) -> Option<f64> {
+        Some(self.cost_us(view, candidate) / 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::testing::{candidate, view};
+    use super::*;
+
+    fn choose(candidates: &[Candidate], prompt_tokens: u64) -> Choice {
+        let mut rng = fastrand::Rng::with_seed(1);
+        CacheAware::new(CacheAwareSettings::default()).choose(&view(candidates, prompt_tokens), &mut rng)
+    }
+
+    #[test]
+    fn the_longest_match_wins_without_load() {
+        let mut all = [candidate(0), candidate(1), candidate(2)];
+        all[1].matched_tokens = 4_000;
+        all[2].matched_tokens = 2_000;
+        assert_eq!(choose(&all, 5_000), Choice { index: 1, reason: Reason::LongestMatch });
+    }
+
+    #[test]
+    fn a_long_queue_spills_and_pressure_holds_back() {
+        let mut all = [candidate(0), candidate(1)];
+        all[0].matched_tokens = 8_000;
+        // A miss costs (1 + λ) · 0.86 s more than the match does.
+        all[0].load.backlog = Duration::from_millis(2_500);
+        assert_eq!(choose(&all, 8_000), Choice { index: 1, reason: Reason::Spill });
+        all[1].eviction_pressure = 1.0;
+        assert_eq!(choose(&all, 8_000), Choice { index: 0, reason: Reason::LongestMatch });
+    }
+
+    #[test]
+    fn equals_are_told_apart_by_the_prefix_alone() {
+        let all: Vec<_> = (0..8).map(candidate).collect();
+        let chosen = choose(&all, 5_000);
+        assert_eq!(chosen.reason, Reason::Rendezvous);
+        // Without the winner everybody else keeps its place; with it gone, order does not matter.
+        let mut reversed = all.clone();
+        reversed.reverse();
+        let again = choose(&reversed, 5_000);
+        assert_eq!(reversed[again.index].id, all[chosen.index].id);
+    }
+
+    #[test]
+    fn a_single_candidate_is_taken_as_it_is() {
+        assert_eq!(choose(&[candidate(3)], 0), Choice { index: 0, reason: Reason::Only });
+    }
+}

@@ -1,0 +1,59 @@
+//! What every decision reads: one immutable value.
+
+mod cell;
+
+use std::sync::Arc;
+
+pub(crate) use cell::SnapshotCell;
+
+use crate::fleet::Fleet;
+use crate::index::Tree;
+use crate::key::{KeySpace, PrefixKey, Unit};
+use crate::policy::Policy;
+use crate::time::Time;
+
+/// One published version of fleet, index and policy. Whoever holds it sees the same state for as long as it likes.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Its number; counts up by one with every publication.
+    pub epoch: u64,
+    /// When it was published.
+    pub published: Time,
+    /// Workers and targets.
+    pub fleet: Fleet,
+    /// The policy in force.
+    pub policy: Arc<dyn Policy>,
+    /// Mean length of a token in bytes of text, learned from responses.
+    pub text_bytes_per_token: f64,
+    /// Size of the index.
+    pub size: IndexSize,
+    pub(crate) tree: Tree,
+}
+
+/// Size of the prefix index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexSize {
+    /// Distinct blocks.
+    pub blocks: u64,
+    /// Runs of blocks: nodes of the tree.
+    pub runs: u64,
+}
+
+impl Snapshot {
+    /// Tokens that `blocks` blocks of this key space stand for; an estimate for text.
+    pub fn tokens_of_blocks(&self, space: &KeySpace, blocks: u64) -> u64 {
+        self.tokens_of_units(space.unit(), blocks * u64::from(space.block_size()))
+    }
+
+    /// Length of a prompt in tokens; an estimate for text.
+    pub fn prompt_tokens(&self, key: &PrefixKey) -> u64 {
+        self.tokens_of_units(key.unit(), key.units())
+    }
+
+    fn tokens_of_units(&self, unit: Unit, units: u64) -> u64 {
+        match unit {
+            Unit::Token => units,
+            Unit::Text => (units as f64 / self.text_bytes_per_token) as u64,
+        }
+    }
+}
