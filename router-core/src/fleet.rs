@@ -176,7 +176,8 @@ impl Worker {
     /// adapter of `base`.
     pub fn serves(&self, model: &str) -> bool {
         let base = model.split_once(':').map_or(model, |(base, _)| base);
-        self.profile.models.is_empty() || self.profile.models.iter().any(|own| &**own == model || &**own == base)
+        self.profile.models.is_empty()
+            || self.profile.models.iter().any(|own| &**own == model || &**own == base)
     }
 }
 

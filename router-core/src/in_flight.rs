@@ -133,13 +133,12 @@ impl InFlight {
     /// The response said how much of the prompt was cached. At most once a request.
     ///
     /// `streaming`: the first token was seen as it was produced, so that the time to it teaches the prefill speed.
-    pub fn usage(&mut self, usage: Usage, streaming: bool, now: Time) {
+    pub fn usage(&mut self, usage: Usage, streaming: bool) {
         let alone_for = match self.phase {
             Phase::Decode { first_token_after } if self.alone && streaming => Some(first_token_after),
             _ => None,
         };
         self.tell(TrafficEvent::Observed(Observation {
-            at: now,
             matched_blocks: self.routed.matched_blocks,
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,

@@ -6,10 +6,13 @@ pub mod index;
 pub mod key;
 pub mod policy;
 
+mod digest;
 mod explain;
 mod fleet;
 mod in_flight;
 mod load;
+mod notice;
+mod report;
 mod router;
 mod settings;
 mod snapshot;
@@ -18,19 +21,20 @@ mod timing;
 mod update;
 mod writer;
 
+pub use digest::SetDigest;
 pub use explain::{CandidateView, Excluded, Explanation};
 pub use fleet::{
-    AgentLink, Fleet, Incarnation, ReportLevel, Slot, Target, TargetId, Worker, WorkerId, WorkerProfile, WorkerState,
+    AgentLink, Fleet, Incarnation, ReportLevel, Slot, Target, TargetId, Worker, WorkerId, WorkerProfile,
+    WorkerState,
 };
 pub use in_flight::{InFlight, Usage};
 pub use load::{Load, LoadCounters, ReportedLoad};
+pub use notice::{EventKind, MispredictionCause, Notice};
+pub use report::{AgentReport, BlockRun, Delta, JoinError, SessionId};
 pub use router::{RouteError, RouteRequest, Router};
 pub use settings::{MAX_TARGETS, Settings};
 pub use snapshot::{IndexSize, Snapshot};
 pub use time::Time;
 pub use timing::PrefillModel;
-pub use update::{
-    AgentReport, BlockRun, Delta, Done, EventKind, FleetError, FleetUpdate, JoinError, MispredictionCause, Notice,
-    Query, Refused, SessionId, SetDigest, Traffic, Update, UpdateSender,
-};
+pub use update::{Done, FleetError, FleetUpdate, Query, Refused, Traffic, Update, UpdateSender};
 pub use writer::Writer;

@@ -42,7 +42,9 @@ pub enum RouteError {
     #[error("no worker is registered")]
     NoWorkers,
     /// Workers are registered and none of them may be chosen.
-    #[error("none of {registered} workers is ready ({unreachable} unreachable, {draining} draining, {updating} updating)")]
+    #[error(
+        "none of {registered} workers is ready ({unreachable} unreachable, {draining} draining, {updating} updating)"
+    )]
     NoneReady {
         /// Registered workers.
         registered: usize,
@@ -244,8 +246,11 @@ fn no_candidates(snapshot: &Snapshot, request: &RouteRequest<'_>, settings: &Set
     if workers.is_empty() {
         return RouteError::NoWorkers;
     }
-    if !settings.accept_any_model && request.model.is_some_and(|model| !workers.iter().any(|w| w.serves(model))) {
-        let names = workers.iter().flat_map(|worker| worker.profile.models.iter().map(|model| model.to_string()));
+    if !settings.accept_any_model
+        && request.model.is_some_and(|model| !workers.iter().any(|w| w.serves(model)))
+    {
+        let names =
+            workers.iter().flat_map(|worker| worker.profile.models.iter().map(|model| model.to_string()));
         let mut served: Vec<String> = names.collect();
         served.sort_unstable();
         served.dedup();

@@ -43,7 +43,8 @@ pub const MAX_TARGETS: u16 = 4096;
 impl Settings {
     /// The defaults, keyed by `seed`: 64-token blocks, 256-byte blocks of text, `cache_aware`.
     pub fn new(seed: u64) -> Self {
-        let space = |unit, size| KeySpace::new(unit, size, seed).expect("the default block sizes are in range");
+        let space =
+            |unit, size| KeySpace::new(unit, size, seed).expect("the default block sizes are in range");
         Self {
             token_space: space(Unit::Token, 64),
             text_space: space(Unit::Text, 256),

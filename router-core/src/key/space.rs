@@ -148,11 +148,13 @@ impl KeySpace {
         // Two blocks, so that the chaining is covered and not only the hash of one block.
         let test = match self.unit {
             Unit::Token => {
-                let prompt: Vec<u32> = (0..2 * self.block_size).map(|i| i.wrapping_mul(2_654_435_761)).collect();
+                let prompt: Vec<u32> =
+                    (0..2 * self.block_size).map(|i| i.wrapping_mul(2_654_435_761)).collect();
                 self.key_of_tokens(Salt::default(), &prompt)
             }
             Unit::Text => {
-                let prompt: Vec<u8> = (0..2 * self.block_size).map(|i| (i.wrapping_mul(167) >> 3) as u8).collect();
+                let prompt: Vec<u8> =
+                    (0..2 * self.block_size).map(|i| (i.wrapping_mul(167) >> 3) as u8).collect();
                 self.key_of_text(Salt::default(), &prompt)
             }
         };
@@ -259,7 +261,10 @@ mod tests {
     #[test]
     fn block_sizes_out_of_range_are_refused() {
         for block_size in [0, MAX_BLOCK_SIZE + 1] {
-            assert_eq!(KeySpace::new(Unit::Text, block_size, 0).err(), Some(KeySpaceError::BlockSize { block_size }));
+            assert_eq!(
+                KeySpace::new(Unit::Text, block_size, 0).err(),
+                Some(KeySpaceError::BlockSize { block_size })
+            );
         }
     }
 }

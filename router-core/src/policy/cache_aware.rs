@@ -45,7 +45,8 @@ impl CacheAware {
     /// The cost of one candidate, in microseconds.
     fn cost_us(&self, view: &View<'_>, candidate: &Candidate) -> f64 {
         let settings = &self.settings;
-        let lambda = settings.miss_penalty * (1.0 + settings.stiffness * f64::from(candidate.eviction_pressure));
+        let lambda =
+            settings.miss_penalty * (1.0 + settings.stiffness * f64::from(candidate.eviction_pressure));
         let prefill = candidate.prefill.prefill_time(view.prompt_tokens, candidate.matched_tokens);
         let running = candidate.load.in_flight - candidate.load.in_prefill.min(candidate.load.in_flight);
         candidate.backlog().as_secs_f64() * 1e6

@@ -1,30 +1,313 @@
-//! The single writer.
+//! The single writer: applies updates in order and publishes snapshots.
+//!
+//! Two loops meet here: what this router routed and what the responses said about it ([`traffic`]), and what the agents
+//! report ([`agents`]). Both become claims in one table ([`claims`]); [`roster`] knows whose they are, and [`aging`] lets
+//! leases and silence take their effect. Nothing here reads a clock or blocks, except [`Writer::wait`] on its queue.
+
+mod agents;
+mod aging;
+mod claim;
+mod claims;
+#[cfg(test)]
+mod claims_tests;
+mod correct;
+mod gate;
+mod members;
+mod roster;
+#[cfg(test)]
+mod tests;
+mod traffic;
+
+use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
+use self::claims::{BlockTokens, ClaimTable};
+use self::roster::Roster;
+use crate::fleet::{Slot, TargetId, WorkerId};
+use crate::index::RunId;
+use crate::key::Unit;
+use crate::notice::{EventKind, Notice};
+use crate::policy::Policy;
 use crate::settings::Settings;
-use crate::snapshot::{IndexSize, Snapshot, SnapshotCell};
+use crate::snapshot::{Snapshot, SnapshotCell};
 use crate::time::Time;
-use crate::update::{Notice, Update};
+use crate::update::{Query, Update};
 
-/// Applies updates and publishes snapshots.
+/// Applies updates and publishes snapshots. Drive it from one thread:
+///
+/// ```
+/// # use std::time::Duration;
+/// # use router_core::{Router, Settings, Time};
+/// let (router, mut writer) = Router::new(Settings::new(7));
+/// let driver = std::thread::spawn(move || {
+///     let origin = std::time::Instant::now();
+///     while writer.wait(Duration::from_millis(50)) {
+///         let now = Time::from_micros(origin.elapsed().as_micros() as u64);
+///         for notice in writer.turn(now) {
+///             let _ = notice; // tell the agents' sessions, count, log
+///         }
+///     }
+/// });
+/// drop(router);
+/// driver.join().unwrap();
+/// ```
 #[derive(Debug)]
-pub struct Writer { settings: Settings, updates: Receiver<Update>, cell: Arc<SnapshotCell> }
+pub struct Writer {
+    updates: Receiver<Update>,
+    /// Taken from the queue by `wait`.
+    first: Option<Update>,
+    state: State,
+    cell: Arc<SnapshotCell>,
+    /// Replaced snapshots that a reader may still hold: freed here, so that no reader has to free a tree.
+    replaced: VecDeque<Arc<Snapshot>>,
+    epoch: u64,
+    published: Time,
+}
+
+/// What updates change.
+#[derive(Debug)]
+struct State {
+    settings: Settings,
+    policy: Arc<dyn Policy>,
+    roster: Roster,
+    claims: ClaimTable,
+    /// Leases of predictions, oldest first.
+    leases: VecDeque<Lease>,
+    text_bytes_per_token: f64,
+    notices: Vec<Notice>,
+    /// To be called when what they wait for can be seen.
+    after_publication: Vec<AfterPublication>,
+    aged: Time,
+    dirty: bool,
+}
+
+/// A call that tells somebody that an update is in force.
+struct AfterPublication(Box<dyn FnOnce() + Send>);
+
+/// A prediction that lapses unless something confirms it.
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    until: Time,
+    slot: Slot,
+    /// The last run on its path.
+    run: RunId,
+}
+
+/// Updates applied in one turn at most, so that a flood cannot keep a snapshot from being published.
+const UPDATES_PER_TURN: usize = 4096;
+
+/// Runs of retired slots released in one turn at most.
+const SWEEP_PER_TURN: usize = 4096;
+
+/// Replaced snapshots kept at most; beyond it the oldest is left to whoever still holds it.
+const REPLACED_KEPT: usize = 64;
+
+/// Leases kept at most; beyond it the oldest end early: less is claimed, not more.
+const LEASES_KEPT: usize = 1 << 20;
 
 impl Writer {
     pub(crate) fn new(settings: Settings, updates: Receiver<Update>) -> Self {
-        let first = Snapshot { epoch: 0, published: Time::default(), fleet: Default::default(), policy: settings.policy.build(), text_bytes_per_token: 4.0, size: IndexSize::default(), tree: Default::default() };
-        Self { settings, updates, cell: Arc::new(SnapshotCell::new(Arc::new(first))) }
+        let state = State::new(settings);
+        let first = Arc::new(state.snapshot(0, Time::default()));
+        Self {
+            updates,
+            first: None,
+            state,
+            cell: Arc::new(SnapshotCell::new(first)),
+            replaced: VecDeque::new(),
+            epoch: 0,
+            published: Time::default(),
+        }
     }
-    pub(crate) fn cell(&self) -> Arc<SnapshotCell> { self.cell.clone() }
+
+    pub(crate) fn cell(&self) -> Arc<SnapshotCell> {
+        self.cell.clone()
+    }
 
     /// Waits until an update is queued, at most `timeout`; then call [`turn`](Self::turn). `false` once every router and
     /// sender is gone and nothing is queued: the writer may end.
-    pub fn wait(&mut self, timeout: Duration) -> bool { let _ = (timeout, &self.settings, &self.updates); true }
+    pub fn wait(&mut self, timeout: Duration) -> bool {
+        if self.first.is_some() {
+            return true;
+        }
+        // What has been applied must be seen even if nothing follows.
+        let timeout =
+            if self.state.dirty { timeout.min(self.state.settings.publish_interval) } else { timeout };
+        match self.updates.recv_timeout(timeout) {
+            Ok(update) => self.first = Some(update),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        true
+    }
 
     /// Applies what is queued (a bounded number of updates), ages claims and leases, publishes if that is due, and says
     /// what happened.
-    pub fn turn(&mut self, now: Time) -> Vec<Notice> { let _ = now; Vec::new() }
+    pub fn turn(&mut self, now: Time) -> Vec<Notice> {
+        let mut idle = false;
+        for _ in 0..UPDATES_PER_TURN {
+            match self.first.take().map_or_else(|| self.updates.try_recv(), Ok) {
+                Ok(update) => self.state.apply(update, now),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
+                    idle = true;
+                    break;
+                }
+            }
+        }
+        self.state.age(now);
+        self.state.bound_index();
+        self.state.sweep();
+        let due = idle || now.since(self.published) >= self.state.settings.publish_interval;
+        if self.state.dirty && (due || !self.state.after_publication.is_empty()) {
+            self.publish(now);
+        }
+        for call in self.state.after_publication.drain(..) {
+            (call.0)();
+        }
+        self.state.acknowledge();
+        std::mem::take(&mut self.state.notices)
+    }
+
+    fn publish(&mut self, now: Time) {
+        self.epoch += 1;
+        self.published = now;
+        self.state.dirty = false;
+        let replaced = self.cell.load_full();
+        self.cell.store(Arc::new(self.state.snapshot(self.epoch, now)));
+        self.replaced.push_back(replaced);
+        self.replaced.retain(|old| Arc::strong_count(old) > 1);
+        if self.replaced.len() > REPLACED_KEPT {
+            self.replaced.pop_front();
+        }
+    }
+}
+
+impl State {
+    fn new(settings: Settings) -> Self {
+        let text_bytes_per_token = 4.0;
+        let block_tokens = BlockTokens {
+            token: u64::from(settings.token_space.block_size()),
+            text: (f64::from(settings.text_space.block_size()) / text_bytes_per_token).ceil() as u64,
+        };
+        Self {
+            policy: settings.policy.build(),
+            roster: Roster::new(settings.max_targets.min(crate::MAX_TARGETS)),
+            claims: ClaimTable::new(block_tokens),
+            settings,
+            leases: VecDeque::new(),
+            text_bytes_per_token,
+            notices: Vec::new(),
+            after_publication: Vec::new(),
+            aged: Time::default(),
+            dirty: false,
+        }
+    }
+
+    fn snapshot(&self, epoch: u64, now: Time) -> Snapshot {
+        Snapshot {
+            epoch,
+            published: now,
+            fleet: self.roster.publish(|slot| self.claims.tokens(slot)),
+            policy: self.policy.clone(),
+            text_bytes_per_token: self.text_bytes_per_token,
+            size: self.claims.size(),
+            tree: self.claims.tree(),
+        }
+    }
+
+    fn apply(&mut self, update: Update, now: Time) {
+        match update {
+            Update::Traffic(traffic) => self.apply_traffic(&traffic),
+            Update::Fleet(update) => self.apply_fleet(update, now),
+            Update::Agent { worker, session, at, report } => self.apply_report(worker, session, at, report),
+            Update::Query(query) => self.answer(query),
+        }
+    }
+
+    fn answer(&self, query: Query) {
+        match query {
+            Query::Confirmed { key, done } => {
+                let confirmed = self.roster.targets().map(|(id, _, rank)| {
+                    let blocks = self.claims.confirmed_blocks(rank.slot, &key);
+                    (id, blocks)
+                });
+                done.call(confirmed.filter(|(_, blocks)| *blocks > 0).collect());
+            }
+            Query::Claims { target, unit, done } => {
+                let slot = self.roster.rank(target).map(|rank| rank.slot);
+                done.call(slot.map_or_else(Vec::new, |slot| self.claims.all(slot, unit)));
+            }
+        }
+    }
+
+    /// Makes every claim of a worker invisible at once.
+    fn void_worker(&mut self, worker: WorkerId, at: Time, reason: &str) {
+        let ranks = self.roster.get(worker).map_or(0, |member| member.ranks.len() as u32);
+        for rank in 0..ranks {
+            self.roster.void(TargetId { worker, rank });
+        }
+        self.dirty = true;
+        self.happened(worker, None, at, EventKind::ClaimsVoided, reason.into());
+    }
+
+    /// Keeps a target's claims within what it can hold. `slack`: what may be claimed beyond, as a share of the capacity.
+    fn bound_target(&mut self, target: TargetId) {
+        let Some(member) = self.roster.get(target.worker) else { return };
+        let Some(rank) = self.roster.rank(target) else { return };
+        let capacity = match member.profile.capacity_tokens {
+            0 => self.settings.default_capacity_tokens,
+            known => known,
+        };
+        // An exact agent reports what is evicted for a prediction when it happens; until then both are claimed, and
+        // guessing which leaf will go would lose one that stays.
+        let most = if member.reports_exactly() { capacity + capacity / 4 } else { capacity };
+        let evicted = self.claims.evict_to(rank.slot, most);
+        if let Some(rank) = self.roster.rank_mut(target) {
+            rank.pressure.evicted(evicted);
+        }
+    }
+
+    /// Keeps the whole index within its bound: the oldest leaves of all targets go first.
+    fn bound_index(&mut self) {
+        while self.claims.size().blocks > self.settings.max_blocks {
+            let slots = self.roster.targets().map(|(_, _, rank)| rank.slot);
+            let oldest = slots.filter_map(|slot| Some((self.claims.oldest(slot)?, slot))).min();
+            let Some((_, slot)) = oldest else { break };
+            self.claims.drop_oldest(slot, Time::from_micros(u64::MAX));
+            self.dirty = true;
+        }
+    }
+
+    fn sweep(&mut self) {
+        while let Some(slot) = self.roster.retired() {
+            if !self.claims.sweep(slot, SWEEP_PER_TURN) {
+                break;
+            }
+            self.roster.recycle(slot);
+        }
+    }
+
+    fn happened(&mut self, worker: WorkerId, rank: Option<u32>, at: Time, kind: EventKind, detail: Arc<str>) {
+        let url = self.roster.get(worker).map_or_else(|| Arc::from(""), |member| member.url.clone());
+        self.notices.push(Notice::Happened { at, kind, url, rank, detail });
+    }
+
+    fn when_published(&mut self, call: impl FnOnce() + Send + 'static) {
+        self.dirty = true;
+        self.after_publication.push(AfterPublication(Box::new(call)));
+    }
+
+    fn block_size(&self, unit: Unit) -> u64 {
+        u64::from(self.settings.space(unit).block_size())
+    }
+}
+
+impl fmt::Debug for AfterPublication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AfterPublication(…)")
+    }
 }

@@ -1,0 +1,131 @@
+//! What agents report, as the writer takes it.
+
+use std::sync::Arc;
+
+use crate::digest::SetDigest;
+use crate::fleet::{Incarnation, ReportLevel, WorkerId};
+use crate::key::{BlockHash, Unit};
+use crate::load::ReportedLoad;
+use crate::update::Done;
+
+/// One agent session. A later session of the same worker replaces the earlier, whose messages are ignored from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId(pub u64);
+
+/// What an agent said.
+#[derive(Debug)]
+pub enum AgentReport {
+    /// Opened a session.
+    Joined {
+        /// The engine's life.
+        incarnation: Incarnation,
+        /// The level of the session.
+        level: ReportLevel,
+        /// Ranks whose deltas the agent can go on with, and the last sequence number it knows to be applied.
+        resume: Vec<(u32, u64)>,
+        /// The ranks that may resume after these numbers; all others must begin with a baseline.
+        done: Done<Result<Vec<(u32, u64)>, JoinError>>,
+    },
+    /// The stream ended. Claims stay until the lease does.
+    Left,
+    /// Is alive and has nothing else to say.
+    Alive,
+    /// The level of the session changed, for example because the sides hash differently.
+    Level(ReportLevel),
+    /// A change of one rank's blocks.
+    Delta {
+        /// The rank.
+        rank: u32,
+        /// See [`Delta`].
+        delta: Delta,
+    },
+    /// Everything one rank holds.
+    Baseline {
+        /// The rank.
+        rank: u32,
+        /// What the hashes are of.
+        unit: Unit,
+        /// The state is the one after this sequence number.
+        seq: u64,
+        /// Parents before children.
+        stored: Vec<BlockRun>,
+    },
+    /// The rank's own load numbers.
+    Load {
+        /// The rank.
+        rank: u32,
+        /// The numbers.
+        load: ReportedLoad,
+    },
+    /// Tokens evicted since the engine started, and tokens cached now.
+    Counts {
+        /// The rank.
+        rank: u32,
+        /// Total.
+        evicted_tokens_total: u64,
+        /// Now.
+        cached_tokens: u64,
+    },
+    /// A digest of a rank's blocks.
+    Fingerprint {
+        /// The rank.
+        rank: u32,
+        /// The state is the one after this sequence number.
+        seq: u64,
+        /// The digest.
+        digest: SetDigest,
+    },
+    /// The engine's state as its agent sees it.
+    State {
+        /// Paused or changing its weights.
+        updating: bool,
+        /// Answers at all; `false` stops traffic before the next health check would.
+        reachable: bool,
+        /// For people.
+        reason: Arc<str>,
+    },
+    /// The engine restarted: all claims of its earlier life are void.
+    NewIncarnation(Incarnation),
+}
+
+/// A session that cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// The worker is not registered.
+    #[error("{0} is not registered")]
+    UnknownWorker(WorkerId),
+    /// The incarnation is older than the registered one.
+    #[error(
+        "incarnation {offered:?} is older than the registered {registered:?}: the engine has restarted since; mint a new one"
+    )]
+    StaleIncarnation {
+        /// What the agent said.
+        offered: Incarnation,
+        /// What is registered.
+        registered: Incarnation,
+    },
+}
+
+/// A change of one rank's blocks; `cleared` comes first, then `removed`, then `stored`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delta {
+    /// What the hashes are of.
+    pub unit: Unit,
+    /// Consecutive within one rank and incarnation.
+    pub seq: u64,
+    /// Everything is gone.
+    pub cleared: bool,
+    /// No longer held, with all below.
+    pub removed: Vec<BlockHash>,
+    /// Now held.
+    pub stored: Vec<BlockRun>,
+}
+
+/// A run of consecutive blocks of one prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockRun {
+    /// The block before the first one; `None` where a prompt begins.
+    pub parent: Option<BlockHash>,
+    /// In prompt order; not empty.
+    pub hashes: Vec<BlockHash>,
+}

@@ -1,0 +1,89 @@
+//! Fleet updates: workers come, go, change and drain.
+
+use std::sync::Arc;
+
+use super::State;
+use crate::fleet::{WorkerId, WorkerState};
+use crate::notice::EventKind;
+use crate::time::Time;
+use crate::update::{FleetError, FleetUpdate};
+
+impl State {
+    pub(super) fn apply_fleet(&mut self, update: FleetUpdate, now: Time) {
+        match update {
+            FleetUpdate::Add { url, done } => {
+                let added = self.roster.add(url);
+                if let Ok(worker) = added {
+                    self.happened(worker, None, now, EventKind::WorkerAdded, Arc::from("registered"));
+                }
+                self.when_published(move || done.call(added));
+            }
+            FleetUpdate::Remove { worker, done } => {
+                self.happened(worker, None, now, EventKind::WorkerRemoved, Arc::from("removed"));
+                let removed = self.roster.remove(worker).map(|(_, in_flight)| in_flight);
+                if removed.is_err() {
+                    self.notices.pop();
+                }
+                self.when_published(move || done.call(removed));
+            }
+            FleetUpdate::Profile { worker, profile, done } => {
+                let changed = self.roster.set_profile(worker, profile);
+                let result = changed.as_ref().map(drop).map_err(FleetError::clone);
+                self.when_published(move || done.call(result));
+            }
+            FleetUpdate::Health { worker, reachable, reason } => {
+                self.change_state(worker, now, |member| {
+                    member.reachable = reachable;
+                    member.reason = reason;
+                });
+            }
+            FleetUpdate::Drain { worker, on, done } => {
+                let result = self.drain(worker, on, now);
+                self.when_published(move || done.call(result));
+            }
+            FleetUpdate::Void { worker, reason } => {
+                if self.roster.get(worker).is_some() {
+                    self.void_worker(worker, now, &reason);
+                }
+            }
+            FleetUpdate::Policy(policy) => {
+                self.policy = policy;
+                self.dirty = true;
+            }
+        }
+    }
+
+    fn drain(&mut self, worker: WorkerId, on: bool, now: Time) -> Result<(), FleetError> {
+        let member = self.roster.get_mut(worker).ok_or(FleetError::UnknownWorker(worker))?;
+        let was = std::mem::replace(&mut member.draining, on);
+        if on && !was {
+            self.happened(worker, None, now, EventKind::DrainStarted, Arc::from("no new requests"));
+        } else if was && !on {
+            self.happened(worker, None, now, EventKind::WorkerState, Arc::from("undrained"));
+        }
+        Ok(())
+    }
+
+    /// Changes a worker and says so if its state is another one then.
+    pub(super) fn change_state(
+        &mut self,
+        worker: WorkerId,
+        now: Time,
+        change: impl FnOnce(&mut super::roster::Member),
+    ) {
+        let Some(member) = self.roster.get_mut(worker) else { return };
+        let before = (member.state(), member.reason.clone());
+        change(member);
+        let (state, reason) = (member.state(), member.reason.clone());
+        if (state, &reason) != (before.0, &before.1) {
+            self.dirty = true;
+        }
+        if state != before.0 {
+            let detail = match state {
+                WorkerState::Ready => "ready".into(),
+                _ => format!("{state}: {reason}").into(),
+            };
+            self.happened(worker, None, now, EventKind::WorkerState, detail);
+        }
+    }
+}

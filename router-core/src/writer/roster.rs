@@ -1,0 +1,308 @@
+//! The registered workers, their ranks, and the slots that the ranks' claims stand in.
+
+use std::sync::Arc;
+
+use super::gate::Gate;
+use crate::fleet::{
+    AgentLink, Fleet, Incarnation, ReportLevel, Slot, Target, TargetId, Worker, WorkerId, WorkerProfile,
+    WorkerState,
+};
+use crate::load::{LoadCounters, ReportedLoad};
+use crate::report::SessionId;
+use crate::time::Time;
+use crate::timing::PrefillModel;
+use crate::update::FleetError;
+
+/// Everything the writer knows about workers, except their claims.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    max_targets: u16,
+    next_worker: u32,
+    workers: Vec<Member>,
+    slots: SlotPool,
+}
+
+/// One registered worker.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) id: WorkerId,
+    pub(crate) url: Arc<str>,
+    pub(crate) profile: WorkerProfile,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) reachable: bool,
+    pub(crate) draining: bool,
+    pub(crate) updating: bool,
+    pub(crate) reason: Arc<str>,
+    pub(crate) session: Option<Session>,
+    pub(crate) ranks: Vec<Rank>,
+    identity: u64,
+}
+
+/// The agent session that speaks for a worker, open or lately lost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) level: ReportLevel,
+    pub(crate) last_report: Time,
+    pub(crate) open: bool,
+}
+
+/// One dp rank of a worker.
+#[derive(Debug)]
+pub(crate) struct Rank {
+    pub(crate) slot: Slot,
+    pub(crate) load: Arc<LoadCounters>,
+    pub(crate) gate: Gate,
+    pub(crate) doubtful: bool,
+    pub(crate) prefill: PrefillModel,
+    pub(crate) reported: Option<ReportedLoad>,
+    pub(crate) divergence_tokens: Option<u64>,
+    pub(crate) pressure: Pressure,
+    /// Last total the agent reported.
+    pub(crate) evicted_tokens_total: Option<u64>,
+    /// The number of the last delta told to be applied.
+    pub(crate) acked: Option<u64>,
+}
+
+/// How much is evicted for what is stored, lately.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pressure {
+    stored: u64,
+    evicted: u64,
+}
+
+/// Slots in use, free, and waiting to be swept.
+#[derive(Debug, Default)]
+struct SlotPool {
+    free: Vec<Slot>,
+    retired: Vec<Slot>,
+    next: u16,
+}
+
+/// Stored tokens after which older history counts half.
+const PRESSURE_WINDOW_TOKENS: u64 = 1 << 18;
+
+impl Roster {
+    pub(crate) fn new(max_targets: u16) -> Self {
+        Self { max_targets, next_worker: 0, workers: Vec::new(), slots: SlotPool::default() }
+    }
+
+    /// Registers a worker with one rank, not yet reachable.
+    pub(crate) fn add(&mut self, url: Arc<str>) -> Result<WorkerId, FleetError> {
+        if let Some(member) = self.workers.iter().find(|member| member.url == url) {
+            return Err(FleetError::AlreadyRegistered { url, worker: member.id });
+        }
+        self.room_for(1)?;
+        let id = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        let identity = xxhash_rust::xxh3::xxh3_64(url.as_bytes());
+        let rank = Rank::new(self.slots.take());
+        self.workers.push(Member {
+            id,
+            url,
+            profile: WorkerProfile::default(),
+            incarnation: Incarnation::default(),
+            reachable: false,
+            draining: false,
+            updating: false,
+            reason: Arc::from("not probed yet"),
+            session: None,
+            ranks: vec![rank],
+            identity,
+        });
+        Ok(id)
+    }
+
+    /// Forgets a worker; its slots are to be swept. Returns the requests in flight to it.
+    pub(crate) fn remove(&mut self, id: WorkerId) -> Result<(Member, u64), FleetError> {
+        let at =
+            self.workers.iter().position(|member| member.id == id).ok_or(FleetError::UnknownWorker(id))?;
+        let member = self.workers.remove(at);
+        let in_flight = member.ranks.iter().map(|rank| rank.load.read().in_flight).sum();
+        member.ranks.iter().for_each(|rank| self.slots.retired.push(rank.slot));
+        Ok((member, in_flight))
+    }
+
+    /// Puts a profile in force, with as many ranks as it says.
+    pub(crate) fn set_profile(&mut self, id: WorkerId, profile: WorkerProfile) -> Result<bool, FleetError> {
+        let have = self.get(id).ok_or(FleetError::UnknownWorker(id))?.ranks.len();
+        let want = profile.dp_size.max(1);
+        self.room_for(want.saturating_sub(have as u32))?;
+        let fresh: Vec<_> = (have..want as usize).map(|_| Rank::new(self.slots.take())).collect();
+        let Some(member) = self.workers.iter_mut().find(|member| member.id == id) else {
+            return Err(FleetError::UnknownWorker(id));
+        };
+        member.ranks.extend(fresh);
+        let gone = member.ranks.drain(want as usize..).map(|rank| rank.slot);
+        self.slots.retired.extend(gone);
+        let changed = member.profile != profile;
+        member.profile = profile;
+        Ok(changed)
+    }
+
+    /// Gives a rank a fresh slot, so that nothing of what it claimed can be seen any more.
+    pub(crate) fn void(&mut self, target: TargetId) {
+        let fresh = self.slots.take();
+        if let Some(rank) = self.rank_mut(target) {
+            let old = std::mem::replace(&mut rank.slot, fresh);
+            rank.gate.close();
+            rank.divergence_tokens = None;
+            self.slots.retired.push(old);
+        } else {
+            self.slots.free.push(fresh);
+        }
+    }
+
+    /// A slot that is to be swept.
+    pub(crate) fn retired(&self) -> Option<Slot> {
+        self.slots.retired.last().copied()
+    }
+
+    /// The slot has been swept and may be used again.
+    pub(crate) fn recycle(&mut self, slot: Slot) {
+        self.slots.retired.retain(|other| *other != slot);
+        self.slots.free.push(slot);
+    }
+
+    pub(crate) fn get(&self, id: WorkerId) -> Option<&Member> {
+        self.workers.iter().find(|member| member.id == id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: WorkerId) -> Option<&mut Member> {
+        self.workers.iter_mut().find(|member| member.id == id)
+    }
+
+    pub(crate) fn rank(&self, target: TargetId) -> Option<&Rank> {
+        self.get(target.worker)?.ranks.get(target.rank as usize)
+    }
+
+    pub(crate) fn rank_mut(&mut self, target: TargetId) -> Option<&mut Rank> {
+        self.get_mut(target.worker)?.ranks.get_mut(target.rank as usize)
+    }
+
+    pub(crate) fn members(&self) -> &[Member] {
+        &self.workers
+    }
+
+    pub(crate) fn members_mut(&mut self) -> &mut [Member] {
+        &mut self.workers
+    }
+
+    /// All ranks of all workers.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = (TargetId, &Member, &Rank)> {
+        self.workers.iter().flat_map(|member| {
+            let ranks = member.ranks.iter().enumerate();
+            ranks.map(move |(rank, state)| (TargetId { worker: member.id, rank: rank as u32 }, member, state))
+        })
+    }
+
+    /// The fleet as a snapshot shows it.
+    pub(crate) fn publish(&self, claimed_tokens: impl Fn(Slot) -> u64) -> Fleet {
+        let mut fleet = Fleet::default();
+        for member in &self.workers {
+            let worker = Arc::new(member.publish());
+            for (rank, state) in member.ranks.iter().enumerate() {
+                fleet.targets.push(Target {
+                    id: TargetId { worker: member.id, rank: rank as u32 },
+                    worker: worker.clone(),
+                    slot: state.slot,
+                    doubtful: state.doubtful,
+                    claimed_tokens: claimed_tokens(state.slot),
+                    eviction_pressure: state.pressure.share(),
+                    divergence_tokens: state.divergence_tokens,
+                    prefill: state.prefill,
+                    reported: state.reported,
+                    load: state.load.clone(),
+                });
+            }
+            fleet.workers.push(worker);
+        }
+        fleet
+    }
+
+    fn room_for(&self, wanted: u32) -> Result<(), FleetError> {
+        let in_use = self.workers.iter().map(|member| member.ranks.len()).sum::<usize>();
+        if in_use + wanted as usize > usize::from(self.max_targets) {
+            return Err(FleetError::Full { in_use, max: self.max_targets, wanted });
+        }
+        Ok(())
+    }
+}
+
+impl Member {
+    pub(crate) fn state(&self) -> WorkerState {
+        match () {
+            () if !self.reachable => WorkerState::Unreachable,
+            () if self.draining => WorkerState::Draining,
+            () if self.updating => WorkerState::Updating,
+            () => WorkerState::Ready,
+        }
+    }
+
+    /// An agent tells exactly what is removed, so that nothing has to be inferred.
+    pub(crate) fn reports_exactly(&self) -> bool {
+        self.session.is_some_and(|session| session.open && session.level >= ReportLevel::Removals)
+    }
+
+    fn publish(&self) -> Worker {
+        let link = |session: Session| AgentLink { level: session.level, last_report: session.last_report };
+        Worker {
+            id: self.id,
+            url: self.url.clone(),
+            state: self.state(),
+            reason: self.reason.clone(),
+            profile: self.profile.clone(),
+            incarnation: self.incarnation,
+            agent: self.session.filter(|session| session.open).map(link),
+            identity: self.identity,
+        }
+    }
+}
+
+impl Rank {
+    fn new(slot: Slot) -> Self {
+        Self {
+            slot,
+            load: Arc::default(),
+            gate: Gate::default(),
+            doubtful: false,
+            prefill: PrefillModel::default(),
+            reported: None,
+            divergence_tokens: None,
+            pressure: Pressure::default(),
+            evicted_tokens_total: None,
+            acked: None,
+        }
+    }
+}
+
+impl Pressure {
+    pub(crate) fn stored(&mut self, tokens: u64) {
+        self.stored += tokens;
+        if self.stored > PRESSURE_WINDOW_TOKENS {
+            self.stored /= 2;
+            self.evicted /= 2;
+        }
+    }
+
+    pub(crate) fn evicted(&mut self, tokens: u64) {
+        self.evicted += tokens;
+    }
+
+    /// Tokens evicted per token stored, at most 1.
+    fn share(self) -> f32 {
+        if self.stored == 0 { 0.0 } else { (self.evicted as f32 / self.stored as f32).min(1.0) }
+    }
+}
+
+impl SlotPool {
+    fn take(&mut self) -> Slot {
+        self.free.pop().unwrap_or_else(|| {
+            let slot = Slot(self.next);
+            // Slots in use are bounded by the number of targets, and retired ones are swept before new ones are needed.
+            self.next =
+                self.next.checked_add(1).expect("fewer than 2^16 slots are in use or wait to be swept");
+            slot
+        })
+    }
+}

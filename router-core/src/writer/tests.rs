@@ -1,0 +1,602 @@
+//! Stories of a router and its writer, told without threads: a turn is a turn.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::Writer;
+use crate::key::{BlockHash, PrefixKey, Salt, Unit};
+use crate::{
+    AgentReport, BlockRun, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight, Incarnation, JoinError,
+    MispredictionCause, Notice, Query, ReportLevel, RouteError, RouteRequest, Router, SessionId, SetDigest,
+    Settings, TargetId, Time, Update, Usage, WorkerId, WorkerProfile, WorkerState,
+};
+
+/// Tokens in a block of the tests' key space.
+const BLOCK: usize = 4;
+
+struct Story {
+    router: Router,
+    writer: Writer,
+    now: Time,
+    rng: fastrand::Rng,
+}
+
+impl Story {
+    /// A router in front of ready workers "http://0", "http://1" …
+    fn with_workers(count: usize) -> Self {
+        Self::with(count, WorkerProfile { capacity_tokens: 4_000, ..WorkerProfile::default() }, |_| {})
+    }
+
+    fn with(count: usize, profile: WorkerProfile, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings::new(1);
+        settings.token_space = crate::key::KeySpace::new(Unit::Token, BLOCK as u32, 1).unwrap();
+        settings.text_space = crate::key::KeySpace::new(Unit::Text, 16, 1).unwrap();
+        change(&mut settings);
+        let (router, writer) = Router::new(settings);
+        let rng = fastrand::Rng::with_seed(1);
+        let mut story = Self { router, writer, now: Time::from_micros(1_000_000), rng };
+        for index in 0..count {
+            let worker = story.add(&format!("http://{index}")).unwrap();
+            story.profile(worker, profile.clone()).unwrap();
+            story.healthy(worker, true);
+        }
+        story
+    }
+
+    fn send(&mut self, update: Update) -> Vec<Notice> {
+        self.router.updates().try_send(update).unwrap();
+        self.turn()
+    }
+
+    fn turn(&mut self) -> Vec<Notice> {
+        self.pass(Duration::from_millis(1))
+    }
+
+    fn pass(&mut self, time: Duration) -> Vec<Notice> {
+        self.now = self.now + time;
+        self.writer.turn(self.now)
+    }
+
+    /// Sends an update and returns what its `done` was called with.
+    fn ask<T: Send + 'static>(&mut self, update: impl FnOnce(Done<T>) -> Update) -> T {
+        let (answer, answered) = mpsc::channel();
+        self.send(update(Done::new(move |result| answer.send(result).unwrap())));
+        answered.try_recv().expect("every question is answered in the turn that takes it")
+    }
+
+    fn add(&mut self, url: &str) -> Result<WorkerId, FleetError> {
+        let url = url.into();
+        self.ask(|done| Update::Fleet(FleetUpdate::Add { url, done }))
+    }
+
+    fn profile(&mut self, worker: WorkerId, profile: WorkerProfile) -> Result<(), FleetError> {
+        self.ask(|done| Update::Fleet(FleetUpdate::Profile { worker, profile, done }))
+    }
+
+    fn healthy(&mut self, worker: WorkerId, reachable: bool) {
+        self.send(Update::Fleet(FleetUpdate::Health { worker, reachable, reason: "probed".into() }));
+    }
+
+    fn report(&mut self, worker: WorkerId, session: u64, report: AgentReport) -> Vec<Notice> {
+        let at = self.now;
+        self.send(Update::Agent { worker, session: SessionId(session), at, report })
+    }
+
+    fn join(
+        &mut self,
+        worker: WorkerId,
+        session: u64,
+        incarnation: u64,
+        resume: Vec<(u32, u64)>,
+    ) -> Result<Vec<(u32, u64)>, JoinError> {
+        let at = self.now;
+        self.ask(|done| Update::Agent {
+            worker,
+            session: SessionId(session),
+            at,
+            report: AgentReport::Joined {
+                incarnation: Incarnation(incarnation),
+                level: ReportLevel::Full,
+                resume,
+                done,
+            },
+        })
+    }
+
+    fn baseline(&mut self, worker: WorkerId, session: u64, seq: u64, stored: Vec<BlockRun>) -> Vec<Notice> {
+        self.report(worker, session, AgentReport::Baseline { rank: 0, unit: Unit::Token, seq, stored })
+    }
+
+    fn delta(&mut self, worker: WorkerId, session: u64, delta: Delta) -> Vec<Notice> {
+        self.report(worker, session, AgentReport::Delta { rank: 0, delta })
+    }
+
+    fn key(&self, prompt: &[u32]) -> PrefixKey {
+        self.router.key_space(Unit::Token).key_of_tokens(Salt::default(), prompt)
+    }
+
+    fn hashes(&self, prompt: &[u32]) -> Vec<BlockHash> {
+        self.key(prompt).hashes().to_vec()
+    }
+
+    fn route(&mut self, prompt: &[u32]) -> InFlight {
+        let key = self.key(prompt);
+        let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
+        self.router.route(&request, self.now, &mut self.rng).unwrap()
+    }
+
+    /// Routes a prompt and answers it with what the engine had cached.
+    fn serve(&mut self, prompt: &[u32], cached_tokens: u64) -> (TargetId, Vec<Notice>) {
+        let mut in_flight = self.route(prompt);
+        let target = in_flight.target();
+        self.turn();
+        in_flight.first_token(self.now);
+        in_flight.usage(Usage { prompt_tokens: prompt.len() as u64, cached_tokens }, true);
+        in_flight.complete(self.now);
+        let notices = self.turn();
+        (target, notices)
+    }
+
+    /// Blocks of a prompt that a worker is believed to hold, as a decision would see it.
+    fn matched(&mut self, worker: WorkerId, prompt: &[u32]) -> u64 {
+        self.turn();
+        let key = self.key(prompt);
+        let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
+        let explained = self.router.explain(&request, &mut self.rng).unwrap();
+        let candidate = explained.candidates.iter().find(|c| c.target.worker == worker).unwrap();
+        candidate.matched_tokens / BLOCK as u64
+    }
+
+    fn claimed(&mut self, worker: WorkerId) -> usize {
+        let target = TargetId { worker, rank: 0 };
+        self.ask(|done| Update::Query(Query::Claims { target, unit: Unit::Token, done })).len()
+    }
+
+    fn state(&self, worker: WorkerId) -> WorkerState {
+        self.router.snapshot().fleet.workers.iter().find(|w| w.id == worker).unwrap().state
+    }
+}
+
+/// A prompt of whole blocks, one more token, and a first token that tells it apart.
+fn prompt(first: u32, blocks: usize) -> Vec<u32> {
+    (0..=(blocks * BLOCK) as u32).map(|i| if i == 0 { first } else { i }).collect()
+}
+
+fn stored(parent: Option<BlockHash>, hashes: &[BlockHash]) -> BlockRun {
+    BlockRun { parent, hashes: hashes.to_vec() }
+}
+
+fn delta(seq: u64) -> Delta {
+    Delta { unit: Unit::Token, seq, cleared: false, removed: Vec::new(), stored: Vec::new() }
+}
+
+fn happened(notices: &[Notice], wanted: EventKind) -> bool {
+    notices.iter().any(|notice| matches!(notice, Notice::Happened { kind, .. } if *kind == wanted))
+}
+
+#[test]
+fn a_prediction_attracts_the_next_request_at_once() {
+    let mut story = Story::with_workers(4);
+    let first = story.route(&prompt(1, 8));
+    story.turn();
+    let second = story.route(&prompt(1, 8));
+    assert_eq!(first.target(), second.target());
+    assert_eq!(second.predicted_tokens(), 32);
+}
+
+#[test]
+fn what_fails_before_its_first_token_was_never_there() {
+    let mut story = Story::with_workers(1);
+    let request = story.route(&prompt(1, 8));
+    let worker = request.target().worker;
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+    drop(request);
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    assert_eq!(story.claimed(worker), 0);
+    assert_eq!(story.router.snapshot().size, crate::IndexSize::default());
+}
+
+#[test]
+fn what_is_cancelled_after_its_first_token_stays() {
+    let mut story = Story::with_workers(1);
+    let mut request = story.route(&prompt(1, 8));
+    let worker = request.target().worker;
+    request.first_token(story.now);
+    drop(request);
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+}
+
+#[test]
+fn counters_return_to_zero_on_every_way_out() {
+    let mut story = Story::with_workers(1);
+    let mut prefilled = story.route(&prompt(1, 2));
+    let dropped = story.route(&prompt(2, 2));
+    let completed = story.route(&prompt(3, 2));
+    prefilled.first_token(story.now);
+    prefilled.first_token(story.now);
+    let counters = story.router.snapshot().fleet.targets[0].load.clone();
+    assert_eq!((counters.read().in_flight, counters.read().in_prefill), (3, 2));
+    assert!(counters.read().backlog > Duration::ZERO);
+    drop((prefilled, dropped));
+    completed.complete(story.now);
+    assert_eq!(counters.read(), crate::Load::default());
+    let panicked = story.route(&prompt(4, 2));
+    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _held = panicked;
+        std::panic::resume_unwind(Box::new("a handler"));
+    }));
+    assert!(unwound.is_err());
+    assert_eq!(counters.read(), crate::Load::default());
+}
+
+#[test]
+fn a_prediction_that_nothing_confirms_lapses() {
+    let mut story = Story::with_workers(1);
+    let request = story.route(&prompt(1, 8));
+    let worker = request.target().worker;
+    story.turn();
+    story.pass(Duration::from_secs(599));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+    story.pass(Duration::from_secs(2));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    drop(request);
+    story.turn();
+}
+
+#[test]
+fn claims_stay_within_the_capacity_oldest_first() {
+    let mut story = Story::with_workers(1);
+    for first in 0..200 {
+        story.serve(&prompt(first, 10), 0);
+    }
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let claimed = story.router.snapshot().fleet.targets[0].claimed_tokens;
+    assert!((3_900..=4_000).contains(&claimed), "{claimed}");
+    assert_eq!(story.matched(worker, &prompt(199, 10)), 10);
+    assert_eq!(story.matched(worker, &prompt(50, 10)), 0);
+}
+
+#[test]
+fn the_whole_index_stays_within_its_bound() {
+    let profile = WorkerProfile { capacity_tokens: 1 << 40, ..WorkerProfile::default() };
+    let mut story = Story::with(2, profile, |settings| settings.max_blocks = 100);
+    for first in 0..50 {
+        story.serve(&prompt(first, 10), 0);
+        assert!(story.router.snapshot().size.blocks <= 100);
+    }
+    let latest: Vec<_> = story.router.snapshot().fleet.workers.iter().map(|w| w.id).collect();
+    let best = latest.into_iter().map(|worker| story.matched(worker, &prompt(49, 10))).max();
+    assert_eq!(best, Some(10));
+}
+
+/// Channel 1: a confirmed block turned out to be evicted.
+#[test]
+fn one_short_answer_drops_the_branches_below_and_moves_the_horizon() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let branch = |tail: u32| -> Vec<u32> {
+        let mut tokens = prompt(1, 40)[..160].to_vec();
+        tokens.extend((0..41).map(|i| tail * 1_000 + i));
+        tokens
+    };
+    // Oldest: an unrelated prompt. Then a shared prefix with two branches. Then something newer.
+    story.serve(&prompt(7, 20), 0);
+    story.serve(&branch(1), 0);
+    story.serve(&branch(2), 160);
+    story.serve(&prompt(8, 20), 0);
+    assert_eq!(story.matched(worker, &branch(1)), 50);
+    // The engine had to compute branch 2 from its 20th block on.
+    let (_, notices) = story.serve(&branch(2), 80);
+    let expected = Notice::Mispredicted {
+        target: TargetId { worker, rank: 0 },
+        error_tokens: 120,
+        cause: Some(MispredictionCause::Evicted),
+    };
+    assert!(notices.contains(&expected), "{notices:?}");
+    assert_eq!(story.matched(worker, &branch(2)), 50, "it was stored again");
+    assert_eq!(story.matched(worker, &branch(1)), 40, "the other branch hung below what was evicted");
+    assert_eq!(story.matched(worker, &prompt(7, 20)), 0, "older than what was evicted");
+    assert_eq!(story.matched(worker, &prompt(8, 20)), 20, "newer than what was evicted");
+}
+
+#[test]
+fn nothing_follows_from_blocks_that_were_only_predicted() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    story.serve(&prompt(7, 20), 0);
+    let first = story.route(&prompt(1, 20));
+    story.turn();
+    // The second one was scheduled in the same batch, so that the first could not help it.
+    let (_, notices) = story.serve(&prompt(1, 20), 0);
+    let cause = notices.iter().find_map(|notice| match notice {
+        Notice::Mispredicted { cause, .. } => *cause,
+        _ => None,
+    });
+    assert_eq!(cause, Some(MispredictionCause::NotYetStored));
+    assert_eq!(story.matched(worker, &prompt(7, 20)), 20);
+    drop(first);
+}
+
+#[test]
+fn engines_with_another_eviction_rule_get_no_inference() {
+    let profile = WorkerProfile { evicts_lru: false, capacity_tokens: 4_000, ..WorkerProfile::default() };
+    let mut story = Story::with(1, profile, |_| {});
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    story.serve(&prompt(7, 20), 0);
+    story.serve(&prompt(1, 40), 0);
+    story.serve(&prompt(1, 40), 0);
+    assert_eq!(story.matched(worker, &prompt(7, 20)), 20);
+}
+
+#[test]
+fn text_prompts_are_claimed_and_their_tokens_learned() {
+    let mut story = Story::with_workers(2);
+    let text = "All human beings are born free and equal in dignity and rights. ".repeat(20);
+    let key = story.router.key_space(Unit::Text).key_of_text(Salt::default(), text.as_bytes());
+    let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
+    let mut first = story.router.route(&request, story.now, &mut story.rng).unwrap();
+    first.first_token(story.now);
+    first.usage(Usage { prompt_tokens: 256, cached_tokens: 0 }, true);
+    first.complete(story.now);
+    story.turn();
+    assert!(story.router.snapshot().text_bytes_per_token > 4.0);
+    let again = story.router.route(&request, story.now, &mut story.rng).unwrap();
+    assert!(again.predicted_tokens() > 200);
+}
+
+#[test]
+fn a_removal_takes_what_hangs_below_and_a_store_extends() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    assert_eq!(story.join(worker, 1, 10, Vec::new()), Ok(Vec::new()));
+    story.baseline(worker, 1, 0, vec![stored(None, &key[..4]), stored(Some(key[3]), &key[4..6])]);
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 6);
+    let notices = story.delta(worker, 1, Delta { stored: vec![stored(Some(key[5]), &key[6..])], ..delta(1) });
+    assert!(notices.contains(&Notice::Acked { session: SessionId(1), rank: 0, seq: 1 }), "{notices:?}");
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+    story.delta(worker, 1, Delta { removed: vec![key[2]], ..delta(2) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 2);
+    assert_eq!(story.claimed(worker), 2);
+    // Under an unknown parent there is no place for a run.
+    story.delta(worker, 1, Delta { stored: vec![stored(Some(key[5]), &key[6..])], ..delta(3) });
+    assert_eq!(story.claimed(worker), 2);
+}
+
+#[test]
+fn after_a_gap_nothing_matches_until_a_baseline() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, vec![stored(None, &key)]);
+    let notices = story.delta(worker, 1, delta(2));
+    assert!(happened(&notices, EventKind::Gap));
+    assert!(notices.iter().any(|n| matches!(n, Notice::ResyncNeeded { session: SessionId(1), rank: 0, .. })));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    assert_eq!(story.claimed(worker), 8, "doubtful claims are kept");
+    story.delta(worker, 1, Delta { cleared: true, ..delta(3) });
+    assert_eq!(story.claimed(worker), 8, "nothing counts before the baseline");
+    let notices = story.baseline(worker, 1, 3, vec![stored(None, &key[..5])]);
+    assert!(happened(&notices, EventKind::Resynced));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 5);
+    assert_eq!(story.claimed(worker), 5);
+}
+
+#[test]
+fn a_baseline_keeps_what_is_on_its_way() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let request = story.route(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, Vec::new());
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+    drop(request);
+    // The claim moved with the baseline; the old decision's undoing belongs to the slot it was made in.
+    story.pass(Duration::from_secs(601));
+    story.pass(Duration::from_secs(1));
+    assert_eq!(story.claimed(worker), 0);
+}
+
+#[test]
+fn a_reconnect_resumes_where_it_stopped_and_a_restart_begins_anew() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 4, vec![stored(None, &key)]);
+    story.delta(worker, 1, delta(5));
+    story.report(worker, 1, AgentReport::Left);
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8, "losing the stream loses nothing");
+    assert_eq!(story.join(worker, 2, 10, vec![(0, 4)]), Ok(vec![(0, 5)]));
+    story.delta(worker, 1, Delta { cleared: true, ..delta(6) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8, "the old session has nothing to say any more");
+    story.delta(worker, 2, Delta { removed: vec![key[7]], ..delta(6) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 7);
+    let stale = JoinError::StaleIncarnation { offered: Incarnation(9), registered: Incarnation(10) };
+    assert_eq!(story.join(worker, 3, 9, Vec::new()), Err(stale));
+    assert_eq!(story.join(worker, 4, 11, vec![(0, 6)]), Ok(Vec::new()));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0, "a restarted engine holds nothing");
+}
+
+#[test]
+fn an_agents_word_that_the_engine_restarted_voids_at_once() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, vec![stored(None, &key)]);
+    let request = story.route(&prompt(1, 8));
+    let notices = story.report(worker, 1, AgentReport::NewIncarnation(Incarnation(11)));
+    assert!(happened(&notices, EventKind::ClaimsVoided));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    // An answer from the old life confirms nothing in the new one.
+    request.complete(story.now);
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    assert_eq!(story.router.snapshot().size, crate::IndexSize::default(), "the old slot has been swept");
+}
+
+#[test]
+fn a_cleared_cache_is_void_and_its_sequence_goes_on() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, vec![stored(None, &key)]);
+    story.delta(worker, 1, Delta { cleared: true, stored: vec![stored(None, &key[..1])], ..delta(1) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 1);
+    story.delta(worker, 1, Delta { stored: vec![stored(Some(key[0]), &key[1..3])], ..delta(2) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 3);
+}
+
+#[test]
+fn a_silent_agent_is_doubted_then_forgotten_and_its_worker_served_on() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, vec![stored(None, &key)]);
+    let notices = story.pass(Duration::from_secs(16));
+    assert!(happened(&notices, EventKind::AgentLost));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    assert_eq!(story.claimed(worker), 8);
+    story.pass(Duration::from_secs(15));
+    assert_eq!(story.claimed(worker), 0);
+    assert_eq!(story.state(worker), WorkerState::Ready);
+    story.serve(&prompt(2, 8), 0);
+    assert_eq!(story.matched(worker, &prompt(2, 8)), 8, "what it serves is learned from its traffic again");
+}
+
+#[test]
+fn divergence_is_measured_at_the_same_sequence_number_only() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 50));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, vec![stored(None, &key)]);
+    let mut digest = SetDigest::empty();
+    key[..40].iter().for_each(|hash| digest.add(*hash));
+    story.report(worker, 1, AgentReport::Fingerprint { rank: 0, seq: 1, digest: digest.clone() });
+    assert_eq!(story.router.snapshot().fleet.targets[0].divergence_tokens, None);
+    story.report(worker, 1, AgentReport::Fingerprint { rank: 0, seq: 0, digest });
+    let divergence = story.router.snapshot().fleet.targets[0].divergence_tokens.unwrap();
+    assert!((36..=48).contains(&divergence), "{divergence}");
+}
+
+#[test]
+fn only_ready_workers_are_candidates() {
+    let mut story = Story::with_workers(3);
+    let ids: Vec<_> = story.router.snapshot().fleet.workers.iter().map(|w| w.id).collect();
+    story.healthy(ids[0], false);
+    story.ask(|done| Update::Fleet(FleetUpdate::Drain { worker: ids[1], on: true, done })).unwrap();
+    for first in 0..20 {
+        assert_eq!(story.route(&prompt(first, 3)).target().worker, ids[2]);
+    }
+    let state = AgentReport::State { updating: true, reachable: true, reason: "new weights".into() };
+    story.join(ids[2], 1, 1, Vec::new()).unwrap();
+    story.report(ids[2], 1, state);
+    let key = story.key(&prompt(1, 3));
+    let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
+    let refused = story.router.route(&request, story.now, &mut story.rng).unwrap_err();
+    assert_eq!(refused, RouteError::NoneReady { registered: 3, unreachable: 1, draining: 1, updating: 1 });
+    story.ask(|done| Update::Fleet(FleetUpdate::Drain { worker: ids[1], on: false, done })).unwrap();
+    assert_eq!(story.route(&prompt(1, 3)).target().worker, ids[1]);
+}
+
+#[test]
+fn a_removed_worker_is_gone_and_its_requests_end_in_peace() {
+    let mut story = Story::with_workers(2);
+    let mut request = story.route(&prompt(1, 8));
+    let worker = request.target().worker;
+    story.turn();
+    let left = story.ask(|done| Update::Fleet(FleetUpdate::Remove { worker, done }));
+    assert_eq!(left, Ok(1));
+    request.first_token(story.now);
+    request.complete(story.now);
+    story.turn();
+    assert_eq!(story.router.snapshot().fleet.workers.len(), 1);
+    assert_eq!(story.router.snapshot().size, crate::IndexSize::default());
+    let again = story.ask(|done| Update::Fleet(FleetUpdate::Remove { worker, done }));
+    assert_eq!(again, Err(FleetError::UnknownWorker(worker)));
+    assert_ne!(
+        story.add("http://0").or_else(|_| story.add("http://0b")).unwrap(),
+        worker,
+        "ids are not reused"
+    );
+}
+
+#[test]
+fn requests_that_can_go_nowhere_say_why() {
+    let mut story = Story::with(0, WorkerProfile::default(), |_| {});
+    let route = |story: &mut Story, request: &RouteRequest<'_>| {
+        story.router.route(request, story.now, &mut story.rng).map(drop).unwrap_err()
+    };
+    assert_eq!(route(&mut story, &RouteRequest::default()), RouteError::NoWorkers);
+    let worker = story.add("http://a").unwrap();
+    story
+        .profile(worker, WorkerProfile { models: vec!["llama".into()], ..WorkerProfile::default() })
+        .unwrap();
+    story.healthy(worker, true);
+    let other = RouteRequest { model: Some("qwen"), ..RouteRequest::default() };
+    assert_eq!(route(&mut story, &other), RouteError::UnknownModel { served: vec!["llama".into()] });
+    let rank = RouteRequest { rank: Some(3), ..RouteRequest::default() };
+    assert_eq!(route(&mut story, &rank), RouteError::UnknownRank { rank: 3 });
+    let tried = [TargetId { worker, rank: 0 }];
+    let tried = RouteRequest { tried: &tried, ..RouteRequest::default() };
+    assert_eq!(route(&mut story, &tried), RouteError::AllTried);
+    let adapter = RouteRequest { model: Some("llama:adapter"), ..RouteRequest::default() };
+    assert!(story.router.route(&adapter, story.now, &mut story.rng).is_ok());
+}
+
+#[test]
+fn the_fleet_has_a_bound_and_ranks_count() {
+    let mut story = Story::with(0, WorkerProfile::default(), |settings| settings.max_targets = 3);
+    let worker = story.add("http://a").unwrap();
+    let two = WorkerProfile { dp_size: 2, ..WorkerProfile::default() };
+    let four = WorkerProfile { dp_size: 4, ..WorkerProfile::default() };
+    story.profile(worker, two).unwrap();
+    assert_eq!(story.profile(worker, four), Err(FleetError::Full { in_use: 2, max: 3, wanted: 2 }));
+    assert_eq!(story.router.snapshot().fleet.targets.len(), 2);
+    story.add("http://b").unwrap();
+    assert_eq!(story.add("http://c"), Err(FleetError::Full { in_use: 3, max: 3, wanted: 1 }));
+    let known = story.router.snapshot().fleet.workers[0].id;
+    let twice = FleetError::AlreadyRegistered { url: "http://a".into(), worker: known };
+    assert_eq!(story.add("http://a"), Err(twice));
+}
+
+#[test]
+fn reports_for_ranks_that_do_not_exist_change_nothing() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    story.join(worker, 1, 10, vec![(9, 3)]).unwrap();
+    let report = AgentReport::Baseline { rank: 7, unit: Unit::Token, seq: 1, stored: Vec::new() };
+    assert!(!happened(&story.report(worker, 1, report), EventKind::Resynced));
+    story.report(worker, 1, AgentReport::Delta { rank: 7, delta: delta(1) });
+    story.report(WorkerId(99), 1, AgentReport::Alive);
+}
+
+#[test]
+fn a_snapshot_that_is_held_does_not_change() {
+    let mut story = Story::with_workers(1);
+    story.serve(&prompt(1, 8), 0);
+    let held = story.router.snapshot();
+    let worker = held.fleet.workers[0].id;
+    story.send(Update::Fleet(FleetUpdate::Void { worker, reason: "flushed".into() }));
+    assert_eq!(story.claimed(worker), 0);
+    let key = story.key(&prompt(1, 8));
+    let mut matches = crate::index::Matches::default();
+    held.tree.match_prefix(key.hashes(), &mut matches);
+    assert_eq!(matches.blocks(held.fleet.targets[0].slot), 8);
+    assert!(story.router.snapshot().epoch > held.epoch);
+}
+
+#[test]
+fn a_full_queue_refuses_counts_and_claims_less() {
+    let mut story = Story::with(1, WorkerProfile::default(), |settings| settings.queue_capacity = 2);
+    let requests: Vec<_> = (0..5).map(|first| story.route(&prompt(first, 3))).collect();
+    assert_eq!(story.router.updates().refused(), 3);
+    drop(requests);
+    story.turn();
+    let counters = story.router.snapshot().fleet.targets[0].load.read();
+    assert_eq!(counters, crate::Load::default());
+}

@@ -1,0 +1,19 @@
+//! The engine's side: what it is, whether it lives, what it publishes.
+//!
+//! One supervisor watches the engine over HTTP and decides which of its lives is the present one. Each life has its own
+//! mirrors and its own tasks, so that nothing of an earlier life can leak into a later one.
+
+mod client;
+mod life;
+mod load;
+mod probe;
+mod replay;
+mod subscriber;
+mod supervisor;
+
+pub(crate) use client::EngineClient;
+pub use client::EngineError;
+pub(crate) use life::{Life, RankState};
+pub(crate) use load::LoadReading;
+pub use probe::{EngineInfo, EventSource, Eviction};
+pub(crate) use supervisor::{Health, Supervisor};

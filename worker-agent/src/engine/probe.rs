@@ -1,0 +1,332 @@
+//! What an engine says about itself, read tolerantly: fields come and go between releases.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use serde_json::Value;
+
+/// Most dp ranks an engine may have.
+const MAX_RANKS: u64 = 1024;
+
+/// An engine's description of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// Release of the engine, empty when not named.
+    pub version: String,
+    /// Name under which the model is served.
+    pub model: String,
+    /// Version of the weights.
+    pub weight_version: String,
+    /// Number of dp ranks.
+    pub dp_size: u32,
+    /// Tokens in one page.
+    pub page_size: u32,
+    /// KV tokens one rank can hold; 0 when not named.
+    pub capacity_tokens: u64,
+    /// Which leaf goes first.
+    pub eviction: Eviction,
+    /// Tells one life of the engine from another; `None` when it shows nothing that differs.
+    pub life_fingerprint: Option<u64>,
+    /// Where each rank publishes its events, in the order of ranks; empty when events are off.
+    pub events: Vec<EventSource>,
+    /// Where each rank publishes its load; empty when it does not.
+    pub loads: Vec<EventSource>,
+    /// Decode steps between two publications while nothing else happens.
+    pub decode_log_interval: Option<u64>,
+    /// Decode steps between two load frames.
+    pub load_publish_interval: Option<u64>,
+    /// `/metrics` is served.
+    pub metrics: Option<bool>,
+    /// The prefix cache is on.
+    pub prefix_cache: bool,
+    /// The publisher connects instead of binding, because its address is concrete and `bind` is not set.
+    pub publisher_connects: bool,
+}
+
+/// A socket of one rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventSource {
+    /// Where it publishes.
+    pub endpoint: String,
+    /// Under which topic.
+    pub topic: String,
+    /// Where it replays.
+    pub replay: Option<String>,
+}
+
+/// An engine's eviction policy, as far as it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// Least recently used first.
+    Lru,
+    /// Another.
+    Other,
+    /// Not named.
+    Unknown,
+}
+
+impl EngineInfo {
+    /// Reads the answer of `/server_info` of an engine that this process reaches under `host`.
+    pub fn read(answer: &Value, host: &str) -> Option<Self> {
+        let block = answer.get("kv_events").filter(|block| block.is_object());
+        let from_block = |name| block.and_then(|block| positive(block.get(name)));
+        let page_size = from_block("block_size").or_else(|| positive(field(answer, "page_size")))?;
+        let dp_size = from_block("dp_size").or_else(|| positive(field(answer, "dp_size"))).unwrap_or(1);
+        let dp_size = dp_size.min(MAX_RANKS) as u32;
+        let prefix_cache = field(answer, "disable_radix_cache").and_then(Value::as_bool) != Some(true);
+        let config = events_config(answer);
+        let events = if prefix_cache { sources(answer, block, config.as_ref(), host, dp_size) } else { Vec::new() };
+        Some(Self {
+            version: text(answer, "version"),
+            model: match text(answer, "served_model_name") {
+                name if name.is_empty() => text(answer, "model_path"),
+                name => name,
+            },
+            weight_version: text(answer, "weight_version"),
+            dp_size,
+            page_size: u32::try_from(page_size).ok()?,
+            capacity_tokens: positive(field(answer, "max_total_num_tokens")).unwrap_or(0),
+            eviction: match field(answer, "radix_eviction_policy").and_then(Value::as_str) {
+                Some("lru") => Eviction::Lru,
+                Some(_) => Eviction::Other,
+                None => Eviction::Unknown,
+            },
+            life_fingerprint: life_fingerprint(answer),
+            loads: block.map_or_else(Vec::new, |block| load_sources(block, host, dp_size)),
+            publisher_connects: !events.is_empty() && config.as_ref().is_some_and(connects),
+            events,
+            decode_log_interval: field(answer, "decode_log_interval").and_then(Value::as_u64),
+            load_publish_interval: field(answer, "load_snapshot_publish_interval").and_then(Value::as_u64),
+            metrics: field(answer, "enable_metrics").and_then(Value::as_bool),
+            prefix_cache,
+        })
+    }
+}
+
+/// A field of the answer, or of the first scheduler's state where the front end does not repeat it.
+fn field<'a>(answer: &'a Value, name: &str) -> Option<&'a Value> {
+    let inner = || answer.get("internal_states")?.get(0)?.get(name);
+    answer.get(name).filter(|value| !value.is_null()).or_else(inner)
+}
+
+fn text(answer: &Value, name: &str) -> String {
+    field(answer, name).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn positive(value: Option<&Value>) -> Option<u64> {
+    value.and_then(Value::as_u64).filter(|value| *value > 0)
+}
+
+/// The server's own event configuration: a JSON document in a string.
+fn events_config(answer: &Value) -> Option<Value> {
+    let config = field(answer, "kv_events_config")?.as_str()?;
+    serde_json::from_str(config).ok().filter(Value::is_object)
+}
+
+/// A publisher with a concrete address connects to it unless told to bind (0.5.22 and later); wildcards bind.
+fn connects(config: &Value) -> bool {
+    let endpoint = config.get("endpoint").and_then(Value::as_str).unwrap_or_default();
+    let concrete = split(endpoint).is_some_and(|(host, _)| !wildcard(host));
+    concrete && config.get("bind").and_then(Value::as_bool) != Some(true)
+}
+
+fn sources(
+    answer: &Value,
+    block: Option<&Value>,
+    config: Option<&Value>,
+    host: &str,
+    dp_size: u32,
+) -> Vec<EventSource> {
+    // Exact addresses for a process on the same node; of no use from elsewhere.
+    if is_loopback(host) {
+        let exact = answer.get("kv_event_sources").and_then(exact_sources);
+        if let Some(exact) = exact.filter(|exact| exact.len() == dp_size as usize) {
+            return exact;
+        }
+    }
+    let described = block.and_then(|block| described_sources(block, host, dp_size));
+    described.or_else(|| configured_sources(config?, host, dp_size)).unwrap_or_default()
+}
+
+fn exact_sources(sources: &Value) -> Option<Vec<EventSource>> {
+    let mut exact: Vec<(u64, EventSource)> = Vec::new();
+    for source in sources.as_array()? {
+        let string = |name| source.get(name).and_then(Value::as_str).map(str::to_owned);
+        let rank = source.get("dp_rank").and_then(Value::as_u64)?;
+        let topic = string("topic").unwrap_or_default();
+        exact.push((rank, EventSource { endpoint: string("endpoint")?, topic, replay: string("replay_endpoint") }));
+    }
+    exact.sort_by_key(|(rank, _)| *rank);
+    let dense = exact.iter().enumerate().all(|(index, (rank, _))| *rank == index as u64);
+    dense.then(|| exact.into_iter().map(|(_, source)| source).collect())
+}
+
+/// From the discovery block of 0.5.14 and later.
+fn described_sources(block: &Value, host: &str, dp_size: u32) -> Option<Vec<EventSource>> {
+    if block.get("publisher").and_then(Value::as_str) != Some("zmq") {
+        return None;
+    }
+    let host = reachable(block.get("endpoint_host").and_then(Value::as_str).unwrap_or("*"), host);
+    let base = positive(block.get("endpoint_port_base"))?;
+    let replay = positive(block.get("replay_endpoint_port_base"));
+    let topic = block.get("topic").and_then(Value::as_str).unwrap_or_default();
+    per_rank(&host, base, topic, replay.map(|port| (host.clone(), port)), dp_size)
+}
+
+/// From the server's arguments, for releases without the discovery block.
+fn configured_sources(config: &Value, host: &str, dp_size: u32) -> Option<Vec<EventSource>> {
+    if config.get("publisher").and_then(Value::as_str) != Some("zmq") {
+        return None;
+    }
+    let endpoint = config.get("endpoint").and_then(Value::as_str).unwrap_or("tcp://*:5557");
+    let (bound, base) = split(endpoint)?;
+    let replay = config.get("replay_endpoint").and_then(Value::as_str).and_then(split);
+    let replay = replay.map(|(bound, port)| (reachable(bound, host), port));
+    let topic = config.get("topic").and_then(Value::as_str).unwrap_or_default();
+    per_rank(&reachable(bound, host), base, topic, replay, dp_size)
+}
+
+fn load_sources(block: &Value, host: &str, dp_size: u32) -> Vec<EventSource> {
+    let topic = block.get("load_topic").and_then(Value::as_str).unwrap_or("load");
+    // Load sockets take wildcard addresses only.
+    let base = positive(block.get("load_endpoint_port_base"));
+    base.and_then(|base| per_rank(host, base, topic, None, dp_size)).unwrap_or_default()
+}
+
+/// Rank r publishes on the base port plus r.
+fn per_rank(
+    host: &str,
+    base: u64,
+    topic: &str,
+    replay: Option<(String, u64)>,
+    dp_size: u32,
+) -> Option<Vec<EventSource>> {
+    let port = |base: u64, rank: u32| u16::try_from(base + u64::from(rank)).ok();
+    (0..dp_size)
+        .map(|rank| {
+            let replay = match &replay {
+                Some((host, base)) => Some(format!("tcp://{host}:{}", port(*base, rank)?)),
+                None => None,
+            };
+            let endpoint = format!("tcp://{host}:{}", port(base, rank)?);
+            Some(EventSource { endpoint, topic: topic.to_owned(), replay })
+        })
+        .collect()
+}
+
+/// Host and port of a `tcp://` endpoint.
+fn split(endpoint: &str) -> Option<(&str, u64)> {
+    let (host, port) = endpoint.strip_prefix("tcp://")?.rsplit_once(':')?;
+    Some((host, port.parse().ok()?))
+}
+
+fn wildcard(host: &str) -> bool {
+    matches!(host, "" | "*" | "0.0.0.0" | "::" | "[::]")
+}
+
+fn reachable(bound: &str, host: &str) -> String {
+    if wildcard(bound) { host.to_owned() } else { bound.to_owned() }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Hashes what differs between two starts of one server: how long its start took, to the nanosecond, and process ids
+/// where it shows any.
+///
+/// The tokenizer's time is left out because it may be added after the first answers, nested times (graph captures)
+/// because they may happen late.
+fn life_fingerprint(answer: &Value) -> Option<u64> {
+    let mut hasher = DefaultHasher::new();
+    let mut found = false;
+    if let Some(times) = field(answer, "startup_time").and_then(Value::as_object) {
+        let mut times: Vec<_> = times.iter().filter(|(name, _)| *name != "tokenizer_e2e").collect();
+        times.sort_by_key(|(name, _)| *name);
+        for (name, time) in times.into_iter().filter_map(|(name, time)| Some((name, time.as_f64()?))) {
+            (name, time.to_bits()).hash(&mut hasher);
+            found = true;
+        }
+    }
+    for name in ["instance_id", "pid", "process_id", "start_time"] {
+        if let Some(value) = field(answer, name).filter(|value| value.is_string() || value.is_number()) {
+            (name, value.to_string()).hash(&mut hasher);
+            found = true;
+        }
+    }
+    found.then(|| hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn answer() -> Value {
+        json!({
+            "page_size": 16, "dp_size": 2, "version": "0.5.23", "served_model_name": "tiny", "model_path": "/m",
+            "max_total_num_tokens": 1024, "radix_eviction_policy": "lru", "decode_log_interval": 40,
+            "startup_time": {"load_weight": 0.25, "scheduler_e2e": 8.5, "cuda_graph": {"decode": 0.0}},
+            "kv_events": {"publisher": "zmq", "endpoint_host": "*", "endpoint_port_base": 31557, "topic": "kv",
+                "block_size": 16, "dp_size": 2, "load_endpoint_port_base": 31559, "load_topic": "load",
+                "replay_endpoint_port_base": 31657},
+        })
+    }
+
+    #[test]
+    fn the_discovery_block_gives_every_rank_its_sockets() {
+        let info = EngineInfo::read(&answer(), "10.0.0.7").unwrap();
+        assert_eq!(info.events[1].endpoint, "tcp://10.0.0.7:31558");
+        assert_eq!(info.events[1].replay.as_deref(), Some("tcp://10.0.0.7:31658"));
+        assert_eq!((info.events.len(), info.events[0].topic.as_str()), (2, "kv"));
+        assert_eq!(info.loads[1].endpoint, "tcp://10.0.0.7:31560");
+        assert_eq!((info.page_size, info.capacity_tokens, info.eviction), (16, 1024, Eviction::Lru));
+        assert_eq!(info.model, "tiny");
+    }
+
+    #[test]
+    fn exact_sources_are_preferred_on_the_same_node_only() {
+        let mut answer = answer();
+        answer["kv_event_sources"] = json!([
+            {"dp_rank": 1, "endpoint": "tcp://127.0.0.1:5", "topic": "t", "replay_endpoint": null},
+            {"dp_rank": 0, "endpoint": "tcp://127.0.0.1:4", "topic": "t", "replay_endpoint": "tcp://127.0.0.1:9"},
+        ]);
+        let near = EngineInfo::read(&answer, "127.0.0.1").unwrap();
+        assert_eq!(near.events[0].endpoint, "tcp://127.0.0.1:4");
+        assert_eq!((near.events[0].replay.as_deref(), &near.events[1].replay), (Some("tcp://127.0.0.1:9"), &None));
+        let far = EngineInfo::read(&answer, "10.0.0.7").unwrap();
+        assert_eq!(far.events[0].endpoint, "tcp://10.0.0.7:31557");
+    }
+
+    #[test]
+    fn releases_without_discovery_are_read_from_their_arguments() {
+        let config = r#"{"publisher":"zmq","endpoint":"tcp://127.0.0.1:5557","replay_endpoint":"tcp://*:5558"}"#;
+        let answer = json!({"page_size": 1, "kv_events_config": config});
+        let info = EngineInfo::read(&answer, "w").unwrap();
+        assert_eq!(info.events[0].endpoint, "tcp://127.0.0.1:5557");
+        assert_eq!(info.events[0].replay.as_deref(), Some("tcp://w:5558"));
+        assert!(info.publisher_connects && info.life_fingerprint.is_none());
+    }
+
+    #[test]
+    fn a_life_is_known_by_the_times_of_its_start() {
+        let fingerprint = |answer: &Value| EngineInfo::read(answer, "w").unwrap().life_fingerprint;
+        let mut later = answer();
+        later["startup_time"]["tokenizer_e2e"] = json!(69.5);
+        later["startup_time"]["cuda_graph"]["decode"] = json!(1.5);
+        assert_eq!(fingerprint(&answer()), fingerprint(&later));
+        later["startup_time"]["scheduler_e2e"] = json!(8.500_000_000_1);
+        assert_ne!(fingerprint(&answer()), fingerprint(&later));
+    }
+
+    #[test]
+    fn switched_off_caches_and_missing_pages() {
+        let mut off = answer();
+        off["disable_radix_cache"] = json!(true);
+        let info = EngineInfo::read(&off, "w").unwrap();
+        assert!(info.events.is_empty() && !info.prefix_cache);
+        assert_eq!(EngineInfo::read(&json!({"version": "1"}), "w"), None);
+        assert_eq!(EngineInfo::read(&json!([]), "w"), None);
+    }
+}

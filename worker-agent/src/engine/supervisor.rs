@@ -1,0 +1,245 @@
+//! Watches the engine over HTTP and decides which life it lives.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::client::EngineClient;
+use super::life::{Life, mint};
+use super::load;
+use super::probe::EngineInfo;
+use super::subscriber::Subscriber;
+use crate::config::AgentConfig;
+
+/// The engine as the router should see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Health {
+    pub(crate) state: State,
+    /// For people.
+    pub(crate) reason: &'static str,
+}
+
+/// What stands between the engine and traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Unreachable,
+    Ready,
+    Updating,
+}
+
+/// What a subscriber asks or tells.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Is the engine, now, still in this life? Answered once that is known to be so; dropped if it is not.
+    Verify { incarnation: u64, answer: oneshot::Sender<()> },
+    /// The engine's events show that this life is over.
+    Restarted { incarnation: u64 },
+}
+
+/// Requests that may wait at once: one for each rank is the most there are.
+const REQUESTS: usize = 64;
+
+/// The task that watches one engine.
+pub(crate) struct Supervisor {
+    config: AgentConfig,
+    client: EngineClient,
+    routers: usize,
+    lives: watch::Sender<Option<Arc<Life>>>,
+    health: watch::Sender<Health>,
+    requests: (mpsc::Sender<Request>, mpsc::Receiver<Request>),
+    /// Verifications that wait for an answer of the engine.
+    waiting: Vec<oneshot::Sender<()>>,
+    /// The present life is over although the engine may look the same.
+    condemned: bool,
+    tasks: JoinSet<()>,
+    shutdown: CancellationToken,
+}
+
+impl Health {
+    fn new(state: State, reason: &'static str) -> Self {
+        Self { state, reason }
+    }
+}
+
+impl Supervisor {
+    /// A supervisor, and where it tells the present life and the engine's health.
+    pub(crate) fn new(
+        config: AgentConfig,
+        client: EngineClient,
+        routers: usize,
+        shutdown: CancellationToken,
+    ) -> (Self, watch::Receiver<Option<Arc<Life>>>, watch::Receiver<Health>) {
+        let (lives, life) = watch::channel(None);
+        let (health, healthy) = watch::channel(Health::new(State::Unreachable, "the engine has not answered yet"));
+        let supervisor = Self {
+            config,
+            client,
+            routers,
+            lives,
+            health,
+            requests: mpsc::channel(REQUESTS),
+            waiting: Vec::new(),
+            condemned: false,
+            tasks: JoinSet::new(),
+            shutdown,
+        };
+        (supervisor, life, healthy)
+    }
+
+    /// Runs until shutdown; then ends the life's tasks.
+    pub(crate) async fn run(mut self) {
+        let mut timer = timer(self.config.state_interval);
+        let mut info_due = Instant::now();
+        let shutdown = self.shutdown.clone();
+        loop {
+            let request = tokio::select! {
+                () = shutdown.cancelled() => break,
+                request = self.requests.1.recv() => request,
+                _ = timer.tick() => None,
+            };
+            let asked = request.is_some();
+            if let Some(request) = request {
+                self.accept(request);
+            } else {
+                let look = self.check_health();
+                let back = tokio::select! { () = shutdown.cancelled() => break, back = look => back };
+                if back {
+                    info_due = Instant::now();
+                }
+            }
+            let unknown = self.lives.borrow().is_none();
+            let look = unknown || self.condemned || !self.waiting.is_empty() || info_due <= Instant::now();
+            if !look || (asked && self.waiting.is_empty() && !self.condemned) {
+                continue;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                info = self.client.info() => match info {
+                    Ok(info) => {
+                        info_due = Instant::now() + self.config.info_interval;
+                        self.see(info);
+                    }
+                    Err(error) => tracing::debug!(%error, "the engine does not describe itself"),
+                }
+            }
+        }
+        self.end_life();
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn accept(&mut self, request: Request) {
+        let present = self.lives.borrow().as_ref().map(|life| life.incarnation);
+        match request {
+            Request::Verify { incarnation, answer } if present == Some(incarnation) => self.waiting.push(answer),
+            Request::Restarted { incarnation } if present == Some(incarnation) => self.condemned = true,
+            // From a life that is over already.
+            Request::Verify { .. } | Request::Restarted { .. } => {}
+        }
+    }
+
+    /// Compares the engine with its present life and begins a new one if it is another.
+    fn see(&mut self, info: EngineInfo) {
+        let present = self.lives.borrow().clone();
+        let same = present.as_ref().is_some_and(|life| {
+            !self.condemned
+                && life.info.life_fingerprint == info.life_fingerprint
+                && (life.info.dp_size, life.info.page_size) == (info.dp_size, info.page_size)
+                && life.info.events == info.events
+        });
+        // An engine that shows nothing by which to tell its lives apart is believed only as far as its events prove.
+        if same {
+            for answer in self.waiting.drain(..) {
+                let _ = answer.send(());
+            }
+            return;
+        }
+        self.end_life();
+        let incarnation = mint(present.map_or(0, |life| life.incarnation));
+        let life = Life::new(info, incarnation, self.config.max_pages, self.routers);
+        tracing::info!(
+            incarnation,
+            version = life.info.version,
+            model = life.info.model,
+            ranks = life.info.dp_size,
+            page_size = life.info.page_size,
+            events = !life.info.events.is_empty(),
+            "a life of the engine begins"
+        );
+        if life.info.events.is_empty() {
+            tracing::warn!("the engine publishes no KV events: only its load and state are reported (see `check`)");
+        }
+        let life = Arc::new(life);
+        self.condemned = false;
+        self.spawn_tasks(&life);
+        self.lives.send_replace(Some(life));
+    }
+
+    fn spawn_tasks(&mut self, life: &Arc<Life>) {
+        for (rank, source) in life.info.events.iter().enumerate() {
+            let requests = self.requests.0.clone();
+            let interval = self.config.verify_interval;
+            let subscriber = Subscriber::new(Arc::clone(life), rank, source.clone(), requests, interval);
+            self.tasks.spawn(subscriber.run());
+        }
+        for (rank, source) in life.info.loads.iter().enumerate() {
+            self.tasks.spawn(load::follow(Arc::clone(life), rank, source.clone()));
+        }
+        let poll = load::poll(Arc::clone(life), self.client.clone(), self.config.load_interval);
+        self.tasks.spawn(poll);
+        // Finished tasks of earlier lives.
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    fn end_life(&mut self) {
+        self.waiting.clear();
+        if let Some(life) = self.lives.borrow().as_ref() {
+            life.over.cancel();
+        }
+    }
+
+    /// Looks whether the engine serves; answers whether it has come back.
+    async fn check_health(&mut self) -> bool {
+        let now = self.look().await;
+        let before = self.health.borrow().clone();
+        if now == before {
+            return false;
+        }
+        tracing::info!(state = ?now.state, reason = now.reason, "the engine's state changed");
+        let back = before.state == State::Unreachable;
+        self.health.send_replace(now);
+        back
+    }
+
+    async fn look(&self) -> Health {
+        let ready = match self.client.get("/ready").await {
+            Ok((status, _)) => status,
+            Err(error) => {
+                tracing::debug!(%error, "the engine does not answer");
+                return Health::new(State::Unreachable, "the engine does not answer");
+            }
+        };
+        match ready {
+            status if status.is_success() => Health::new(State::Ready, "the engine is ready"),
+            StatusCode::NOT_FOUND => match self.client.get("/v1/models").await {
+                Ok((status, _)) if status.is_success() => Health::new(State::Ready, "the engine lists its models"),
+                _ => Health::new(State::Unreachable, "the engine does not list its models"),
+            },
+            _ => match self.client.get("/ping").await {
+                Ok((status, _)) if status.is_success() => {
+                    Health::new(State::Updating, "the engine is alive but not ready: paused or draining")
+                }
+                _ => Health::new(State::Unreachable, "the engine is starting or shutting down"),
+            },
+        }
+    }
+}
+
+fn timer(period: std::time::Duration) -> Interval {
+    let mut timer = tokio::time::interval(period);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
+}

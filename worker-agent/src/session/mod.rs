@@ -1,0 +1,155 @@
+//! The routers' side: one session with each, opened again whenever it ends.
+//!
+//! What a router has been told outlives the connection: deltas that it has not acknowledged are kept, within bounds, so
+//! that a mere reconnect goes on where it stopped. A router that was restarted, or that is too slow for the bounds, gets
+//! a baseline instead.
+
+mod convert;
+mod outbox;
+mod stream;
+mod terms;
+mod writer;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::lock;
+use crate::config::{Level, Settings};
+use crate::engine::{Health, Life};
+use outbox::{Limits, Outbox};
+use stream::{End, SessionError};
+
+/// A session shorter than this counts as a failed attempt.
+const STEADY: Duration = Duration::from_secs(1);
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+
+/// The connection to one router, through all its sessions.
+pub(crate) struct Link {
+    /// Place of this router's views in every rank's cache.
+    index: usize,
+    url: String,
+    settings: Arc<Settings>,
+    lives: watch::Receiver<Option<Arc<Life>>>,
+    health: watch::Receiver<Health>,
+    counters: Arc<RouterCounters>,
+    shutdown: CancellationToken,
+    memory: Option<Memory>,
+}
+
+/// What one router was told in one life of the engine.
+struct Memory {
+    incarnation: u64,
+    desk: Arc<Mutex<Desk>>,
+    /// The key space of the views, and what of it is told.
+    view: Option<(u64, Level)>,
+}
+
+/// What the two directions of a session share.
+struct Desk {
+    outboxes: Vec<Outbox>,
+    /// The level the router asked for.
+    wanted: Level,
+}
+
+/// What happened on the way to one router.
+#[derive(Debug, Default)]
+pub(crate) struct RouterCounters {
+    pub(crate) connected: AtomicBool,
+    pub(crate) sessions: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) messages: AtomicU64,
+    pub(crate) deltas: AtomicU64,
+    pub(crate) baselines: AtomicU64,
+    pub(crate) resyncs: AtomicU64,
+    pub(crate) resumed: AtomicU64,
+    pub(crate) overflows: AtomicU64,
+    /// The level that is really served; `None` while no session is open.
+    pub(crate) level: Mutex<Option<Level>>,
+}
+
+impl Link {
+    pub(crate) fn new(
+        index: usize,
+        settings: Arc<Settings>,
+        lives: watch::Receiver<Option<Arc<Life>>>,
+        health: watch::Receiver<Health>,
+        counters: Arc<RouterCounters>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let url = settings.routers[index].clone();
+        Self { index, url, settings, lives, health, counters, shutdown, memory: None }
+    }
+
+    /// Opens sessions until shutdown.
+    pub(crate) async fn run(mut self) {
+        let shutdown = self.shutdown.clone();
+        let mut failures = 0_u32;
+        loop {
+            let Some(life) = self.present_life().await else { return };
+            let began = Instant::now();
+            let end = tokio::select! {
+                () = shutdown.cancelled() => Ok(End::Shutdown),
+                end = self.session(life) => end,
+            };
+            let was_connected = self.counters.connected.swap(false, Ordering::Relaxed);
+            *lock(&self.counters.level) = None;
+            let steady = was_connected && began.elapsed() >= STEADY;
+            match end {
+                Ok(End::Shutdown) => return,
+                Ok(End::EngineChanged) => {
+                    failures = 0;
+                    continue;
+                }
+                Err(error) => self.log(&error, if steady { 0 } else { failures }),
+            }
+            failures = if steady { 0 } else { failures.saturating_add(1) };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(self.delay(failures)) => {}
+            }
+        }
+    }
+
+    /// The engine's present life, once there is one.
+    async fn present_life(&mut self) -> Option<Arc<Life>> {
+        let shutdown = self.shutdown.clone();
+        tokio::select! {
+            () = shutdown.cancelled() => None,
+            life = self.lives.wait_for(Option::is_some) => life.ok().and_then(|life| life.clone()),
+        }
+    }
+
+    /// Exponential, capped, and spread so that agents do not come back in step.
+    fn delay(&self, failures: u32) -> Duration {
+        let delay = FIRST_DELAY.saturating_mul(1 << failures.min(16));
+        delay.min(self.settings.config.max_reconnect_delay).mul_f64(0.5 + 0.5 * fastrand::f64())
+    }
+
+    fn log(&self, error: &SessionError, failures: u32) {
+        if failures == 0 {
+            tracing::warn!(router = self.url, %error, "the session with a router ended; trying again");
+        } else {
+            tracing::debug!(router = self.url, %error, failures, "a router cannot be reached");
+        }
+    }
+
+    /// What was told in this life; nothing, if nothing was.
+    fn remember(&mut self, life: &Life) -> &mut Memory {
+        if self.memory.as_ref().is_some_and(|memory| memory.incarnation != life.incarnation) {
+            self.memory = None;
+        }
+        let config = &self.settings.config;
+        let limits = Limits { deltas: config.max_unacked_deltas, bytes: config.max_unacked_bytes };
+        let wanted = config.report_level;
+        self.memory.get_or_insert_with(|| {
+            let outboxes = life.ranks.iter().map(|_| Outbox::new(limits)).collect();
+            let desk = Arc::new(Mutex::new(Desk { outboxes, wanted }));
+            Memory { incarnation: life.incarnation, desk, view: None }
+        })
+    }
+}
