@@ -11,9 +11,9 @@ mod replay;
 mod subscriber;
 mod supervisor;
 
-pub(crate) use client::EngineClient;
+pub(crate) use client::{EngineClient, bearer};
 pub use client::EngineError;
-pub(crate) use life::{Life, RankState};
+pub(crate) use life::Life;
 pub(crate) use load::LoadReading;
 pub use probe::{EngineInfo, EventSource, Eviction};
-pub(crate) use supervisor::{Health, Supervisor};
+pub(crate) use supervisor::{Health, State, Supervisor};

@@ -89,7 +89,7 @@ pub(super) fn counts(rank: u32, evicted_tokens_total: u64, cached_tokens: u64) -
 pub(super) fn set_fingerprint(rank: u32, seq: u64, blocks: u64, buckets: &[u16; BUCKETS]) -> AgentMessage {
     let buckets: Vec<u8> = buckets.iter().flat_map(|bucket| bucket.to_le_bytes()).collect();
     let unit = proto::KeyUnit::Token.into();
-    wrap(Message::SetFingerprint(proto::SetFingerprint { rank, seq, blocks, buckets: buckets.into(), unit }))
+    wrap(Message::SetFingerprint(proto::SetFingerprint { rank, seq, blocks, buckets, unit }))
 }
 
 /// A change as deltas of bounded size, each numbered by `next_seq`; none if nothing changed.

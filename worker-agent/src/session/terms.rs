@@ -36,9 +36,9 @@ impl Terms {
         let mut space = None;
         let mut refused = Vec::new();
         for wanted in &welcome.key_spaces {
-            match accepted(wanted, page_size) {
+            match space_of(wanted, page_size) {
                 Ok(accepted) => space = space.or(Some(accepted)),
-                Err(reason) => refused.push(reason),
+                Err(refusal) => refused.push(format!("key space of {} blocks: {refusal}", unit_name(wanted))),
             }
         }
         Self {
@@ -67,16 +67,12 @@ enum Refusal {
     Unit,
 }
 
-fn accepted(wanted: &proto::KeySpace, page_size: u32) -> Result<KeySpace, String> {
-    let named = |refusal: Refusal| {
-        let unit = match wanted.unit() {
-            proto::KeyUnit::Token => "token",
-            proto::KeyUnit::Text => "text",
-            proto::KeyUnit::Unspecified => "unknown",
-        };
-        format!("key space of {unit} blocks: {refusal}")
-    };
-    space_of(wanted, page_size).map_err(named)
+fn unit_name(wanted: &proto::KeySpace) -> &'static str {
+    match wanted.unit() {
+        proto::KeyUnit::Token => "token",
+        proto::KeyUnit::Text => "text",
+        proto::KeyUnit::Unspecified => "unknown",
+    }
 }
 
 fn space_of(wanted: &proto::KeySpace, page_size: u32) -> Result<KeySpace, Refusal> {

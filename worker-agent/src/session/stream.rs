@@ -1,0 +1,172 @@
+//! One session: opening the stream, and reading what the coordinator says on it.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use espalier_proto as proto;
+use espalier_proto::agent_client::AgentClient;
+use espalier_proto::coordinator_message::Message;
+use espalier_proto::{AgentMessage, CoordinatorMessage};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Streaming};
+
+use super::terms::Terms;
+use super::writer::Writer;
+use super::{Desk, Link, RouterCounters, convert};
+use crate::cache::lock;
+use crate::config::Level;
+use crate::engine::{EngineError, Life, bearer};
+
+/// Messages that may wait for the transport; a baseline part has up to 1 MiB.
+const OUTBOUND: usize = 8;
+/// Longest wait for a connection, and for the answer to Hello.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// How a session ends without an error.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The agent is told to stop.
+    Shutdown,
+    /// What Hello said about the engine no longer holds; a new session says it anew.
+    EngineChanged,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    #[error("cannot connect: {}", chain(.0))]
+    Connect(#[from] tonic::transport::Error),
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(Box<tonic::Status>),
+    #[error("no answer within {OPEN_TIMEOUT:?}")]
+    Timeout,
+    #[error("the coordinator's first message is not Welcome")]
+    NoWelcome,
+    #[error("the coordinator closed the stream")]
+    Closed,
+    #[error("the token: {0}")]
+    Token(#[from] EngineError),
+}
+
+impl From<tonic::Status> for SessionError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+impl Link {
+    /// Opens a session and serves it to its end.
+    pub(super) async fn session(&mut self, life: Arc<Life>) -> Result<End, SessionError> {
+        let (out, outbound) = mpsc::channel(OUTBOUND);
+        let max_level = if life.info.events.is_empty() { Level::Counts } else { self.settings.config.report_level };
+        let resume = self.resume_points(&life);
+        let hello = convert::hello(&life, &self.settings.advertised, max_level, resume);
+        self.counters.count(&hello);
+        out.send(hello).await.map_err(|_| SessionError::Closed)?;
+
+        let channel = self.connect().await?;
+        let mut inbound = self.open(channel, outbound).await?;
+        let first = tokio::time::timeout(OPEN_TIMEOUT, inbound.message()).await;
+        let first = first.map_err(|_| SessionError::Timeout)??.ok_or(SessionError::Closed)?;
+        let Some(Message::Welcome(welcome)) = first.message else { return Err(SessionError::NoWelcome) };
+        let terms = Terms::new(welcome, life.info.page_size);
+        self.counters.connected.store(true, Ordering::Relaxed);
+        self.counters.sessions.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(router = self.url, level = ?terms.level, refused = terms.refused, "a session is open");
+
+        let memory = self.remember(&life);
+        lock(&memory.desk).wanted = terms.level.min(max_level);
+        let desk = Arc::clone(&memory.desk);
+        let counters = Arc::clone(&self.counters);
+        let writer = Writer::new(self, life, terms, max_level, out);
+        tokio::select! {
+            // What the coordinator says last explains why the stream ends.
+            biased;
+            error = read(&mut inbound, &desk, &counters) => Err(error),
+            end = writer.run() => end,
+        }
+    }
+
+    async fn connect(&self) -> Result<Channel, SessionError> {
+        let endpoint = Endpoint::from_shared(self.url.clone())?
+            .connect_timeout(OPEN_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true);
+        Ok(endpoint.connect().await?)
+    }
+
+    async fn open(
+        &self,
+        channel: Channel,
+        outbound: mpsc::Receiver<AgentMessage>,
+    ) -> Result<Streaming<CoordinatorMessage>, SessionError> {
+        let mut request = Request::new(ReceiverStream::new(outbound));
+        if let Some(path) = &self.settings.config.token_file {
+            let value = bearer(path)?;
+            let value = tonic::metadata::AsciiMetadataValue::try_from(value.as_bytes())
+                .map_err(|_| EngineError::KeyCharacters { path: path.clone() })?;
+            request.metadata_mut().insert("authorization", value);
+        }
+        let mut client = AgentClient::new(channel);
+        let answer = tokio::time::timeout(OPEN_TIMEOUT, client.connect(request)).await;
+        Ok(answer.map_err(|_| SessionError::Timeout)??.into_inner())
+    }
+
+    /// Where each rank could go on, for a router that still knows what it was told.
+    fn resume_points(&mut self, life: &Life) -> Vec<proto::ResumePoint> {
+        let memory = self.remember(life);
+        let Some((key_space_fingerprint, _)) = memory.view else { return Vec::new() };
+        let desk = lock(&memory.desk);
+        let point = |(rank, acked_seq): (usize, Option<u64>)| {
+            Some(proto::ResumePoint { rank: rank as u32, acked_seq: acked_seq?, key_space_fingerprint })
+        };
+        desk.outboxes.iter().map(super::Outbox::resume_point).enumerate().filter_map(point).collect()
+    }
+}
+
+/// Takes in what the coordinator says, until the stream ends. Everything it says is a state, not a queue, so that nothing
+/// can pile up here.
+async fn read(
+    inbound: &mut Streaming<CoordinatorMessage>,
+    desk: &Mutex<Desk>,
+    counters: &RouterCounters,
+) -> SessionError {
+    loop {
+        let message = match inbound.message().await {
+            Ok(Some(message)) => message.message,
+            Ok(None) => return SessionError::Closed,
+            Err(status) => return status.into(),
+        };
+        let mut desk = lock(desk);
+        match message {
+            Some(Message::Ack(ack)) => {
+                if let Some(outbox) = desk.outboxes.get_mut(ack.rank as usize) {
+                    outbox.ack(ack.seq);
+                }
+            }
+            Some(Message::Resync(resync)) => {
+                counters.resyncs.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(rank = resync.rank, reason = resync.reason, "a router asks for a baseline");
+                if let Some(outbox) = desk.outboxes.get_mut(resync.rank as usize) {
+                    outbox.owe_baseline();
+                }
+            }
+            Some(Message::SetReportLevel(set)) => desk.wanted = convert::from_level(set.level()),
+            Some(Message::Welcome(_)) => tracing::warn!("a second Welcome was ignored"),
+            // From a newer coordinator.
+            None => {}
+        }
+    }
+}
+
+/// An error with its causes: tonic's own text says little more than "transport error".
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,365 @@
+//! Sends what there is to say in one session.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use espalier_proto as proto;
+use espalier_proto::AgentMessage;
+use prost::Message as _;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::stream::{End, SessionError};
+use super::terms::Terms;
+use super::{Desk, Link, RouterCounters, convert};
+use crate::cache::lock;
+use crate::config::Level;
+use crate::engine::{Health, Life};
+use crate::mirror::Doubt;
+use crate::translate::{BlockView, Tell, runs};
+
+/// Time without changes after which a rank's set is described once more.
+const SETTLE: Duration = Duration::from_millis(500);
+/// The loop looks around at least this often.
+const MAX_TICK: Duration = Duration::from_secs(1);
+
+/// The outgoing half of a session.
+pub(super) struct Writer<'a> {
+    index: usize,
+    terms: Terms,
+    max_level: Level,
+    counts_interval: Duration,
+    counters: Arc<RouterCounters>,
+    lives: watch::Receiver<Option<Arc<Life>>>,
+    health: watch::Receiver<Health>,
+    life: Arc<Life>,
+    link: &'a mut Link,
+    desk: Arc<Mutex<Desk>>,
+    /// The level that is really served.
+    level: Level,
+    ranks: Vec<Reported>,
+    loads_due: Instant,
+    out: mpsc::Sender<AgentMessage>,
+}
+
+/// What was last said of one rank.
+#[derive(Debug, Default)]
+struct Reported {
+    load: Option<proto::LoadReport>,
+    doubt: Option<Doubt>,
+    /// When its counts and set are described next.
+    counts_due: Option<Instant>,
+}
+
+/// What is to be sent of one rank, decided under its locks.
+enum Plan {
+    Nothing,
+    Deltas(Vec<AgentMessage>),
+    Baseline { seq: u64, blocks: Vec<(u64, u64)> },
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(
+        link: &'a mut Link,
+        life: Arc<Life>,
+        terms: Terms,
+        max_level: Level,
+        out: mpsc::Sender<AgentMessage>,
+    ) -> Self {
+        let desk = Arc::clone(&link.remember(&life).desk);
+        let mut lives = link.lives.clone();
+        let mut health = link.health.clone();
+        lives.mark_unchanged();
+        health.mark_unchanged();
+        Self {
+            index: link.index,
+            max_level: if terms.space.is_some() { max_level } else { Level::Counts },
+            terms,
+            counts_interval: link.settings.config.counts_interval,
+            counters: Arc::clone(&link.counters),
+            lives,
+            health,
+            ranks: life.ranks.iter().map(|_| Reported::default()).collect(),
+            life,
+            link,
+            desk,
+            level: Level::Counts,
+            loads_due: Instant::now(),
+            out,
+        }
+    }
+
+    /// Runs until the session ends.
+    pub(super) async fn run(mut self) -> Result<End, SessionError> {
+        let fingerprint = self.terms.space.as_ref().map(|space| space.fingerprint());
+        self.send(convert::accept(fingerprint, self.terms.refused.clone())).await?;
+        self.report_health(0).await?;
+        self.resume().await?;
+        let tick = self.terms.batch_interval.min(self.terms.lease / 6).min(MAX_TICK);
+        let mut timer = tokio::time::interval(tick);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut flush_due = Instant::now();
+        loop {
+            tokio::select! {
+                _ = timer.tick() => {}
+                changed = self.lives.changed() => if changed.is_err() { return Ok(End::Shutdown) },
+                changed = self.health.changed() => {
+                    if changed.is_err() {
+                        return Ok(End::Shutdown);
+                    }
+                    self.report_health(0).await?;
+                }
+            }
+            if !self.same_life().await? {
+                return Ok(End::EngineChanged);
+            }
+            self.apply_level();
+            let now = Instant::now();
+            if now >= flush_due {
+                flush_due = now + self.terms.batch_interval;
+                for rank in 0..self.ranks.len() {
+                    self.flush(rank).await?;
+                }
+            }
+            for rank in 0..self.ranks.len() {
+                self.report_counts(rank).await?;
+                self.report_doubt(rank).await?;
+            }
+            self.report_loads().await?;
+        }
+    }
+
+    /// Notices a new life of the engine; answers false if it needs a new session.
+    async fn same_life(&mut self) -> Result<bool, SessionError> {
+        let present = self.lives.borrow_and_update().clone();
+        let Some(present) = present.filter(|present| present.incarnation != self.life.incarnation) else {
+            return Ok(true);
+        };
+        if !present.same_shape(&self.life) {
+            return Ok(false);
+        }
+        let wanted = lock(&self.desk).wanted;
+        self.life = present;
+        let memory = self.link.remember(&self.life);
+        self.desk = Arc::clone(&memory.desk);
+        lock(&self.desk).wanted = wanted;
+        self.level = Level::Counts;
+        self.ranks = self.life.ranks.iter().map(|_| Reported::default()).collect();
+        self.report_health(self.life.incarnation).await?;
+        Ok(true)
+    }
+
+    /// Takes up what the coordinator still knows; everything else begins with a baseline.
+    async fn resume(&mut self) -> Result<(), SessionError> {
+        let level = lock(&self.desk).wanted.min(self.max_level);
+        let fingerprint = self.terms.space.as_ref().map(|space| space.fingerprint());
+        let view = self.link.remember(&self.life).view;
+        let kept = view.is_some() && view == fingerprint.map(|fingerprint| (fingerprint, level));
+        let mut again = Vec::new();
+        for (rank, outbox) in lock(&self.desk).outboxes.iter_mut().enumerate() {
+            let point = self.terms.resume.iter().find(|point| point.rank as usize == rank);
+            let point = point.filter(|point| kept && Some(point.key_space_fingerprint) == fingerprint);
+            match point.and_then(|point| outbox.resume_after(point.acked_seq)) {
+                Some(deltas) => {
+                    self.counters.resumed.fetch_add(1, Ordering::Relaxed);
+                    again.extend(deltas);
+                }
+                None => outbox.owe_baseline(),
+            }
+        }
+        if kept {
+            self.set_level(level);
+        } else {
+            self.apply_level();
+        }
+        for delta in again {
+            self.send(delta).await?;
+        }
+        Ok(())
+    }
+
+    /// Serves the level that is wanted now. Views are opened and closed as it needs.
+    fn apply_level(&mut self) {
+        let mut desk = lock(&self.desk);
+        let level = desk.wanted.min(self.max_level);
+        if level == self.level {
+            return;
+        }
+        let raised = level > self.level;
+        let tell = if level == Level::Full { Tell::All } else { Tell::Removals };
+        for (rank, outbox) in self.life.ranks.iter().zip(&mut desk.outboxes) {
+            let mut cache = lock(&rank.cache);
+            match &self.terms.space {
+                Some(space) if level > Level::Counts => {
+                    if raised {
+                        // Its sizes were checked when the key space was accepted.
+                        let opened = cache.open_view(self.index, |mirror| BlockView::new(space.clone(), tell, mirror));
+                        debug_assert!(opened.is_ok(), "an accepted key space fits the engine's pages");
+                        outbox.owe_baseline();
+                    } else if let Some(view) = cache.view(self.index) {
+                        view.set_tell(tell);
+                    }
+                }
+                _ => {
+                    cache.close_view(self.index);
+                    outbox.owe_baseline();
+                }
+            }
+        }
+        drop(desk);
+        self.set_level(level);
+    }
+
+    fn set_level(&mut self, level: Level) {
+        self.level = level;
+        let fingerprint = self.terms.space.as_ref().map(|space| space.fingerprint());
+        let view = fingerprint.filter(|_| level > Level::Counts).map(|fingerprint| (fingerprint, level));
+        self.link.remember(&self.life).view = view;
+        *lock(&self.counters.level) = Some(level);
+    }
+
+    /// Sends what changed of one rank, or all of it.
+    async fn flush(&mut self, rank: usize) -> Result<(), SessionError> {
+        match self.plan(rank) {
+            Plan::Nothing => return Ok(()),
+            Plan::Deltas(deltas) => {
+                for delta in deltas {
+                    self.counters.deltas.fetch_add(1, Ordering::Relaxed);
+                    self.send(delta).await?;
+                }
+            }
+            Plan::Baseline { seq, blocks } => {
+                self.counters.baselines.fetch_add(1, Ordering::Relaxed);
+                for part in convert::baseline(rank as u32, seq, runs(blocks)) {
+                    self.send(part).await?;
+                }
+            }
+        }
+        let settled = Instant::now() + SETTLE.min(self.counts_interval);
+        let due = &mut self.ranks[rank].counts_due;
+        *due = Some(due.map_or(settled, |due| due.min(settled)));
+        Ok(())
+    }
+
+    fn plan(&self, rank: usize) -> Plan {
+        let state = &self.life.ranks[rank];
+        if self.level == Level::Counts || !state.is_synced() {
+            return Plan::Nothing;
+        }
+        let mut desk = lock(&self.desk);
+        let outbox = &mut desk.outboxes[rank];
+        let mut cache = lock(&state.cache);
+        let Some(view) = cache.view(self.index) else { return Plan::Nothing };
+        if outbox.owes_baseline() {
+            return Plan::Baseline { seq: outbox.begin_baseline(), blocks: view.take_baseline() };
+        }
+        if !view.has_changes() {
+            return Plan::Nothing;
+        }
+        let change = view.take_delta();
+        drop(cache);
+        let deltas = convert::deltas(rank as u32, change, || outbox.next_seq());
+        let mut out = Vec::with_capacity(deltas.len());
+        for (seq, delta) in deltas {
+            if !outbox.owes_baseline() && !outbox.keep(seq, delta.encoded_len(), delta.clone()) {
+                self.counters.overflows.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(rank, "a router is too far behind; it gets a baseline");
+            }
+            out.push(delta);
+        }
+        if out.is_empty() { Plan::Nothing } else { Plan::Deltas(out) }
+    }
+
+    /// Describes one rank's cache in sums, when that is due.
+    async fn report_counts(&mut self, rank: usize) -> Result<(), SessionError> {
+        let now = Instant::now();
+        let state = &self.life.ranks[rank];
+        if !state.is_synced() || self.ranks[rank].counts_due.is_some_and(|due| now < due) {
+            return Ok(());
+        }
+        let (stats, digest) = {
+            let desk = lock(&self.desk);
+            let outbox = &desk.outboxes[rank];
+            let mut cache = lock(&state.cache);
+            let stats = cache.mirror().stats();
+            let view = cache.view(self.index).filter(|_| self.level > Level::Counts);
+            // Only a set of which everything has been told has a number.
+            if view.as_ref().is_some_and(|view| view.has_changes()) || (view.is_some() && outbox.owes_baseline()) {
+                return Ok(());
+            }
+            let digest = view.map(|view| {
+                convert::set_fingerprint(rank as u32, outbox.last_seq(), view.len() as u64, view.buckets())
+            });
+            (stats, digest)
+        };
+        self.ranks[rank].counts_due = Some(now + self.counts_interval);
+        self.send(convert::counts(rank as u32, stats.evicted_tokens_total, stats.cached_tokens)).await?;
+        match digest {
+            Some(digest) => self.send(digest).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Sends loads that changed; all of them when the lease needs renewing.
+    async fn report_loads(&mut self) -> Result<(), SessionError> {
+        let now = Instant::now();
+        let all = now >= self.loads_due;
+        if all {
+            self.loads_due = now + self.terms.lease / 4;
+        }
+        for rank in 0..self.ranks.len() {
+            let state = &self.life.ranks[rank];
+            let capacity = self.life.info.capacity_tokens;
+            let report = state.load().map(|reading| convert::load(rank as u32, &reading, capacity));
+            match report {
+                Some(report) if all || self.ranks[rank].load != Some(report) => {
+                    self.ranks[rank].load = Some(report);
+                    self.send(convert::load_message(report)).await?;
+                }
+                Some(_) => {}
+                // An unknown load is not an idle one; any message renews the lease.
+                None if all => {
+                    let stats = lock(&state.cache).mirror().stats();
+                    let counts = convert::counts(rank as u32, stats.evicted_tokens_total, stats.cached_tokens);
+                    self.send(counts).await?;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Says when a rank's mirror becomes incomplete or exact.
+    async fn report_doubt(&mut self, rank: usize) -> Result<(), SessionError> {
+        let doubt = lock(&self.life.ranks[rank].cache).mirror().doubt();
+        if doubt == self.ranks[rank].doubt {
+            return Ok(());
+        }
+        self.ranks[rank].doubt = doubt;
+        let reason = match doubt {
+            Some(doubt) => format!("rank {rank}: {doubt}; what is reported may be less than what is cached"),
+            None => format!("rank {rank}: reports are exact again"),
+        };
+        let health = self.health.borrow().clone();
+        self.send(convert::state(&health, 0, reason)).await
+    }
+
+    async fn report_health(&mut self, incarnation: u64) -> Result<(), SessionError> {
+        let health = self.health.borrow_and_update().clone();
+        let reason = health.reason.to_owned();
+        self.send(convert::state(&health, incarnation, reason)).await
+    }
+
+    async fn send(&self, message: AgentMessage) -> Result<(), SessionError> {
+        self.counters.count(&message);
+        self.out.send(message).await.map_err(|_| SessionError::Closed)
+    }
+}
+
+impl RouterCounters {
+    pub(super) fn count(&self, message: &AgentMessage) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
+    }
+}
