@@ -151,6 +151,13 @@ impl Fleet {
     }
 }
 
+impl Slot {
+    /// The slot at this place. A router hands out its own; this is for those who keep an index by themselves.
+    pub const fn new(place: u16) -> Self {
+        Self(place)
+    }
+}
+
 impl Target {
     /// Names the target for rendezvous hashing: the same in every router that knows the worker by the same URL.
     pub(crate) fn identity(&self) -> u64 {

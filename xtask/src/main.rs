@@ -1,6 +1,8 @@
 //! Repository chores that must run anywhere: `cargo xtask proto | tidy | bench`.
 
+mod bench;
 mod proto;
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -15,11 +17,26 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
+    /// Checks the rules of CONTRIBUTING.md that a program can check.
+    Tidy,
+    /// Runs a measurement; without a name, lists them.
+    Bench {
+        /// The measurement.
+        name: Option<String>,
+        /// Fewer runs: under two minutes.
+        #[arg(long)]
+        quick: bool,
+        /// Print one JSON document instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Proto { check } => proto::run(check),
+        Chore::Tidy => tidy::run(),
+        Chore::Bench { name, quick, json } => bench::run(name.as_deref(), quick, json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -46,8 +46,8 @@ fn place(source: &Source, (line, what): (usize, String)) -> String {
 }
 
 fn tracked(root: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
-    let output = Command::new("git").args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
-    let output = { output }.current_dir(root).output()?;
+    let list = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+    let output = Command::new("git").args(list).current_dir(root).output()?;
     if !output.status.success() {
         return Err("git could not list the files; run this in a checkout".into());
     }

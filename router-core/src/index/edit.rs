@@ -64,6 +64,11 @@ impl Index {
         self.size
     }
 
+    /// Claims the whole of `key` for a slot, for those who keep no tables beside the index.
+    pub fn insert(&mut self, unit: Unit, key: &[BlockHash], slot: Slot) {
+        self.claim(unit, key, slot, &mut Vec::new(), &mut Vec::new());
+    }
+
     /// Claims the whole of `key` for a slot. Appends the runs on its path, first to last, and what had to be cut.
     pub(crate) fn claim(
         &mut self,

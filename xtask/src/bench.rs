@@ -1,0 +1,114 @@
+//! One door to every measurement: `cargo xtask bench NAME [--quick] [--json]`.
+//!
+//! A measurement is a program that prints one JSON row a line. This door adds machine and commit, and prints all of it as
+//! one document or as a table.
+
+use std::error::Error;
+use std::fs;
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+/// What can be measured, and the command that measures it.
+const MEASUREMENTS: [(&str, &str, &[&str]); 1] = [(
+    "index",
+    "key derivation, lookup and decision of router-core, beside the naive index",
+    &["bench", "--quiet", "--package", "router-core", "--bench", "index", "--"],
+)];
+
+/// What every measurement comes to.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Processor and number of cores.
+    machine: String,
+    /// The commit that was measured, with `+` if the tree has changes.
+    commit: String,
+    rows: Vec<Row>,
+}
+
+/// One figure beside the one it is held against, measured in the same run.
+#[derive(Debug, Serialize, Deserialize)]
+struct Row {
+    row: String,
+    unit: String,
+    ours: f64,
+    reference: Option<f64>,
+    reference_name: Option<String>,
+    /// Ours relative to the reference, so that more than 1 is better, whatever the unit.
+    ratio: Option<f64>,
+    target: Option<f64>,
+    met: Option<bool>,
+    min: f64,
+    max: f64,
+    runs: usize,
+}
+
+/// Runs a measurement, or lists them all.
+pub(crate) fn run(name: Option<&str>, quick: bool, json: bool) -> Result<(), Box<dyn Error>> {
+    let Some(name) = name else {
+        for (name, what, _) in MEASUREMENTS {
+            println!("{name:<12} {what}");
+        }
+        return Ok(());
+    };
+    let Some((_, _, arguments)) = MEASUREMENTS.iter().find(|(known, ..)| *known == name) else {
+        let known: Vec<_> = MEASUREMENTS.iter().map(|(name, ..)| *name).collect();
+        return Err(format!("there is no measurement `{name}`; there are: {}", known.join(", ")).into());
+    };
+    let mut command = Command::new(env!("CARGO"));
+    command.args(*arguments).args(quick.then_some("--quick")).stderr(Stdio::inherit());
+    let output = command.output()?;
+    if !output.status.success() {
+        return Err(format!("the measurement ended with {}", output.status).into());
+    }
+    let lines = String::from_utf8(output.stdout)?;
+    let rows = lines.lines().filter(|line| line.starts_with('{')).map(serde_json::from_str);
+    let report = Report { machine: machine(), commit: commit(), rows: rows.collect::<Result<_, _>>()? };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print_table(&report);
+    }
+    Ok(())
+}
+
+fn print_table(report: &Report) {
+    println!("{}, commit {}", report.machine, report.commit);
+    println!("{:<34}{:>8}{:>12}{:>12}{:>9}{:>9}  reference", "row", "unit", "ours", "reference", "ratio", "target");
+    for row in &report.rows {
+        let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"));
+        let met = match row.met {
+            Some(true) => " met",
+            Some(false) => " MISSED",
+            None => "",
+        };
+        println!(
+            "{:<34}{:>8}{:>12.2}{:>12}{:>9}{:>9}  {}{met}",
+            row.row,
+            row.unit,
+            row.ours,
+            number(row.reference),
+            number(row.ratio),
+            number(row.target),
+            row.reference_name.as_deref().unwrap_or(""),
+        );
+        println!("{:<34}{:>8}  {} runs, {:.2} to {:.2}", "", "", row.runs, row.min, row.max);
+    }
+}
+
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    format!("{}, {cores} cores", model.map_or("unknown processor", |(_, model)| model))
+}
+
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let changed = git(&["status", "--porcelain"]).is_some_and(|changes| !changes.is_empty());
+    let commit = git(&["rev-parse", "--short", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
+    if changed { commit + "+" } else { commit }
+}
