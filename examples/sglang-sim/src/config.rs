@@ -1,0 +1,197 @@
+//! What a simulated server is told; one definition for library and command line.
+
+use std::time::Duration;
+
+use crate::events::EventEncoding;
+use crate::scheduler::Limits;
+use crate::timing::Timing;
+
+/// Options of a simulated SGLang server. Names that SGLang has mean what they mean there.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(
+    name = "sglang-sim",
+    version,
+    about = "A simulated SGLang server, faithful enough to develop against"
+)]
+pub struct SimConfig {
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 30000)]
+    pub port: u16,
+    /// Port of rank 0's KV events; rank r publishes on the r-th after it. 0 takes free ones.
+    #[arg(long, default_value_t = 0)]
+    pub kv_events_port: u16,
+    /// Port of rank 0's replay socket; 0 takes free ones.
+    #[arg(long, default_value_t = 0)]
+    pub replay_port: u16,
+    /// Port of rank 0's load frames; 0 takes free ones.
+    #[arg(long, default_value_t = 0)]
+    pub load_port: u16,
+    /// Name the model is served under.
+    #[arg(long, default_value = "sim")]
+    pub served_model_name: String,
+    /// Version of the weights.
+    #[arg(long, default_value = "default")]
+    pub weight_version: String,
+    /// Data-parallel ranks, each with its own scheduler, cache and publisher.
+    #[arg(long, default_value_t = 1)]
+    pub dp_size: u32,
+    /// Tokens in a page of the cache.
+    #[arg(long, default_value_t = 16)]
+    pub page_size: usize,
+    /// KV tokens of each rank.
+    #[arg(long, default_value_t = 262_144)]
+    pub max_total_tokens: usize,
+    /// New tokens in one prefill pass.
+    #[arg(long, default_value_t = 8192)]
+    pub chunked_prefill_size: usize,
+    /// Requests in the running batch of each rank.
+    #[arg(long, default_value_t = 256)]
+    pub max_running_requests: usize,
+    /// Decode steps between two publications of KV events.
+    #[arg(long, default_value_t = 40)]
+    pub decode_log_interval: usize,
+    /// Tokens in one event of a stream.
+    #[arg(long, default_value_t = 1)]
+    pub stream_interval: usize,
+    /// Batches that can be replayed.
+    #[arg(long, default_value_t = 10_000)]
+    pub buffer_steps: usize,
+    /// How KV events are written.
+    #[arg(long, value_enum, default_value_t)]
+    pub event_encoding: EventEncoding,
+    /// Prefill speed at an empty context, in tokens a second.
+    #[arg(long, default_value_t = 10_000.0)]
+    pub prefill_rate: f64,
+    /// Run this many times faster than real time.
+    #[arg(long, default_value_t = 1.0)]
+    pub time_scale: f64,
+    /// Key that all but the health routes ask for.
+    #[arg(long, env = "SGLANG_SIM_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+}
+
+/// A simulated server that cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SimError {
+    /// An option is out of range.
+    #[error("--{option} {value}: {problem}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A port cannot be listened on.
+    #[error("cannot listen on {address}: {source}; is something else running there?")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A publisher cannot be started.
+    #[error("cannot publish on {address}: {source}")]
+    Publish {
+        /// The address.
+        address: String,
+        /// Why.
+        source: zeromq::ZmqError,
+    },
+}
+
+impl Default for SimConfig {
+    /// The command line's defaults, on a free port.
+    fn default() -> Self {
+        let parsed = <Self as clap::Parser>::parse_from(["sglang-sim"]);
+        Self { port: 0, ..parsed }
+    }
+}
+
+impl SimConfig {
+    /// Checks what the types do not.
+    pub(crate) fn check(&self) -> Result<(), SimError> {
+        let at_least_one = [
+            ("dp-size", self.dp_size as usize),
+            ("page-size", self.page_size),
+            ("max-running-requests", self.max_running_requests),
+            ("decode-log-interval", self.decode_log_interval),
+            ("stream-interval", self.stream_interval),
+        ];
+        for (option, value) in at_least_one {
+            if value == 0 {
+                return Err(SimError::Option {
+                    option,
+                    value: "0".to_owned(),
+                    problem: "must be at least 1",
+                });
+            }
+        }
+        if self.chunked_prefill_size < self.page_size {
+            let value = self.chunked_prefill_size.to_string();
+            let problem = "must hold at least one page";
+            return Err(SimError::Option { option: "chunked-prefill-size", value, problem });
+        }
+        if self.max_total_tokens < 4 * self.page_size {
+            let value = self.max_total_tokens.to_string();
+            return Err(SimError::Option {
+                option: "max-total-tokens",
+                value,
+                problem: "must hold at least four pages",
+            });
+        }
+        for (option, value) in [("time-scale", self.time_scale), ("prefill-rate", self.prefill_rate)] {
+            if !value.is_finite() || value <= 0.0 {
+                let problem = "must be a number greater than zero";
+                return Err(SimError::Option { option, value: value.to_string(), problem });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            page_size: self.page_size,
+            max_total_tokens: self.max_total_tokens,
+            chunked_prefill_size: self.chunked_prefill_size,
+            max_running_requests: self.max_running_requests,
+            decode_log_interval: self.decode_log_interval,
+        }
+    }
+
+    pub(crate) fn timing(&self) -> Timing {
+        Timing { prefill_tokens_per_s: self.prefill_rate, ..Timing::default() }
+    }
+
+    /// Longest prompt that is accepted, in tokens; SGLang leaves a few of the pool.
+    pub(crate) fn max_req_input_len(&self) -> usize {
+        self.max_total_tokens - 6
+    }
+
+    /// Real time for a time of the engine.
+    pub(crate) fn real(&self, engine: Duration) -> Duration {
+        engine.div_f64(self.time_scale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_out_of_range_are_named() {
+        let refused = |config: SimConfig| config.check().unwrap_err().to_string();
+        let base = SimConfig::default;
+        assert!(base().check().is_ok());
+        assert!(refused(SimConfig { page_size: 0, ..base() }).contains("--page-size 0"));
+        assert!(
+            refused(SimConfig { chunked_prefill_size: 8, ..base() }).contains("--chunked-prefill-size 8")
+        );
+        assert!(refused(SimConfig { max_total_tokens: 8, ..base() }).contains("--max-total-tokens 8"));
+        assert!(refused(SimConfig { time_scale: f64::NAN, ..base() }).contains("--time-scale NaN"));
+    }
+}

@@ -1,0 +1,218 @@
+//! A simulated server over real HTTP and ZeroMQ.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+use sglang_sim::{Sim, SimConfig};
+use tokio::time::timeout;
+use zeromq::{DealerSocket, Socket as _, SocketRecv as _, SocketSend as _, SubSocket, ZmqMessage};
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn start(change: impl FnOnce(&mut SimConfig)) -> Sim {
+    let mut config = SimConfig { time_scale: 100.0, ..SimConfig::default() };
+    change(&mut config);
+    Sim::start(config).await.unwrap()
+}
+
+async fn send(sim: &Sim, method: &str, path: &str, body: &str) -> (u16, String) {
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let request = http::Request::builder().method(method).uri(format!("{}{path}", sim.url()));
+    let request =
+        request.header("x-data-parallel-rank", "0").body(Full::<bytes::Bytes>::from(body.to_owned()));
+    let response = timeout(PATIENCE, client.request(request.unwrap())).await.unwrap().unwrap();
+    let status = response.status().as_u16();
+    let body = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn post(sim: &Sim, path: &str, body: Value) -> (u16, Value) {
+    let (status, body) = send(sim, "POST", path, &body.to_string()).await;
+    (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+}
+
+async fn get(sim: &Sim, path: &str) -> (u16, Value) {
+    let (status, body) = send(sim, "GET", path, "").await;
+    (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+}
+
+fn prompt(len: u32) -> Vec<u32> {
+    (0..len).map(|i| 1_000 + i).collect()
+}
+
+#[tokio::test]
+async fn a_prompt_is_cached_the_second_time() {
+    let sim = start(|_| {}).await;
+    let body = json!({"input_ids": prompt(100), "sampling_params": {"max_new_tokens": 3}});
+    let (status, first) = post(&sim, "/generate", body.clone()).await;
+    assert_eq!((status, &first["meta_info"]["cached_tokens"]), (200, &json!(0)));
+    assert_eq!(first["output_ids"].as_array().unwrap().len(), 3);
+    let (_, second) = post(&sim, "/generate", body).await;
+    assert_eq!(second["meta_info"]["cached_tokens"], 96);
+    assert_eq!(second["text"], first["text"], "equal prompts, equal answers");
+    let other =
+        json!({"input_ids": prompt(100), "cache_salt": "tenant", "sampling_params": {"max_new_tokens": 1}});
+    assert_eq!(post(&sim, "/generate", other).await.1["meta_info"]["cached_tokens"], 0);
+    assert_eq!(post(&sim, "/flush_cache", json!({})).await.0, 200);
+    assert_eq!(sim.stats(0).unwrap().cached_tokens, 0);
+}
+
+#[tokio::test]
+async fn chat_and_completions_answer_in_openais_shape() {
+    let sim = start(|_| {}).await;
+    let words = "The quick brown fox jumps over the lazy dog. ".repeat(10);
+    let chat = json!({"model": "sim", "messages": [{"role": "user", "content": words}], "max_tokens": 4});
+    let (_, answer) = post(&sim, "/v1/chat/completions", chat.clone()).await;
+    assert_eq!(answer["object"], "chat.completion");
+    assert_eq!(answer["usage"]["completion_tokens"], 4);
+    assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    let (_, again) = post(&sim, "/v1/chat/completions", chat).await;
+    assert!(again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() >= 80);
+    let batch = json!({"prompt": ["one two", "three"], "max_tokens": 2});
+    let (_, answer) = post(&sim, "/v1/completions", batch).await;
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 2);
+    assert_eq!(answer["usage"]["prompt_tokens"], 3);
+}
+
+#[tokio::test]
+async fn streams_are_cumulative_natively_and_incremental_for_openai() {
+    let sim = start(|config| config.stream_interval = 4).await;
+    let native = json!({"input_ids": prompt(50), "sampling_params": {"max_new_tokens": 10}, "stream": true});
+    let (_, body) = send(&sim, "POST", "/generate", &native.to_string()).await;
+    let events: Vec<_> = body.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+    assert_eq!(events.last(), Some(&"[DONE]"));
+    let lengths: Vec<_> = events[..events.len() - 1]
+        .iter()
+        .map(|event| serde_json::from_str::<Value>(event).unwrap()["output_ids"].as_array().unwrap().len())
+        .collect();
+    assert_eq!(lengths, [1, 5, 9, 10]);
+    let chat = json!({"messages": [{"role": "user", "content": "hello there"}], "max_tokens": 6, "stream": true,
+        "stream_options": {"include_usage": true}});
+    let (_, body) = send(&sim, "POST", "/v1/chat/completions", &chat.to_string()).await;
+    let events: Vec<Value> =
+        body.split("\n\n").filter_map(|e| serde_json::from_str(e.strip_prefix("data: ")?).ok()).collect();
+    let text: String = events.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(text.split_whitespace().count(), 6);
+    assert_eq!(events.last().unwrap()["usage"]["completion_tokens"], 6);
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_in_the_apis_shape() {
+    let sim = start(|config| config.max_total_tokens = 1_024).await;
+    let (status, body) = send(&sim, "POST", "/generate", "{nonsense").await;
+    assert_eq!(status, 400);
+    assert!(body.contains("\"error\""));
+    for body in [json!({}), json!({"text": 5}), json!({"input_ids": []}), json!({"input_ids": [-1]})] {
+        assert_eq!(post(&sim, "/generate", body).await.0, 400);
+    }
+    let (status, body) = post(&sim, "/generate", json!({"input_ids": prompt(1_020)})).await;
+    assert_eq!(status, 400);
+    assert!(body["error"]["message"].as_str().unwrap().contains("maximum allowed length (1018 tokens)"));
+    let (status, body) = post(&sim, "/generate", json!({"text": "x", "routed_dp_rank": 7})).await;
+    assert_eq!((status, &body["error"]["message"]), (400, &json!("routed_dp_rank=7 out of range [0, 1)")));
+    let (status, body) = post(&sim, "/v1/chat/completions", json!({"model": "sim"})).await;
+    assert_eq!((status, &body["object"]), (400, &json!("error")));
+    assert_eq!(get(&sim, "/get_loads").await, (404, json!({"detail": "Not Found"})));
+}
+
+#[tokio::test]
+async fn paused_it_is_alive_and_not_ready() {
+    let sim = start(|_| {}).await;
+    assert_eq!(post(&sim, "/pause_generation", json!({"mode": "retract"})).await.0, 200);
+    assert_eq!(get(&sim, "/ready").await.0, 503);
+    assert_eq!(get(&sim, "/ping").await.0, 200);
+    post(&sim, "/continue_generation", json!({})).await;
+    assert_eq!(get(&sim, "/ready").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_key_is_asked_for_except_for_health() {
+    let sim = start(|config| config.api_key = Some("secret".to_owned())).await;
+    assert_eq!(get(&sim, "/health").await.0, 200);
+    assert_eq!(get(&sim, "/server_info").await, (401, json!({"error": "Unauthorized"})));
+}
+
+#[tokio::test]
+async fn events_are_published_replayed_and_discoverable() {
+    let sim = start(|config| config.dp_size = 2).await;
+    let (_, info) = get(&sim, "/server_info").await;
+    let port = |name: &str| info["kv_events"][name].as_u64().unwrap() + 1;
+    post(
+        &sim,
+        "/generate",
+        json!({"input_ids": prompt(64), "routed_dp_rank": 1,
+        "sampling_params": {"max_new_tokens": 1}}),
+    )
+    .await;
+    // What was published before anyone subscribed comes from the ring.
+    let mut dealer = DealerSocket::new();
+    dealer.connect(&format!("tcp://127.0.0.1:{}", port("replay_endpoint_port_base"))).await.unwrap();
+    let request = vec![bytes::Bytes::new(), bytes::Bytes::copy_from_slice(&0_u64.to_be_bytes())];
+    dealer.send(ZmqMessage::try_from(request).unwrap()).await.unwrap();
+    let mut sequence = Vec::new();
+    loop {
+        let frames = timeout(PATIENCE, dealer.recv()).await.unwrap().unwrap().into_vec();
+        let [_, topic, seq, payload] = &frames[..] else { panic!("four frames: {frames:?}") };
+        let seq = i64::from_be_bytes(seq[..].try_into().unwrap());
+        if seq == -1 {
+            assert!(topic.is_empty() && payload.is_empty());
+            break;
+        }
+        assert_eq!(&topic[..], b"kv-events");
+        assert_eq!(payload.last(), Some(&1), "the rank is the last field");
+        sequence.push(seq);
+    }
+    assert_eq!(sequence, (0..sequence.len() as i64).collect::<Vec<_>>());
+    assert!(sequence.len() >= 2, "the cleared cache, and the prompt");
+    // What is published from now on comes by itself.
+    let mut subscriber = SubSocket::new();
+    subscriber.subscribe("kv-events").await.unwrap();
+    subscriber.connect(&format!("tcp://127.0.0.1:{}", port("endpoint_port_base"))).await.unwrap();
+    let live = timeout(PATIENCE, async {
+        loop {
+            // The subscription takes effect at a moment nobody is told of: ask until an event arrives.
+            post(&sim, "/flush_cache", json!({})).await;
+            if let Ok(message) = timeout(Duration::from_millis(50), subscriber.recv()).await {
+                return message.unwrap().into_vec();
+            }
+        }
+    });
+    assert_eq!(live.await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_its_request() {
+    let sim = start(|config| config.time_scale = 1.0).await;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let body =
+        json!({"input_ids": prompt(64), "sampling_params": {"max_new_tokens": 100_000}, "stream": true});
+    let request = http::Request::post(format!("{}/generate", sim.url()))
+        .body(Full::<bytes::Bytes>::from(body.to_string()))
+        .unwrap();
+    let mut response = client.request(request).await.unwrap();
+    response.body_mut().frame().await.unwrap().unwrap();
+    assert_eq!(sim.stats(0).unwrap().live_requests, 1);
+    drop((response, client));
+    let ended = async {
+        while sim.stats(0).unwrap().live_requests > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("the request ends when its client leaves");
+    assert_eq!(sim.stats(0).unwrap().totals.aborted, 1);
+}
+
+#[tokio::test]
+async fn killed_and_started_again_on_the_same_port_it_is_another_life() {
+    let sim = start(|_| {}).await;
+    let (_, before) = get(&sim, "/server_info").await;
+    let address = sim.address();
+    sim.kill().await;
+    let again = start(|config| config.port = address.port()).await;
+    let (_, after) = get(&again, "/server_info").await;
+    assert_ne!(before["startup_time"], after["startup_time"]);
+}
