@@ -1,1 +1,30 @@
 //! Espalier's data plane: decode, key, route, forward, feed back.
+//!
+//! ```text
+//! accept ─ decode ─▶ Facts ─ key ─▶ PrefixKey ─ Router::route ─▶ InFlight ─ send ─▶ worker
+//!                                                                   ▲                 │ bytes pass untouched
+//!                                                       usage, first token, end ◀─────┘
+//! ```
+//! [`DataPlane::bind`] listens, [`Bound::serve`] serves. Everything a request does is counted in [`HttpMetrics`] and logged in
+//! one line of the target `espalier::access`, whichever way it ends; no prompt is in either.
+
+pub mod decode;
+
+mod body;
+mod clock;
+mod config;
+mod error;
+mod exchange;
+mod headers;
+mod key;
+mod metrics;
+mod server;
+mod service;
+mod upstream;
+mod usage;
+
+pub use clock::Clock;
+pub use config::{DataPlaneConfig, Secret};
+pub use key::key;
+pub use metrics::{HttpMetrics, Outcome};
+pub use server::{BindError, Bound, DataPlane};

@@ -1,0 +1,164 @@
+//! Bodies of answers: our own words, or a worker's as they pass.
+//!
+//! A worker's bytes pass through untouched. On the way they are looked at for usage, the first data of a stream is marked, and
+//! the end is reported, whichever way it comes. A stream that its worker breaks off ends with an error event that the API's
+//! clients understand.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use crate::exchange::Exchange;
+use crate::metrics::Outcome;
+use crate::usage::UsageSearch;
+
+/// A response body of the data plane.
+#[derive(Debug)]
+pub(crate) struct Body(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Own(Full<Bytes>),
+    Passing(Box<Passing>),
+}
+
+#[derive(Debug)]
+struct Passing {
+    inner: Incoming,
+    exchange: Exchange,
+    search: UsageSearch,
+    streaming: bool,
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    ended: bool,
+}
+
+/// What ended a worker's body too early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BrokenBody {
+    #[error("the worker broke off its answer: {0}")]
+    Broken(#[from] hyper::Error),
+    #[error("the worker was silent for {} s in the middle of its answer", .0.as_secs())]
+    Silent(Duration),
+}
+
+impl Body {
+    pub(crate) fn own(body: Full<Bytes>) -> Self {
+        Self(Kind::Own(body))
+    }
+
+    /// A worker's body. `streaming`: it is a stream of server-sent events.
+    pub(crate) fn passing(
+        inner: Incoming,
+        exchange: Exchange,
+        streaming: bool,
+        idle_timeout: Option<Duration>,
+    ) -> Self {
+        let idle = idle_timeout.map(|timeout| (timeout, Box::pin(tokio::time::sleep(timeout))));
+        let search = UsageSearch::new();
+        let mut passing = Passing { inner, exchange, search, streaming, idle, ended: false };
+        passing.end_if_complete();
+        Self(Kind::Passing(Box::new(passing)))
+    }
+}
+
+impl Passing {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        match Pin::new(&mut self.inner).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.pass(&frame);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => self.break_off(error.into()),
+            Poll::Ready(None) => {
+                self.ended = true;
+                self.exchange.complete();
+                Poll::Ready(None)
+            }
+            Poll::Pending => self.poll_idle(context),
+        }
+    }
+
+    fn pass(&mut self, frame: &Frame<Bytes>) {
+        if let Some(data) = frame.data_ref() {
+            self.exchange.passed(data.len());
+            if let Some(usage) = self.search.look(data) {
+                self.exchange.used(usage);
+            }
+        }
+        if let Some((timeout, sleep)) = &mut self.idle {
+            sleep.as_mut().reset(tokio::time::Instant::now() + *timeout);
+        }
+        self.end_if_complete();
+    }
+
+    /// A body of known length need not be asked again after its last byte.
+    fn end_if_complete(&mut self) {
+        if self.inner.is_end_stream() {
+            self.ended = true;
+            self.exchange.complete();
+        }
+    }
+
+    fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        let Some((timeout, sleep)) = &mut self.idle else { return Poll::Pending };
+        match sleep.as_mut().poll(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) => {
+                let silent = BrokenBody::Silent(*timeout);
+                self.break_off(silent)
+            }
+        }
+    }
+
+    /// The worker's answer ends too early. A stream says so in an event; any other body must not look complete.
+    fn break_off(&mut self, error: BrokenBody) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        self.ended = true;
+        self.exchange.broke();
+        self.exchange.end(Outcome::Broken);
+        if !self.streaming {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let event = serde_json::json!({"error": {
+            "message": error.to_string(), "type": "server_error", "code": "stream_broken", "source": "worker",
+        }});
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from(format!("data: {event}\n\n"))))))
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BrokenBody;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        match &mut self.0 {
+            Kind::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            Kind::Passing(body) => body.poll(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Own(body) => body.is_end_stream(),
+            Kind::Passing(body) => body.ended,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Own(body) => body.size_hint(),
+            Kind::Passing(body) => body.inner.size_hint(),
+        }
+    }
+}

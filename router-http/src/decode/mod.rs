@@ -1,0 +1,177 @@
+//! What routing needs to know of a request, read without building a tree of its JSON.
+//!
+//! The body is walked once. Fields that routing does not need are skipped, prompts are borrowed or read straight into token
+//! ids, and nothing of a value appears in an error: it names the field and the place.
+
+mod body;
+mod chat;
+mod value;
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, Method};
+
+pub use body::DecodeError;
+
+/// Which kind of route a request came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RouteKind {
+    /// SGLang's own `/generate`.
+    Generate,
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/chat/completions`.
+    Chat,
+    /// Anything else: passed on by load.
+    Other,
+}
+
+/// What routing needs to know of a request.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The kind of its route.
+    pub kind: RouteKind,
+    /// The client asked for a stream.
+    pub stream: bool,
+    /// The model asked for, if any.
+    pub model: Option<Cow<'a, str>>,
+    /// The dp rank asked for, if any.
+    pub rank: Option<u32>,
+    /// LoRA adapter, cache salt and extra key; empty where absent.
+    pub salts: [Cow<'a, str>; 3],
+    /// The prompt, or the first of several.
+    pub prompt: Prompt<'a>,
+}
+
+/// A prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt<'a> {
+    /// The request has none that routing understands.
+    None,
+    /// Token ids.
+    Tokens(Vec<u32>),
+    /// Text, or a chat in the serialisation of the `chat` module.
+    Text(Cow<'a, str>),
+}
+
+impl RouteKind {
+    /// The kind of a route.
+    pub fn of(method: &Method, path: &str) -> Self {
+        if method != Method::POST && !(method == Method::PUT && path == "/generate") {
+            return Self::Other;
+        }
+        match path {
+            "/generate" => Self::Generate,
+            "/v1/completions" => Self::Completions,
+            "/v1/chat/completions" => Self::Chat,
+            _ => Self::Other,
+        }
+    }
+
+    /// The kind as metrics and logs name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Completions => "completions",
+            Self::Chat => "chat",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Reads what routing needs. A request by another route than the three that generate has no facts but its kind.
+pub fn facts<'a>(kind: RouteKind, headers: &HeaderMap, body: &'a [u8]) -> Result<Facts<'a>, DecodeError> {
+    let mut facts = match kind {
+        RouteKind::Other => Facts::of_kind(kind),
+        _ => body::read(kind, body)?,
+    };
+    if let (Some(header), RouteKind::Completions | RouteKind::Chat) =
+        (headers.get("x-data-parallel-rank"), kind)
+    {
+        let rank = header.to_str().ok().and_then(|rank| rank.parse().ok());
+        facts.rank = Some(rank.ok_or(DecodeError::RankHeader)?);
+    }
+    Ok(facts)
+}
+
+impl Facts<'_> {
+    fn of_kind(kind: RouteKind) -> Self {
+        let salts = [Cow::Borrowed(""), Cow::Borrowed(""), Cow::Borrowed("")];
+        Self { kind, stream: false, model: None, rank: None, salts, prompt: Prompt::None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(kind: RouteKind, body: &str) -> Result<Facts<'_>, DecodeError> {
+        facts(kind, &HeaderMap::new(), body.as_bytes())
+    }
+
+    fn prompt(kind: RouteKind, body: &str) -> Prompt<'_> {
+        read(kind, body).unwrap().prompt
+    }
+
+    #[test]
+    fn every_form_of_a_prompt_is_read() {
+        use RouteKind::{Completions, Generate};
+        let text = |text: &'static str| Prompt::Text(text.into());
+        assert_eq!(prompt(Generate, r#"{"text":"a b"}"#), text("a b"));
+        assert_eq!(prompt(Generate, r#"{"text":["a","b"]}"#), text("a"));
+        assert_eq!(prompt(Generate, r#"{"input_ids":[1,2,3]}"#), Prompt::Tokens(vec![1, 2, 3]));
+        assert_eq!(prompt(Generate, r#"{"input_ids":[[4,5],[6]]}"#), Prompt::Tokens(vec![4, 5]));
+        assert_eq!(prompt(Completions, r#"{"prompt":"a\nb"}"#), text("a\nb"));
+        assert_eq!(prompt(Completions, r#"{"prompt":["a","b"]}"#), text("a"));
+        assert_eq!(prompt(Completions, r#"{"prompt":[7,8]}"#), Prompt::Tokens(vec![7, 8]));
+        assert_eq!(prompt(Completions, r#"{"prompt":[[7],[8]]}"#), Prompt::Tokens(vec![7]));
+        assert_eq!(prompt(Generate, r#"{"input_embeds":[[0.5]]}"#), Prompt::None);
+        assert_eq!(prompt(Generate, r#"{"text":null,"input_ids":[]}"#), Prompt::Tokens(vec![]));
+    }
+
+    #[test]
+    fn what_routing_needs_is_read_and_the_rest_is_skipped() {
+        let body = r#"{"x":{"text":"no"},"text":"p","stream":true,"lora_path":"l","cache_salt":"c","extra_key":"e",
+            "routed_dp_rank":3,"model":"m"}"#;
+        let facts = read(RouteKind::Generate, body).unwrap();
+        assert!(facts.stream);
+        assert_eq!((facts.rank, facts.model.as_deref()), (Some(3), None));
+        assert_eq!(facts.salts, ["l", "c", "e"]);
+        let facts = read(RouteKind::Chat, r#"{"model":"m","messages":[],"data_parallel_rank":1}"#).unwrap();
+        assert_eq!((facts.rank, facts.model.as_deref()), (Some(1), Some("m")));
+    }
+
+    #[test]
+    fn errors_name_the_field_and_show_no_value() {
+        let wrong = [
+            (RouteKind::Generate, r#"{"text":5}"#, "text"),
+            (RouteKind::Generate, r#"{"input_ids":["secret"]}"#, "input_ids"),
+            (RouteKind::Generate, r#"{"input_ids":[-1]}"#, "input_ids"),
+            (RouteKind::Generate, r#"{"input_ids":[4294967296]}"#, "input_ids"),
+            (RouteKind::Generate, r#"{"stream":"secret"}"#, "stream"),
+            (RouteKind::Chat, r#"{"messages":"secret"}"#, "messages"),
+            (RouteKind::Chat, r#"{"messages":[{"role":7}]}"#, "messages"),
+            (RouteKind::Completions, r#"{"prompt":{"secret":1}}"#, "prompt"),
+            (RouteKind::Chat, r#"{"messages":[],"routed_dp_rank":-2}"#, "routed_dp_rank"),
+        ];
+        for (kind, body, field) in wrong {
+            let message = read(kind, body).unwrap_err().to_string();
+            assert!(message.contains(field) && !message.contains("secret"), "{body}: {message}");
+        }
+        for malformed in ["", "{", "[]", "\"secret\"", r#"{"text":"secret"#, r#"{"text":"a"} secret"#] {
+            let message = read(RouteKind::Generate, malformed).unwrap_err().to_string();
+            assert!(!message.contains("secret"), "{malformed}: {message}");
+        }
+    }
+
+    #[test]
+    fn the_rank_header_counts_on_openais_routes() {
+        let headers = HeaderMap::from_iter([(
+            http::HeaderName::from_static("x-data-parallel-rank"),
+            http::HeaderValue::from_static("2"),
+        )]);
+        let of = |kind, body: &str| facts(kind, &headers, body.as_bytes()).unwrap().rank;
+        assert_eq!(of(RouteKind::Chat, r#"{"messages":[]}"#), Some(2));
+        assert_eq!(of(RouteKind::Generate, r#"{"text":"a"}"#), None);
+    }
+}

@@ -1,0 +1,112 @@
+//! Everything that the data plane answers by itself when it cannot answer with a worker's words: one table from error to
+//! status, code and source, and the body in the shape of the API that was asked.
+
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use router_core::RouteError;
+use serde_json::json;
+
+use crate::body::Body;
+use crate::decode::DecodeError;
+
+/// Why a request was not answered by a worker.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(
+        "the request body is larger than {limit} bytes; raise --max-payload-size on the router if that is intended"
+    )]
+    TooLarge { limit: usize },
+    #[error("the request body broke off")]
+    BodyBroken,
+    #[error("the API key is missing or wrong; send `Authorization: Bearer KEY`")]
+    Unauthorized,
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    #[error("the worker could not be reached: {0}; no other worker was left to try")]
+    Unreachable(String),
+    #[error(
+        "the worker closed the connection before it answered; it was not tried elsewhere, because that might do the work twice"
+    )]
+    Lost,
+    #[error("the worker did not begin to answer within {seconds} s")]
+    Slow { seconds: u64 },
+}
+
+/// Who has to do something about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Client,
+    Router,
+    Worker,
+}
+
+/// A failure as clients and metrics see it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Verdict {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) source: Source,
+    /// Seconds after which trying again may help.
+    pub(crate) retry_after_s: Option<u32>,
+}
+
+impl Failure {
+    /// The table.
+    pub(crate) fn verdict(&self) -> Verdict {
+        use Source::{Client, Router, Worker};
+        let (status, code, source, retry_after_s) = match self {
+            Self::Decode(DecodeError::Malformed { .. }) => (400, "malformed_json", Client, None),
+            Self::Decode(_) => (400, "invalid_field", Client, None),
+            Self::TooLarge { .. } => (413, "body_too_large", Client, None),
+            Self::BodyBroken => (400, "body_broken", Client, None),
+            Self::Unauthorized => (401, "invalid_api_key", Client, None),
+            Self::Route(RouteError::UnknownModel { .. }) => (404, "model_not_found", Client, None),
+            Self::Route(RouteError::UnknownRank { .. }) => (400, "unknown_dp_rank", Client, None),
+            Self::Route(RouteError::NoWorkers) => (503, "no_workers", Router, Some(1)),
+            Self::Route(RouteError::NoneReady { .. }) => (503, "no_worker_ready", Router, Some(1)),
+            Self::Route(RouteError::AllTried) => (502, "workers_failed", Worker, Some(1)),
+            Self::Unreachable(_) => (502, "worker_unreachable", Worker, Some(1)),
+            Self::Lost => (502, "worker_lost", Worker, None),
+            Self::Slow { .. } => (504, "worker_timeout", Worker, None),
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Verdict { status, code, source, retry_after_s }
+    }
+
+    /// The answer, in the shape of the API that `path` belongs to.
+    pub(crate) fn response(&self, path: &str) -> Response<Body> {
+        let verdict = self.verdict();
+        let message = self.to_string();
+        let (code, source) = (verdict.code, verdict.source.name());
+        let body = if path.starts_with("/v1/") {
+            let kind = match verdict.source {
+                Source::Client => "invalid_request_error",
+                Source::Router | Source::Worker => "server_error",
+            };
+            json!({"error": {"message": message, "type": kind, "param": null, "code": code, "source": source}})
+        } else {
+            json!({"error": {"message": message, "code": code, "source": source}})
+        };
+        let mut response = Response::new(Body::own(Full::from(body.to_string())));
+        *response.status_mut() = verdict.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert("x-espalier-error-source", HeaderValue::from_static(source));
+        if let Some(seconds) = verdict.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl Source {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Router => "router",
+            Self::Worker => "worker",
+        }
+    }
+}

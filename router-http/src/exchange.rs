@@ -1,0 +1,209 @@
+//! One request from its head to its end: what is logged and counted of it, once, however it ends.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use router_core::{InFlight, Usage};
+
+use crate::clock::Clock;
+use crate::decode::RouteKind;
+use crate::metrics::{HttpMetrics, Outcome, RequestLabels};
+
+/// See the module. Dropping it without [`end`](Self::end) counts as the client going away.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    metrics: HttpMetrics,
+    clock: Clock,
+    began: Instant,
+    method: Method,
+    route: RouteKind,
+    request_id: String,
+    status: StatusCode,
+    attempts: usize,
+    in_flight: Option<InFlight>,
+    /// What is logged of the decision, kept after the request in flight is gone.
+    decided: Option<Decided>,
+    usage: Option<Usage>,
+    ttft: Option<Duration>,
+    streaming: bool,
+    bytes: u64,
+    ended: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Decided {
+    worker: Arc<str>,
+    rank: u32,
+    reason: String,
+    predicted_tokens: u64,
+}
+
+impl Exchange {
+    pub(crate) fn begin(
+        metrics: HttpMetrics,
+        clock: Clock,
+        method: Method,
+        route: RouteKind,
+        request_id: String,
+    ) -> Self {
+        Self {
+            metrics,
+            clock,
+            began: Instant::now(),
+            method,
+            route,
+            request_id,
+            status: StatusCode::OK,
+            attempts: 0,
+            in_flight: None,
+            decided: None,
+            usage: None,
+            ttft: None,
+            streaming: false,
+            bytes: 0,
+            ended: false,
+        }
+    }
+
+    pub(crate) fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// A target was decided on. From here on it is counted, whatever happens.
+    pub(crate) fn sent(&mut self, in_flight: InFlight) -> &InFlight {
+        self.attempts += 1;
+        if self.attempts > 1 {
+            self.metrics.retries.inc();
+        }
+        self.metrics.in_flight.inc();
+        self.decided = Some(Decided {
+            worker: in_flight.worker().url.clone(),
+            rank: in_flight.target().rank,
+            reason: in_flight.reason().to_string(),
+            predicted_tokens: in_flight.predicted_tokens(),
+        });
+        self.in_flight.insert(in_flight)
+    }
+
+    /// The attempt came to nothing; what its decision claimed is undone.
+    pub(crate) fn failed_attempt(&mut self) {
+        if self.in_flight.take().is_some() {
+            self.metrics.in_flight.dec();
+        }
+    }
+
+    /// Says in the answer's headers what was decided.
+    pub(crate) fn describe(&self, headers: &mut HeaderMap) {
+        let Some(decided) = &self.decided else { return };
+        if let Ok(worker) = HeaderValue::from_str(&decided.worker) {
+            headers.insert("x-espalier-worker", worker);
+        }
+        headers.insert("x-espalier-dp-rank", HeaderValue::from(decided.rank));
+        headers.insert("x-espalier-predicted-tokens", HeaderValue::from(decided.predicted_tokens));
+        if let Ok(id) = HeaderValue::from_str(&self.request_id) {
+            headers.insert(crate::headers::REQUEST_ID, id);
+        }
+    }
+
+    /// The worker answers. `streaming`: with server-sent events.
+    pub(crate) fn answered(&mut self, status: StatusCode, streaming: bool) {
+        self.status = status;
+        self.streaming = streaming;
+    }
+
+    /// Data of the answer passed.
+    pub(crate) fn passed(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        if self.ttft.is_none() && self.streaming && self.status.is_success() {
+            let ttft = self.began.elapsed();
+            self.ttft = Some(ttft);
+            self.metrics.ttft_s.observe(ttft.as_secs_f64());
+            if let Some(in_flight) = &mut self.in_flight {
+                in_flight.first_token(self.clock.now());
+            }
+        }
+    }
+
+    /// The answer said how much was cached.
+    pub(crate) fn used(&mut self, usage: Usage) {
+        self.usage = Some(usage);
+        self.metrics.prompt_tokens.inc_by(usage.prompt_tokens);
+        self.metrics.cached_tokens.inc_by(usage.cached_tokens);
+        if let Some(in_flight) = &mut self.in_flight {
+            self.metrics.predicted_tokens.inc_by(in_flight.predicted_tokens());
+            // Only now is an answer that came in one piece known to have been prefilled.
+            in_flight.first_token(self.clock.now());
+            in_flight.usage(usage, self.streaming);
+        }
+    }
+
+    /// The request ended.
+    pub(crate) fn end(&mut self, outcome: Outcome) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        if let Some(in_flight) = self.in_flight.take() {
+            self.metrics.in_flight.dec();
+            // An error of the worker has prefilled nothing.
+            if outcome == Outcome::Answered {
+                in_flight.complete(self.clock.now());
+            }
+        }
+        let took = self.began.elapsed();
+        self.metrics.duration_s.observe(took.as_secs_f64());
+        self.metrics.requests.get_or_create(&RequestLabels { route: self.route.name(), outcome }).inc();
+        self.log(outcome, took);
+    }
+
+    /// The worker's answer is complete.
+    pub(crate) fn complete(&mut self) {
+        let outcome = if self.status.is_server_error() || self.status.is_client_error() {
+            Outcome::WorkerError
+        } else {
+            Outcome::Answered
+        };
+        self.end(outcome);
+    }
+
+    /// The worker broke off in the middle.
+    pub(crate) fn broke(&self) {
+        self.metrics.stream_breaks.inc();
+    }
+
+    /// The router answers by itself.
+    pub(crate) fn refused(&mut self, status: StatusCode) {
+        self.status = status;
+        self.failed_attempt();
+        self.end(if status.is_client_error() { Outcome::Refused } else { Outcome::Failed });
+    }
+
+    fn log(&self, outcome: Outcome, took: Duration) {
+        let ms = |time: Duration| (time.as_secs_f64() * 1e5).round() / 1e2;
+        let decided = self.decided.as_ref();
+        tracing::info!(
+            target: "espalier::access",
+            request_id = %self.request_id,
+            method = %self.method,
+            route = self.route.name(),
+            status = self.status.as_u16(),
+            outcome = outcome.name(),
+            worker = decided.map(|decided| &*decided.worker),
+            rank = decided.map(|decided| decided.rank),
+            reason = decided.map(|decided| &*decided.reason),
+            attempts = self.attempts,
+            prompt_tokens = self.usage.map(|usage| usage.prompt_tokens),
+            predicted_tokens = decided.map(|decided| decided.predicted_tokens),
+            cached_tokens = self.usage.map(|usage| usage.cached_tokens),
+            ttft_ms = self.ttft.map(ms),
+            total_ms = ms(took),
+            bytes = self.bytes,
+        );
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.end(Outcome::ClientClosed);
+    }
+}

@@ -1,0 +1,143 @@
+//! What the data plane counts, in Prometheus families.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// The data plane's families. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct HttpMetrics {
+    pub(crate) requests: Family<RequestLabels, Counter>,
+    pub(crate) duration_s: Histogram,
+    pub(crate) ttft_s: Histogram,
+    pub(crate) decision_s: Histogram,
+    pub(crate) in_flight: Gauge,
+    pub(crate) prompt_tokens: Counter,
+    pub(crate) predicted_tokens: Counter,
+    pub(crate) cached_tokens: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) stream_breaks: Counter,
+    pub(crate) connections: Gauge,
+    pub(crate) connections_refused: Counter<u64, AtomicU64>,
+}
+
+/// Labels of one request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RequestLabels {
+    pub(crate) route: &'static str,
+    pub(crate) outcome: Outcome,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// A worker answered with success, to the end.
+    Answered,
+    /// A worker answered with an error status.
+    WorkerError,
+    /// It was refused, and the client has to do something about it.
+    Refused,
+    /// No worker could answer it.
+    Failed,
+    /// The client went away before the end.
+    ClientClosed,
+    /// The worker went away in the middle of its answer.
+    Broken,
+}
+
+impl Outcome {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::WorkerError => "worker_error",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::ClientClosed => "client_closed",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(
+        &self,
+        encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        self.name().encode(encoder)
+    }
+}
+
+impl HttpMetrics {
+    /// Registers the families.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            duration_s: Histogram::new(exponential_buckets(0.005, 2.0, 18)),
+            ttft_s: Histogram::new(exponential_buckets(0.005, 2.0, 16)),
+            decision_s: Histogram::new(exponential_buckets(1e-6, 2.0, 16)),
+            in_flight: Gauge::default(),
+            prompt_tokens: Counter::default(),
+            predicted_tokens: Counter::default(),
+            cached_tokens: Counter::default(),
+            retries: Counter::default(),
+            stream_breaks: Counter::default(),
+            connections: Gauge::default(),
+            connections_refused: Counter::default(),
+        };
+        let it = &metrics;
+        registry.register("espalier_requests", "Requests by route and how they ended", it.requests.clone());
+        registry.register(
+            "espalier_request_duration_seconds",
+            "Time from a request's head to its end",
+            it.duration_s.clone(),
+        );
+        registry.register(
+            "espalier_ttft_seconds",
+            "Time from a request's head to the first data of its stream",
+            it.ttft_s.clone(),
+        );
+        registry.register(
+            "espalier_decision_seconds",
+            "Time to decode, key and route a request",
+            it.decision_s.clone(),
+        );
+        registry.register(
+            "espalier_in_flight_requests",
+            "Requests sent to workers and not completed",
+            it.in_flight.clone(),
+        );
+        registry.register(
+            "espalier_prompt_tokens",
+            "Prompt tokens, as workers counted them",
+            it.prompt_tokens.clone(),
+        );
+        registry.register(
+            "espalier_predicted_cached_tokens",
+            "Prompt tokens expected to be cached",
+            it.predicted_tokens.clone(),
+        );
+        registry.register(
+            "espalier_cached_tokens",
+            "Prompt tokens that were cached, as workers counted them",
+            it.cached_tokens.clone(),
+        );
+        registry.register("espalier_retries", "Attempts after the first", it.retries.clone());
+        registry.register(
+            "espalier_stream_breaks",
+            "Streams that their worker broke off",
+            it.stream_breaks.clone(),
+        );
+        registry.register("espalier_connections", "Open client connections", it.connections.clone());
+        registry.register(
+            "espalier_connections_refused",
+            "Connections closed because there were too many",
+            it.connections_refused.clone(),
+        );
+        metrics
+    }
+}

@@ -1,0 +1,130 @@
+//! Accepts connections and serves HTTP/1.1 and h2c on them.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use router_core::Router;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::DataPlaneConfig;
+use crate::metrics::HttpMetrics;
+use crate::service::Service;
+
+/// The data plane.
+#[derive(Debug)]
+pub struct DataPlane;
+
+/// A data plane that listens and does not serve yet.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    address: SocketAddr,
+    config: DataPlaneConfig,
+    service: Service,
+    metrics: HttpMetrics,
+}
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot listen for clients on {address}: {source}; choose another --host or --port, or stop what listens there"
+)]
+pub struct BindError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+impl DataPlane {
+    /// Listens, so that the address is known and nothing is lost; [`Bound::serve`] then serves.
+    pub async fn bind(
+        config: DataPlaneConfig,
+        router: Router,
+        clock: Clock,
+        metrics: HttpMetrics,
+    ) -> Result<Bound, BindError> {
+        let address = config.listen;
+        let failed = |source| BindError { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let service = Service::new(config.clone(), router, clock, metrics.clone());
+        Ok(Bound { listener, address, config, service, metrics })
+    }
+}
+
+impl Bound {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`, then finishes what is in flight, for at most the configured grace.
+    pub async fn serve(self, shutdown: CancellationToken) {
+        let graceful = GracefulShutdown::new();
+        let room = Arc::new(Semaphore::new(self.config.max_connections));
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1().timer(TokioTimer::new()).pipeline_flush(true);
+        http.http2().timer(TokioTimer::new());
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = shutdown.cancelled() => break,
+            };
+            let (stream, client) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, usually: it passes when connections close.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            };
+            let Ok(permit) = room.clone().try_acquire_owned() else {
+                self.metrics.connections_refused.inc();
+                continue;
+            };
+            let connection = self.connection(&http, &graceful, stream, client);
+            tokio::spawn(async move {
+                let _permit = permit;
+                connection.await;
+            });
+        }
+        drop(self.listener);
+        if tokio::time::timeout(self.config.shutdown_grace, graceful.shutdown()).await.is_err() {
+            tracing::warn!("connections were still open when the grace of the shutdown ended");
+        }
+    }
+
+    fn connection(
+        &self,
+        http: &auto::Builder<TokioExecutor>,
+        graceful: &GracefulShutdown,
+        stream: TcpStream,
+        client: SocketAddr,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let _ = stream.set_nodelay(true);
+        let service = self.service.clone();
+        let service = service_fn(move |request| {
+            let service = service.clone();
+            async move { Ok::<_, Infallible>(service.serve(request, Some(client)).await) }
+        });
+        let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = graceful.watch(connection);
+        let open = self.metrics.connections.clone();
+        async move {
+            open.inc();
+            // A connection that breaks concerns its client alone; what was in flight has been counted.
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a client's connection broke");
+            }
+            open.dec();
+        }
+    }
+}

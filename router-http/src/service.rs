@@ -1,0 +1,247 @@
+//! What happens to one request: decode → key → route → send, again elsewhere if nothing was sent, and the answer passed on.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+use opentelemetry::global;
+use router_core::key::PrefixKey;
+use router_core::{InFlight, RouteError, RouteRequest, Router, TargetId, WorkerState};
+use tracing::Instrument as _;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use crate::body::Body;
+use crate::clock::Clock;
+use crate::config::DataPlaneConfig;
+use crate::decode::{self, RouteKind};
+use crate::error::Failure;
+use crate::exchange::Exchange;
+use crate::headers::{self, HeaderExtractor, HeaderInjector};
+use crate::metrics::HttpMetrics;
+use crate::upstream::{Attempt, Upstream};
+
+/// Serves requests. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: DataPlaneConfig,
+    router: Router,
+    clock: Clock,
+    metrics: HttpMetrics,
+    upstream: Upstream,
+}
+
+/// A request once its body is here.
+struct Arrived {
+    kind: RouteKind,
+    method: Method,
+    path_and_query: String,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// What a decision needs of it.
+struct Wanted {
+    key: Option<PrefixKey>,
+    model: Option<String>,
+    rank: Option<u32>,
+}
+
+thread_local! {
+    static RNG: RefCell<fastrand::Rng> = RefCell::new(fastrand::Rng::new());
+}
+
+impl Service {
+    pub(crate) fn new(config: DataPlaneConfig, router: Router, clock: Clock, metrics: HttpMetrics) -> Self {
+        let upstream = Upstream::new(&config);
+        Self { inner: Arc::new(Inner { config, router, clock, metrics, upstream }) }
+    }
+
+    pub(crate) async fn serve(
+        self,
+        request: Request<Incoming>,
+        client: Option<SocketAddr>,
+    ) -> Response<Body> {
+        if let Some(answer) = self.own_route(&request) {
+            return answer;
+        }
+        let kind = RouteKind::of(request.method(), request.uri().path());
+        let span = tracing::info_span!(
+            "request", otel.kind = "server", method = %request.method(), route = kind.name()
+        );
+        // Fails only where nothing exports traces; the client's own context is then passed on untouched.
+        let _ = span.set_parent(global::get_text_map_propagator(|propagator| {
+            propagator.extract(&HeaderExtractor(request.headers()))
+        }));
+        self.answer(kind, request, client).instrument(span).await
+    }
+
+    async fn answer(
+        self,
+        kind: RouteKind,
+        request: Request<Incoming>,
+        client: Option<SocketAddr>,
+    ) -> Response<Body> {
+        let inner = &self.inner;
+        let id = headers::request_id(request.headers());
+        let method = request.method().clone();
+        let mut exchange = Exchange::begin(inner.metrics.clone(), inner.clock, method, kind, id);
+        let path = request.uri().path().to_owned();
+        match self.exchange(kind, request, client, &mut exchange).await {
+            Ok(answered) => self.pass_on(answered, exchange),
+            Err(failure) => {
+                let mut response = failure.response(&path);
+                if let Ok(id) = HeaderValue::from_str(exchange.request_id()) {
+                    response.headers_mut().insert(headers::REQUEST_ID, id);
+                }
+                exchange.refused(response.status());
+                response
+            }
+        }
+    }
+
+    /// The head of a worker's answer, with what is told of its decision.
+    async fn exchange(
+        &self,
+        kind: RouteKind,
+        request: Request<Incoming>,
+        client: Option<SocketAddr>,
+        exchange: &mut Exchange,
+    ) -> Result<Response<Incoming>, Failure> {
+        self.authorize(request.headers())?;
+        let mut arrived = self.receive(kind, request).await?;
+        let began = Instant::now();
+        let wanted = self.decode(&arrived)?;
+        let key = self.inner.config.worker_api_key.as_ref().map(|key| key.expose());
+        headers::to_worker(&mut arrived.headers, client, exchange.request_id(), key);
+        let context = tracing::Span::current().context();
+        global::get_text_map_propagator(|propagator| {
+            propagator.inject_context(&context, &mut HeaderInjector(&mut arrived.headers));
+        });
+        self.attempt(&arrived, &wanted, began, exchange).await
+    }
+
+    /// Tries one target after the other until one answers.
+    async fn attempt(
+        &self,
+        arrived: &Arrived,
+        wanted: &Wanted,
+        began: Instant,
+        exchange: &mut Exchange,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut tried: Vec<TargetId> = Vec::new();
+        let mut last: Option<Failure> = None;
+        while tried.len() < self.inner.config.max_attempts.max(1) {
+            let in_flight = match self.route(wanted, &tried) {
+                Ok(in_flight) => in_flight,
+                // What the last worker said is of more use than that there is no other.
+                Err(error) => return Err(last.unwrap_or(Failure::Route(error))),
+            };
+            if tried.is_empty() {
+                self.inner.metrics.decision_s.observe(began.elapsed().as_secs_f64());
+            }
+            tried.push(in_flight.target());
+            let request = (&arrived.method, &*arrived.path_and_query);
+            let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
+            let sent = self.inner.upstream.send(exchange.sent(in_flight), request, headers, body);
+            match sent.await {
+                Ok(response) => return Ok(response),
+                Err(Attempt { failure, unsent }) => {
+                    exchange.failed_attempt();
+                    // A generation that has not been answered at all can be done elsewhere; who knows what else could.
+                    let may_repeat =
+                        unsent || (arrived.kind != RouteKind::Other && matches!(failure, Failure::Lost));
+                    if !may_repeat {
+                        return Err(failure);
+                    }
+                    last = Some(failure);
+                }
+            }
+        }
+        Err(last.unwrap_or(Failure::Route(RouteError::AllTried)))
+    }
+
+    fn route(&self, wanted: &Wanted, tried: &[TargetId]) -> Result<InFlight, RouteError> {
+        let request = RouteRequest {
+            key: wanted.key.as_ref(),
+            model: wanted.model.as_deref(),
+            rank: wanted.rank,
+            tried,
+        };
+        RNG.with_borrow_mut(|rng| self.inner.router.route(&request, self.inner.clock.now(), rng))
+    }
+
+    fn decode(&self, arrived: &Arrived) -> Result<Wanted, Failure> {
+        let facts = decode::facts(arrived.kind, &arrived.headers, &arrived.body)?;
+        let key = crate::key::key(&self.inner.router, &facts);
+        Ok(Wanted { key, model: facts.model.map(|model| model.into_owned()), rank: facts.rank })
+    }
+
+    async fn receive(&self, kind: RouteKind, request: Request<Incoming>) -> Result<Arrived, Failure> {
+        let limit = self.inner.config.max_body_bytes;
+        if request.body().size_hint().lower() > limit as u64 {
+            return Err(Failure::TooLarge { limit });
+        }
+        let (head, body) = request.into_parts();
+        let body = Limited::new(body, limit).collect().await.map_err(|error| {
+            match error.is::<LengthLimitError>() {
+                true => Failure::TooLarge { limit },
+                false => Failure::BodyBroken,
+            }
+        })?;
+        let path_and_query = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        Ok(Arrived {
+            kind,
+            method: head.method,
+            path_and_query,
+            headers: head.headers,
+            body: body.to_bytes(),
+        })
+    }
+
+    fn authorize(&self, headers: &HeaderMap) -> Result<(), Failure> {
+        let Some(key) = &self.inner.config.api_key else { return Ok(()) };
+        let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        let given = given.and_then(|given| given.strip_prefix(b"Bearer "));
+        if given.is_some_and(|given| key.matches(given)) { Ok(()) } else { Err(Failure::Unauthorized) }
+    }
+
+    /// Passes a worker's answer on; from here on its body reports what happens.
+    fn pass_on(&self, response: Response<Incoming>, mut exchange: Exchange) -> Response<Body> {
+        let (mut head, body) = response.into_parts();
+        headers::strip_hop_by_hop(&mut head.headers);
+        exchange.describe(&mut head.headers);
+        let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let streaming = content_type.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
+        exchange.answered(head.status, streaming);
+        Response::from_parts(head, Body::passing(body, exchange, streaming, self.inner.config.idle_timeout))
+    }
+
+    /// Routes that concern the router itself.
+    fn own_route<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return None;
+        }
+        let status = match request.uri().path() {
+            "/liveness" => StatusCode::OK,
+            "/health" | "/readiness" => {
+                let snapshot = self.inner.router.snapshot();
+                let ready = snapshot.fleet.workers.iter().any(|worker| worker.state == WorkerState::Ready);
+                if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+            }
+            _ => return None,
+        };
+        let mut response = Response::new(Body::own(Full::default()));
+        *response.status_mut() = status;
+        Some(response)
+    }
+}

@@ -1,0 +1,105 @@
+//! Requests to workers: one pooled client, and what their failures mean.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, Uri, Version};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use router_core::InFlight;
+
+use crate::config::DataPlaneConfig;
+use crate::error::Failure;
+
+/// The client of all workers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Upstream {
+    client: Client<HttpConnector, Full<Bytes>>,
+    head_timeout: Option<Duration>,
+}
+
+/// An attempt that brought no answer.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) failure: Failure,
+    /// The request never reached the worker, so that trying elsewhere cannot do the work twice.
+    pub(crate) unsent: bool,
+}
+
+impl Upstream {
+    pub(crate) fn new(config: &DataPlaneConfig) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(config.connect_timeout));
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(config.pool_idle_per_worker)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Self { client, head_timeout: config.head_timeout }
+    }
+
+    /// Sends a request to the target of `in_flight` and waits for the head of the answer.
+    pub(crate) async fn send(
+        &self,
+        in_flight: &InFlight,
+        (method, path_and_query): (&Method, &str),
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Attempt> {
+        let url = format!("{}{path_and_query}", in_flight.worker().url);
+        let uri: Uri = url.parse().map_err(|_| Attempt::unsent("its URL is not usable".to_owned()))?;
+        let mut request = Request::new(Full::new(pinned(body, in_flight)));
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = uri;
+        *request.version_mut() = Version::HTTP_11;
+        *request.headers_mut() = headers;
+        let response = self.client.request(request);
+        let response = match self.head_timeout {
+            None => response.await,
+            Some(timeout) => match tokio::time::timeout(timeout, response).await {
+                Ok(response) => response,
+                Err(_) => {
+                    let failure = Failure::Slow { seconds: timeout.as_secs() };
+                    return Err(Attempt { failure, unsent: false });
+                }
+            },
+        };
+        response.map_err(|error| {
+            if error.is_connect() {
+                let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+                Attempt::unsent(reason)
+            } else {
+                Attempt { failure: Failure::Lost, unsent: false }
+            }
+        })
+    }
+}
+
+impl Attempt {
+    fn unsent(reason: String) -> Self {
+        Self { failure: Failure::Unreachable(reason), unsent: true }
+    }
+}
+
+/// The body with the dp rank of its target, for workers with several: one field put before all others, so that a field of
+/// the client's own would win. Everything else stays byte for byte.
+fn pinned(body: Bytes, in_flight: &InFlight) -> Bytes {
+    let several = in_flight.worker().profile.dp_size > 1 && in_flight.prompt_tokens() > 0;
+    let Some(open) = body.iter().position(|byte| !byte.is_ascii_whitespace()).filter(|_| several) else {
+        return body;
+    };
+    if body[open] != b'{' {
+        return body;
+    }
+    let rest = &body[open + 1..];
+    let comma = if rest.trim_ascii_start().starts_with(b"}") { "" } else { "," };
+    let field = format!("{{\"routed_dp_rank\":{}{comma}", in_flight.target().rank);
+    let mut pinned = Vec::with_capacity(body.len() + field.len());
+    pinned.extend_from_slice(field.as_bytes());
+    pinned.extend_from_slice(rest);
+    pinned.into()
+}

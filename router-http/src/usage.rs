@@ -1,0 +1,126 @@
+//! Finds in the bytes of a passing answer how much of the prompt was cached.
+//!
+//! Both numbers are looked for by their key as it stands in JSON, `"prompt_tokens":` and `"cached_tokens":`. A generated text
+//! that imitates them cannot be mistaken: within a JSON string its quotes are escaped. What may be the beginning of a key or of
+//! its number at the end of a chunk is carried over to the next.
+
+use memchr::memmem::Finder;
+use router_core::Usage;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct UsageSearch {
+    prompt: Field,
+    cached: Field,
+    carried: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Field {
+    key: Finder<'static>,
+    value: Option<u64>,
+}
+
+/// Longest key with its number and white space.
+const MOST_CARRIED: usize = 64;
+
+impl UsageSearch {
+    pub(crate) fn new() -> Self {
+        let field = |key| Field { key: Finder::new(key), value: None };
+        Self { prompt: field("\"prompt_tokens\":"), cached: field("\"cached_tokens\":"), carried: Vec::new() }
+    }
+
+    /// Looks at the next chunk; returns the usage once, when both numbers have been seen.
+    pub(crate) fn look(&mut self, chunk: &[u8]) -> Option<Usage> {
+        if self.found().is_some() {
+            return None;
+        }
+        // The border first: the end of what came before with the beginning of this.
+        let mut border = std::mem::take(&mut self.carried);
+        border.extend_from_slice(&chunk[..chunk.len().min(MOST_CARRIED)]);
+        self.search(&border);
+        self.search(chunk);
+        if chunk.len() >= MOST_CARRIED {
+            border.clear();
+            border.extend_from_slice(&chunk[chunk.len() - MOST_CARRIED..]);
+        } else {
+            border.drain(..border.len().saturating_sub(MOST_CARRIED));
+        }
+        self.carried = border;
+        self.found()
+    }
+
+    fn found(&self) -> Option<Usage> {
+        Some(Usage { prompt_tokens: self.prompt.value?, cached_tokens: self.cached.value? })
+    }
+
+    fn search(&mut self, bytes: &[u8]) {
+        for field in [&mut self.prompt, &mut self.cached] {
+            if field.value.is_none() {
+                field.value = number_after(&field.key, bytes);
+            }
+        }
+    }
+}
+
+/// The number after a key, if a byte that ends it is there too.
+fn number_after(key: &Finder<'_>, bytes: &[u8]) -> Option<u64> {
+    let after = key.find_iter(bytes).map(|at| &bytes[at + key.needle().len()..]);
+    after.filter_map(number).next()
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    let bytes = bytes.trim_ascii_start();
+    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    // At the end of the bytes the number may go on in the next chunk.
+    bytes.get(digits)?;
+    std::str::from_utf8(&bytes[..digits]).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NATIVE: &str =
+        r#"data: {"text":" a","meta_info":{"id":"x","prompt_tokens":1234,"cached_tokens": 567,"e":1}}"#;
+
+    fn usage(chunks: &[&[u8]]) -> Option<Usage> {
+        let mut search = UsageSearch::new();
+        let found: Vec<_> = chunks.iter().filter_map(|chunk| search.look(chunk)).collect();
+        assert!(found.len() <= 1, "it is told once");
+        found.first().copied()
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_may_end_anywhere(mut cuts in prop::collection::vec(0..NATIVE.len(), 0..12)) {
+            cuts.sort_unstable();
+            cuts.push(NATIVE.len());
+            let mut from = 0;
+            let chunks: Vec<_> = cuts.iter().map(|&to| { let part = &NATIVE.as_bytes()[from..to]; from = to; part }).collect();
+            prop_assert_eq!(usage(&chunks), Some(Usage { prompt_tokens: 1234, cached_tokens: 567 }));
+        }
+    }
+
+    #[test]
+    fn openais_shape_is_understood_and_absence_too() {
+        let openai =
+            br#"{"usage":{"prompt_tokens":9,"total_tokens":12,"prompt_tokens_details":{"cached_tokens":0}}}"#;
+        assert_eq!(usage(&[openai]), Some(Usage { prompt_tokens: 9, cached_tokens: 0 }));
+        let unreported = br#"{"usage":{"prompt_tokens":9,"prompt_tokens_details":null}}"#;
+        assert_eq!(usage(&[unreported]), None);
+        assert_eq!(usage(&[br#"{"prompt_tokens":null,"cached_tokens":null}"#]), None);
+    }
+
+    #[test]
+    fn generated_text_cannot_imitate_it() {
+        let text = serde_json::json!({"text": r#"{"prompt_tokens":1,"cached_tokens":1}"#, "meta_info":
+            {"prompt_tokens": 50, "cached_tokens": 16, "x": 0}});
+        assert_eq!(
+            usage(&[text.to_string().as_bytes()]),
+            Some(Usage { prompt_tokens: 50, cached_tokens: 16 })
+        );
+    }
+}
