@@ -120,7 +120,7 @@ pub enum FleetUpdate {
         done: Done<Result<(), FleetError>>,
     },
     /// The worker is a new process, or flushed its cache, as a health check or a passing request showed: all claims on it
-    /// are void.
+    /// are void. Ignored while an agent reports exactly, which then has said so itself.
     Void {
         /// The worker.
         worker: WorkerId,

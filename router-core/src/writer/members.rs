@@ -42,7 +42,8 @@ impl State {
                 self.when_published(move || done.call(result));
             }
             FleetUpdate::Void { worker, reason } => {
-                if self.roster.get(worker).is_some() {
+                // An agent that reports exactly has said so itself, and earlier.
+                if self.roster.get(worker).is_some_and(|member| !member.reports_exactly()) {
                     self.void_worker(worker, now, &reason);
                 }
             }

@@ -1,0 +1,200 @@
+//! Administration: the service `espalier.v1.Admin`.
+
+mod convert;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use espalier_proto::admin_server::Admin;
+use espalier_proto::{
+    AddWorkerRequest, DrainProgress, DrainRequest, Event, ExplainRequest, ExplainResponse, GetWorkerRequest,
+    ListWorkersRequest, ListWorkersResponse, RemoveWorkerRequest, RemoveWorkerResponse, UndrainRequest,
+    WatchEventsRequest, Worker as WireWorker,
+};
+use http::{HeaderMap, Method};
+use router_core::{
+    EventKind, FleetError, FleetUpdate, Query, RouteRequest, Router, Update, Worker, WorkerId,
+};
+use router_http::Clock;
+use router_http::decode::{self, RouteKind};
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status};
+
+use crate::config::worker_url;
+use crate::events::EventHub;
+use crate::requests::{Overloaded, ask};
+
+/// The service.
+#[derive(Clone, Debug)]
+pub(crate) struct AdminService {
+    pub(crate) router: Router,
+    pub(crate) clock: Clock,
+    pub(crate) events: EventHub,
+}
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// How often a drain looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    type DrainStream = Streamed<DrainProgress>;
+    type WatchEventsStream = Streamed<Event>;
+
+    async fn list_workers(
+        &self,
+        _: Request<ListWorkersRequest>,
+    ) -> Result<Response<ListWorkersResponse>, Status> {
+        let snapshot = self.router.snapshot();
+        let workers = snapshot.fleet.workers.iter();
+        let workers = workers.map(|worker| convert::worker(&snapshot, worker, self.clock.now())).collect();
+        Ok(Response::new(ListWorkersResponse { workers, epoch: snapshot.epoch }))
+    }
+
+    async fn get_worker(&self, request: Request<GetWorkerRequest>) -> Result<Response<WireWorker>, Status> {
+        let worker = self.find(&request.get_ref().url)?;
+        Ok(Response::new(self.describe(worker.id)?))
+    }
+
+    async fn add_worker(&self, request: Request<AddWorkerRequest>) -> Result<Response<WireWorker>, Status> {
+        let url = usable(&request.get_ref().url)?;
+        let added = ask(&self.router, |done| Update::Fleet(FleetUpdate::Add { url: url.into(), done }));
+        let worker = added.await.map_err(overloaded)?.map_err(|error| refuse(&error))?;
+        Ok(Response::new(self.describe(worker)?))
+    }
+
+    async fn remove_worker(
+        &self,
+        request: Request<RemoveWorkerRequest>,
+    ) -> Result<Response<RemoveWorkerResponse>, Status> {
+        let worker = self.find(&request.get_ref().url)?.id;
+        let removed = ask(&self.router, |done| Update::Fleet(FleetUpdate::Remove { worker, done }));
+        let in_flight = removed.await.map_err(overloaded)?.map_err(|error| refuse(&error))?;
+        Ok(Response::new(RemoveWorkerResponse { in_flight }))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        let worker = self.find(&request.get_ref().url)?;
+        self.set_draining(worker.id, true).await?;
+        let (router, events) = (self.router.clone(), self.events.clone());
+        let progress = drain_progress(worker.clone(), router, events);
+        Ok(Response::new(Box::pin(progress)))
+    }
+
+    async fn undrain(&self, request: Request<UndrainRequest>) -> Result<Response<WireWorker>, Status> {
+        let worker = self.find(&request.get_ref().url)?.id;
+        self.set_draining(worker, false).await?;
+        Ok(Response::new(self.describe(worker)?))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        let ExplainRequest { path, body } = request.into_inner();
+        let path = if path.is_empty() { "/generate" } else { &*path };
+        let kind = RouteKind::of(&Method::POST, path);
+        let facts = decode::facts(kind, &HeaderMap::new(), body.as_bytes());
+        let facts = facts.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let key = router_http::key(&self.router, &facts);
+        let wanted = RouteRequest {
+            key: key.as_ref(),
+            model: facts.model.as_deref(),
+            rank: facts.rank,
+            ..RouteRequest::default()
+        };
+        let explained = self.router.explain(&wanted, &mut fastrand::Rng::new());
+        let explained = explained.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let confirmed = match key.clone() {
+            Some(key) => ask(&self.router, |done| Update::Query(Query::Confirmed { key, done })).await,
+            None => Ok(Vec::new()),
+        };
+        let confirmed = confirmed.map_err(overloaded)?;
+        Ok(Response::new(convert::explanation(&self.router, &explained, key.as_ref(), &confirmed)))
+    }
+
+    async fn watch_events(
+        &self,
+        _: Request<WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let events = BroadcastStream::new(self.events.watch()).map(|event| {
+            Ok(match event {
+                Ok(event) => convert::event(&event),
+                Err(BroadcastStreamRecvError::Lagged(missed)) => convert::lost(missed),
+            })
+        });
+        Ok(Response::new(Box::pin(events)))
+    }
+}
+
+impl AdminService {
+    fn find(&self, url: &str) -> Result<Arc<Worker>, Status> {
+        let url = usable(url)?;
+        let snapshot = self.router.snapshot();
+        let worker = snapshot.fleet.worker_by_url(&url).cloned();
+        worker.ok_or_else(|| Status::not_found(format!("{url} is not registered; ListWorkers shows what is")))
+    }
+
+    fn describe(&self, worker: WorkerId) -> Result<WireWorker, Status> {
+        let snapshot = self.router.snapshot();
+        let found = snapshot.fleet.workers.iter().find(|known| known.id == worker);
+        let found = found.ok_or_else(|| Status::not_found("the worker was removed meanwhile"))?;
+        Ok(convert::worker(&snapshot, found, self.clock.now()))
+    }
+
+    async fn set_draining(&self, worker: WorkerId, on: bool) -> Result<(), Status> {
+        let set = ask(&self.router, |done| Update::Fleet(FleetUpdate::Drain { worker, on, done }));
+        set.await.map_err(overloaded)?.map_err(|error| refuse(&error))
+    }
+}
+
+/// Tells how many requests are left whenever that changes, until none is.
+fn drain_progress(
+    worker: Arc<Worker>,
+    router: Router,
+    events: EventHub,
+) -> impl Stream<Item = Result<DrainProgress, Status>> + Send {
+    // Held from here on, so that a worker that is removed meanwhile is still waited for.
+    let loads: Vec<_> =
+        router.snapshot().fleet.targets_of(worker.id).map(|target| target.load.clone()).collect();
+    let state = Some((loads, None));
+    futures_util::stream::unfold(state, move |state| {
+        let (events, url) = (events.clone(), worker.url.clone());
+        async move {
+            let (loads, told) = state?;
+            loop {
+                let in_flight: u64 = loads.iter().map(|load| load.read().in_flight).sum();
+                if in_flight == 0 {
+                    events.tell(EventKind::DrainDone, url, None, "nothing is in flight".into());
+                    return Some((Ok(DrainProgress { in_flight, done: true }), None));
+                }
+                if told != Some(in_flight) {
+                    return Some((
+                        Ok(DrainProgress { in_flight, done: false }),
+                        Some((loads, Some(in_flight))),
+                    ));
+                }
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        }
+    })
+}
+
+fn usable(url: &str) -> Result<String, Status> {
+    worker_url(url).map_err(|problem| {
+        Status::invalid_argument(format!("url: {problem}; write it like http://10.0.0.7:30000"))
+    })
+}
+
+fn refuse(error: &FleetError) -> Status {
+    match error {
+        FleetError::AlreadyRegistered { .. } => Status::already_exists(error.to_string()),
+        FleetError::UnknownWorker(_) => Status::not_found(error.to_string()),
+        FleetError::Full { .. } => Status::resource_exhausted(error.to_string()),
+    }
+}
+
+fn overloaded(error: Overloaded) -> Status {
+    Status::unavailable(error.to_string())
+}

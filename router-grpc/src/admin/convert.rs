@@ -1,0 +1,145 @@
+//! From the core to the wire, for administration.
+
+use espalier_proto::{
+    Candidate, Event, EventKind as WireKind, Excluded, ExplainResponse, KeyUnit, Load,
+    ReportLevel as WireLevel, Target as WireTarget, Worker as WireWorker, WorkerState as WireState,
+};
+use router_core::key::{PrefixKey, Unit};
+use router_core::{
+    EventKind, Explanation, ReportLevel, Router, Snapshot, Target, TargetId, Time, Worker, WorkerState,
+};
+
+use crate::events::FleetEvent;
+
+pub(super) fn worker(snapshot: &Snapshot, worker: &Worker, now: Time) -> WireWorker {
+    let level = worker.agent.map_or(WireLevel::Unspecified, |agent| match agent.level {
+        ReportLevel::Counts => WireLevel::Counts,
+        ReportLevel::Removals => WireLevel::Removals,
+        ReportLevel::Full => WireLevel::Full,
+    });
+    WireWorker {
+        url: worker.url.to_string(),
+        state: state(worker.state).into(),
+        model: worker.profile.models.first().map(ToString::to_string).unwrap_or_default(),
+        engine_version: worker.profile.engine_version.to_string(),
+        targets: snapshot.fleet.targets_of(worker.id).map(target).collect(),
+        agent_connected: worker.agent.is_some(),
+        report_level: level.into(),
+        report_age_ms: worker.agent.map(|agent| now.since(agent.last_report).as_millis() as u64),
+        reason: worker.reason.to_string(),
+        incarnation: worker.incarnation.0,
+    }
+}
+
+fn target(target: &Target) -> WireTarget {
+    let load = target.load.read();
+    WireTarget {
+        rank: target.id.rank,
+        in_flight: load.in_flight,
+        in_prefill: load.in_prefill,
+        claimed_tokens: target.claimed_tokens,
+        capacity_tokens: target.worker.profile.capacity_tokens,
+        load: target.reported.map(|reported| Load {
+            running_requests: reported.running_requests,
+            waiting_requests: reported.waiting_requests,
+            waiting_uncached_tokens: reported.waiting_uncached_tokens,
+            used_tokens: reported.used_tokens,
+            capacity_tokens: reported.capacity_tokens,
+            ..Load::default()
+        }),
+        divergence_tokens: target.divergence_tokens,
+        doubtful: target.doubtful,
+    }
+}
+
+fn state(state: WorkerState) -> WireState {
+    match state {
+        WorkerState::Unreachable => WireState::Unreachable,
+        WorkerState::Ready => WireState::Ready,
+        WorkerState::Draining => WireState::Draining,
+        WorkerState::Updating => WireState::Updating,
+    }
+}
+
+pub(super) fn explanation(
+    router: &Router,
+    explained: &Explanation,
+    key: Option<&PrefixKey>,
+    confirmed: &[(TargetId, u32)],
+) -> ExplainResponse {
+    let snapshot = &explained.snapshot;
+    let url = |target: TargetId| {
+        let worker = snapshot.fleet.workers.iter().find(|worker| worker.id == target.worker);
+        worker.map(|worker| worker.url.to_string()).unwrap_or_default()
+    };
+    let tokens = |blocks: u32| {
+        key.map_or(0, |key| snapshot.tokens_of_blocks(router.key_space(key.unit()), u64::from(blocks)))
+    };
+    let candidates = explained.candidates.iter().enumerate().map(|(index, candidate)| {
+        let known = confirmed.iter().find(|(target, _)| *target == candidate.target);
+        Candidate {
+            worker_url: url(candidate.target),
+            rank: candidate.target.rank,
+            matched_tokens: candidate.matched_tokens,
+            confirmed_tokens: known.map_or(0, |(_, blocks)| tokens(*blocks)).min(candidate.matched_tokens),
+            in_flight: candidate.load.in_flight,
+            backlog_ms: candidate.backlog.as_secs_f64() * 1e3,
+            prefill_ms: candidate.prefill.as_secs_f64() * 1e3,
+            cost: candidate.cost.unwrap_or(0.0),
+            chosen: index == explained.chosen,
+        }
+    });
+    let excluded = explained.excluded.iter().map(|excluded| Excluded {
+        worker_url: url(excluded.target),
+        rank: excluded.target.rank,
+        reason: excluded.why.to_string(),
+    });
+    let chosen = explained.candidates[explained.chosen].target;
+    ExplainResponse {
+        policy: explained.policy.to_owned(),
+        worker_url: url(chosen),
+        rank: chosen.rank,
+        reason: explained.reason.to_string(),
+        key_unit: key.map_or(KeyUnit::Unspecified, |key| key_unit(key.unit())).into(),
+        blocks: key.map_or(0, |key| key.hashes().len() as u32),
+        prompt_tokens: explained.prompt_tokens,
+        epoch: snapshot.epoch,
+        candidates: candidates.collect(),
+        excluded: excluded.collect(),
+    }
+}
+
+fn key_unit(unit: Unit) -> KeyUnit {
+    match unit {
+        Unit::Token => KeyUnit::Token,
+        Unit::Text => KeyUnit::Text,
+    }
+}
+
+pub(super) fn event(event: &FleetEvent) -> Event {
+    let kind = match event.kind {
+        EventKind::WorkerAdded => WireKind::WorkerAdded,
+        EventKind::WorkerRemoved => WireKind::WorkerRemoved,
+        EventKind::WorkerState => WireKind::WorkerState,
+        EventKind::AgentConnected => WireKind::AgentConnected,
+        EventKind::AgentLost => WireKind::AgentLost,
+        EventKind::Gap => WireKind::Gap,
+        EventKind::Resynced => WireKind::Resynced,
+        EventKind::ClaimsVoided => WireKind::ClaimsVoided,
+        EventKind::DrainStarted => WireKind::DrainStarted,
+        EventKind::DrainDone => WireKind::DrainDone,
+        EventKind::KeySpaceMismatch => WireKind::KeySpaceMismatch,
+    };
+    Event {
+        time_ms: event.time_ms,
+        kind: kind.into(),
+        worker_url: event.url.to_string(),
+        rank: event.rank,
+        detail: event.detail.to_string(),
+    }
+}
+
+pub(super) fn lost(missed: u64) -> Event {
+    let detail = format!("{missed} events were lost: read faster");
+    Event { kind: WireKind::Lost.into(), detail, ..Event::default() }
+}

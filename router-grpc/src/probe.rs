@@ -1,0 +1,271 @@
+//! Health checks: whether each worker answers, what it says about itself, and whether it is the same process as before.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use router_core::{FleetUpdate, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState};
+use router_http::Secret;
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::requests::{ask, send};
+
+/// Checks at once.
+const CONCURRENT: usize = 64;
+
+/// Every this many checks a worker that answers is asked again what it is: a restart between two checks is noticed then.
+const CHECKS_PER_LOOK: u32 = 10;
+
+/// Longest `/server_info` that is read.
+const MOST_INFO_BYTES: usize = 4 << 20;
+
+/// How workers are checked.
+#[derive(Clone, Debug)]
+pub(crate) struct ProbeSettings {
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) failure_threshold: u32,
+    pub(crate) api_key: Option<Secret>,
+}
+
+/// Asks workers about themselves. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Prober {
+    client: Client<HttpConnector, Empty<Bytes>>,
+    settings: ProbeSettings,
+}
+
+/// Why a check failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProbeError {
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    Timeout(Duration),
+    #[error("cannot be reached: {0}")]
+    Unreachable(String),
+    #[error("answered {1} to {0}")]
+    Status(&'static str, StatusCode),
+    #[error("its answer to {0} cannot be read")]
+    Unreadable(&'static str),
+}
+
+/// What a worker says about itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) profile: WorkerProfile,
+    /// Differs between two lives of the process; `None` if the worker does not say.
+    life: Option<u64>,
+    /// The whole description.
+    pub(crate) description: Value,
+}
+
+/// What is remembered of a worker between checks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Record {
+    failures: u32,
+    checks: u32,
+    life: Option<u64>,
+}
+
+impl Prober {
+    pub(crate) fn new(settings: ProbeSettings) -> Self {
+        Self { client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()), settings }
+    }
+
+    /// Checks all registered workers, again and again.
+    pub(crate) async fn run(self, router: Router) {
+        let mut ticks = interval(self.settings.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut records: HashMap<WorkerId, Record> = HashMap::new();
+        loop {
+            ticks.tick().await;
+            let workers = router.snapshot().fleet.workers.clone();
+            records.retain(|id, _| workers.iter().any(|worker| worker.id == *id));
+            let mut checks = JoinSet::new();
+            for worker in workers {
+                while checks.len() >= CONCURRENT {
+                    keep(&mut records, checks.join_next().await);
+                }
+                let record = records.get(&worker.id).copied().unwrap_or_default();
+                let (prober, router) = (self.clone(), router.clone());
+                checks.spawn(async move { (worker.id, prober.check(&router, &worker, record).await) });
+            }
+            while let Some(done) = checks.join_next().await {
+                keep(&mut records, Some(done));
+            }
+        }
+    }
+
+    /// Checks one worker and tells the writer what has changed.
+    async fn check(&self, router: &Router, worker: &Worker, mut record: Record) -> Record {
+        record.checks = record.checks.wrapping_add(1);
+        let answer = self.is_ready(&worker.url).await;
+        let known_unreachable = worker.state == WorkerState::Unreachable;
+        match answer {
+            Err(error) => {
+                record.failures = record.failures.saturating_add(1);
+                if record.failures == self.settings.failure_threshold
+                    || (known_unreachable && record.failures == 1)
+                {
+                    tell_health(router, worker.id, false, error.to_string()).await;
+                }
+            }
+            Ok(()) => {
+                record.failures = 0;
+                if known_unreachable || record.checks % CHECKS_PER_LOOK == 1 {
+                    record.life = self.look(router, worker, record.life).await;
+                }
+                if known_unreachable {
+                    tell_health(router, worker.id, true, "answers its health check".to_owned()).await;
+                }
+            }
+        }
+        record
+    }
+
+    /// Asks a worker what it is; voids its claims if it is another process than before.
+    async fn look(&self, router: &Router, worker: &Worker, before: Option<u64>) -> Option<u64> {
+        let identity = match self.identify(&worker.url).await {
+            Ok(identity) => identity,
+            Err(error) => {
+                tracing::debug!(worker = &*worker.url, %error, "the worker does not describe itself");
+                return before;
+            }
+        };
+        if before.is_some() && identity.life.is_some() && before != identity.life {
+            let reason = Arc::from("the engine restarted");
+            let _ = send(router, Update::Fleet(FleetUpdate::Void { worker: worker.id, reason })).await;
+        }
+        if identity.profile != worker.profile {
+            let (id, profile) = (worker.id, identity.profile.clone());
+            let set =
+                ask(router, |done| Update::Fleet(FleetUpdate::Profile { worker: id, profile, done })).await;
+            if let Ok(Err(error)) = set {
+                tracing::error!(worker = &*worker.url, %error, "the worker's ranks do not fit");
+            }
+        }
+        identity.life.or(before)
+    }
+
+    /// Whether a worker takes requests: `/ready`, or `/health` or `/v1/models` where that does not exist.
+    pub(crate) async fn is_ready(&self, base: &str) -> Result<(), ProbeError> {
+        let mut last = StatusCode::NOT_FOUND;
+        for path in ["/ready", "/health", "/v1/models"] {
+            match self.get(base, path).await?.0 {
+                StatusCode::NOT_FOUND => {}
+                status if status.is_success() => return Ok(()),
+                status => return Err(ProbeError::Status(path, status)),
+            }
+            last = StatusCode::NOT_FOUND;
+        }
+        Err(ProbeError::Status("/ready", last))
+    }
+
+    /// What a worker says about itself.
+    pub(crate) async fn identify(&self, base: &str) -> Result<Identity, ProbeError> {
+        let (mut status, mut body) = self.get(base, "/server_info").await?;
+        if status == StatusCode::NOT_FOUND {
+            (status, body) = self.get(base, "/get_server_info").await?;
+        }
+        if !status.is_success() {
+            return Err(ProbeError::Status("/server_info", status));
+        }
+        let info: Value =
+            serde_json::from_slice(&body).map_err(|_| ProbeError::Unreadable("/server_info"))?;
+        Ok(Identity { profile: profile(&info), life: life(&info), description: info })
+    }
+
+    async fn get(&self, base: &str, path: &'static str) -> Result<(StatusCode, Bytes), ProbeError> {
+        let mut request = Request::get(format!("{base}{path}"));
+        if let Some(key) = &self.settings.api_key {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", key.expose()));
+        }
+        let request =
+            request.body(Empty::new()).map_err(|error| ProbeError::Unreachable(error.to_string()))?;
+        let exchange = async {
+            let response = self.client.request(request).await;
+            let response = response.map_err(|error| ProbeError::Unreachable(root_cause(&error)))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), MOST_INFO_BYTES).collect().await;
+            Ok((status, body.map_err(|_| ProbeError::Unreadable(path))?.to_bytes()))
+        };
+        let limit = self.settings.timeout;
+        timeout(limit, exchange).await.map_err(|_| ProbeError::Timeout(limit))?
+    }
+}
+
+fn keep<E>(records: &mut HashMap<WorkerId, Record>, done: Option<Result<(WorkerId, Record), E>>) {
+    if let Some(Ok((id, record))) = done {
+        records.insert(id, record);
+    }
+}
+
+async fn tell_health(router: &Router, worker: WorkerId, reachable: bool, reason: String) {
+    let update = FleetUpdate::Health { worker, reachable, reason: reason.into() };
+    // With an overloaded writer the next check says it again.
+    let _ = send(router, Update::Fleet(update)).await;
+}
+
+fn profile(info: &Value) -> WorkerProfile {
+    let names = [&info["served_model_name"], &info["model_path"]];
+    let mut models: Vec<Arc<str>> =
+        names.into_iter().filter_map(|name| name.as_str()).map(Arc::from).collect();
+    models.dedup();
+    let number = |name: &str| info[name].as_u64().or_else(|| info["internal_states"][0][name].as_u64());
+    let small = |name: &str| number(name).and_then(|value| u32::try_from(value).ok()).unwrap_or(1).max(1);
+    WorkerProfile {
+        models,
+        engine_version: Arc::from(info["version"].as_str().unwrap_or("")),
+        dp_size: small("dp_size"),
+        page_size: small("page_size"),
+        capacity_tokens: number("max_total_num_tokens").unwrap_or(0),
+        evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru"),
+    }
+}
+
+/// The durations of a start are as good as a name of the process: no two starts take equally many microseconds throughout.
+fn life(info: &Value) -> Option<u64> {
+    let startup = info.get("startup_time").filter(|startup| startup.is_object())?;
+    let mut hasher = DefaultHasher::new();
+    startup.to_string().hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_is_read_tolerantly() {
+        let info = serde_json::json!({"served_model_name": "m", "model_path": "/models/m", "page_size": 16, "dp_size": 2,
+            "max_total_num_tokens": 1024, "version": "0.5.23", "radix_eviction_policy": "lfu",
+            "startup_time": {"load_weight": 0.5}});
+        let read = profile(&info);
+        assert_eq!(read.models, [Arc::from("m"), Arc::from("/models/m")]);
+        assert_eq!(
+            (read.page_size, read.dp_size, read.capacity_tokens, read.evicts_lru),
+            (16, 2, 1024, false)
+        );
+        let bare = profile(&serde_json::json!({"page_size": -3, "dp_size": "two"}));
+        assert_eq!(bare, WorkerProfile::default());
+        let other = serde_json::json!({"startup_time": {"load_weight": 0.6}});
+        assert_ne!(life(&info), life(&other));
+        assert_eq!(life(&serde_json::json!({})), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! Between the wire and the core: every field of the agents' messages is checked here, and nowhere else.
+
+use std::sync::Arc;
+
+use espalier_proto::coordinator_message::Message as Reply;
+use espalier_proto::{
+    Ack, Baseline, CoordinatorMessage, Delta as WireDelta, EvictionPolicy, Hello, KeySpace as WireKeySpace,
+    KeyUnit, Load, ReportLevel as WireLevel, ResumePoint, Resync, SetFingerprint, Welcome,
+};
+use router_core::key::{BlockHash, KeySpace, SCHEME, Unit};
+use router_core::{BlockRun, Delta, Incarnation, ReportLevel, ReportedLoad, SetDigest, WorkerProfile};
+use tonic::Status;
+
+use super::Terms;
+use crate::config::worker_url;
+
+/// The version of the protocol that is spoken here.
+const PROTOCOL_VERSION: u32 = 1;
+
+/// Longest name of a model or engine that is kept.
+const MOST_NAME_BYTES: usize = 512;
+
+/// Hello, checked.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    pub(super) url: Arc<str>,
+    pub(super) incarnation: Incarnation,
+    pub(super) profile: WorkerProfile,
+    pub(super) max_level: ReportLevel,
+    /// The agent can translate to token blocks, with a hash that is known here.
+    pub(super) understands_tokens: bool,
+}
+
+pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
+    let invalid = |what: String| Err(Status::invalid_argument(what));
+    if hello.protocol_version != PROTOCOL_VERSION {
+        return Err(Status::failed_precondition(format!(
+            "protocol version {} is not spoken here; this router speaks {PROTOCOL_VERSION}",
+            hello.protocol_version
+        )));
+    }
+    let url = match worker_url(&hello.worker_url) {
+        Ok(url) => url,
+        Err(problem) => return invalid(format!("Hello.worker_url: {problem}")),
+    };
+    if hello.incarnation == 0 {
+        return invalid("Hello.incarnation must be greater than zero".to_owned());
+    }
+    if hello.dp_size == 0 {
+        return invalid("Hello.dp_size must be at least 1".to_owned());
+    }
+    if hello.page_size == 0 {
+        return invalid("Hello.page_size must be at least 1".to_owned());
+    }
+    if hello.model.len() > MOST_NAME_BYTES || hello.engine_version.len() > MOST_NAME_BYTES {
+        return invalid(format!("Hello.model and Hello.engine_version have at most {MOST_NAME_BYTES} bytes"));
+    }
+    let models = if hello.model.is_empty() { Vec::new() } else { vec![Arc::from(&*hello.model)] };
+    let knows_hash = hello.schemes.iter().any(|scheme| scheme == SCHEME);
+    Ok(Greeting {
+        url: url.into(),
+        incarnation: Incarnation(hello.incarnation),
+        profile: WorkerProfile {
+            models,
+            engine_version: Arc::from(&*hello.engine_version),
+            dp_size: hello.dp_size,
+            page_size: hello.page_size,
+            capacity_tokens: hello.capacity_tokens,
+            evicts_lru: hello.eviction_policy() == EvictionPolicy::Lru,
+        },
+        max_level: match hello.max_level() {
+            WireLevel::Unspecified | WireLevel::Counts => ReportLevel::Counts,
+            WireLevel::Removals => ReportLevel::Removals,
+            WireLevel::Full => ReportLevel::Full,
+        },
+        understands_tokens: knows_hash && hello.units().any(|unit| unit == KeyUnit::Token),
+    })
+}
+
+pub(super) fn welcome(
+    terms: &Terms,
+    level: ReportLevel,
+    space: Option<&KeySpace>,
+    resumed: &[(u32, u64)],
+) -> CoordinatorMessage {
+    let fingerprint = space.map_or(0, KeySpace::fingerprint);
+    let key_spaces = space.map(|space| WireKeySpace {
+        unit: KeyUnit::Token.into(),
+        block_size: space.block_size(),
+        scheme: SCHEME.to_owned(),
+        seed: space.seed(),
+        fingerprint,
+    });
+    let resume = resumed.iter().map(|&(rank, acked_seq)| ResumePoint {
+        rank,
+        acked_seq,
+        key_space_fingerprint: fingerprint,
+    });
+    reply(Reply::Welcome(Welcome {
+        lease_ms: terms.lease_ms,
+        key_spaces: key_spaces.into_iter().collect(),
+        level: wire_level(level).into(),
+        batch_interval_ms: terms.batch_interval_ms,
+        resume: resume.collect(),
+    }))
+}
+
+pub(crate) fn wire_level(level: ReportLevel) -> WireLevel {
+    match level {
+        ReportLevel::Counts => WireLevel::Counts,
+        ReportLevel::Removals => WireLevel::Removals,
+        ReportLevel::Full => WireLevel::Full,
+    }
+}
+
+pub(super) fn ack(rank: u32, seq: u64) -> CoordinatorMessage {
+    reply(Reply::Ack(Ack { rank, seq }))
+}
+
+pub(super) fn resync(rank: u32, reason: &str) -> CoordinatorMessage {
+    reply(Reply::Resync(Resync { rank, reason: reason.to_owned() }))
+}
+
+pub(super) fn delta(delta: WireDelta) -> Result<Delta, Status> {
+    token_unit(delta.unit())?;
+    let runs = delta.stored.into_iter().map(|run| block_run(run.parent, &run.hashes));
+    Ok(Delta {
+        unit: Unit::Token,
+        seq: delta.seq,
+        cleared: delta.cleared,
+        removed: hashes(&delta.removed)?,
+        stored: runs.collect::<Result<_, _>>()?,
+    })
+}
+
+pub(super) fn baseline_runs(baseline: &Baseline) -> Result<Vec<BlockRun>, Status> {
+    token_unit(baseline.unit())?;
+    baseline.stored.iter().map(|run| block_run(run.parent, &run.hashes)).collect()
+}
+
+pub(super) fn load(load: &Load) -> ReportedLoad {
+    ReportedLoad {
+        running_requests: load.running_requests,
+        waiting_requests: load.waiting_requests,
+        waiting_uncached_tokens: load.waiting_uncached_tokens,
+        used_tokens: load.used_tokens,
+        capacity_tokens: load.capacity_tokens,
+    }
+}
+
+pub(super) fn digest(fingerprint: &SetFingerprint) -> Result<SetDigest, Status> {
+    token_unit(fingerprint.unit())?;
+    let mut digest = SetDigest::empty();
+    if fingerprint.buckets.len() != 2 * digest.buckets.len() {
+        return Err(Status::invalid_argument("SetFingerprint.buckets must have 512 bytes"));
+    }
+    digest.blocks = fingerprint.blocks;
+    for (bucket, bytes) in digest.buckets.iter_mut().zip(fingerprint.buckets.chunks_exact(2)) {
+        *bucket = u16::from_le_bytes([bytes[0], bytes[1]]);
+    }
+    Ok(digest)
+}
+
+fn token_unit(unit: KeyUnit) -> Result<(), Status> {
+    match unit {
+        KeyUnit::Token => Ok(()),
+        _ => Err(Status::invalid_argument("blocks are reported in the unit that Welcome asked for: tokens")),
+    }
+}
+
+fn block_run(parent: u64, values: &[u64]) -> Result<BlockRun, Status> {
+    if values.is_empty() {
+        return Err(Status::invalid_argument("BlockRun.hashes must not be empty"));
+    }
+    Ok(BlockRun { parent: BlockHash::new(parent), hashes: hashes(values)? })
+}
+
+fn hashes(values: &[u64]) -> Result<Vec<BlockHash>, Status> {
+    let hash = |value: &u64| {
+        BlockHash::new(*value).ok_or_else(|| Status::invalid_argument("a block hash is never zero"))
+    };
+    values.iter().map(hash).collect()
+}
+
+fn reply(message: Reply) -> CoordinatorMessage {
+    CoordinatorMessage { message: Some(message) }
+}

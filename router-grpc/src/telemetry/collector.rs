@@ -1,0 +1,111 @@
+//! What is read from the snapshot when somebody asks: its labels are the fleet's, and go with it.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use router_core::{Router, Snapshot, WorkerState};
+use router_http::Clock;
+
+use super::ControlMetrics;
+
+/// Encodes the fleet.
+#[derive(Debug)]
+pub(crate) struct FleetCollector {
+    pub(crate) router: Router,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: ControlMetrics,
+}
+
+impl Collector for FleetCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let snapshot = self.router.snapshot();
+        self.encode_router(&mut encoder, &snapshot)?;
+        self.encode_workers(&mut encoder, &snapshot)?;
+        encode_targets(&mut encoder, &snapshot)
+    }
+}
+
+impl FleetCollector {
+    fn encode_router(&self, encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
+        let age = self.clock.now().since(snapshot.published).as_secs_f64();
+        gauge(encoder, "espalier_epoch", "Number of the snapshot in force", snapshot.epoch as f64)?;
+        gauge(encoder, "espalier_epoch_age_seconds", "Age of the snapshot in force", age)?;
+        gauge(encoder, "espalier_index_blocks", "Distinct blocks in the index", snapshot.size.blocks as f64)?;
+        gauge(encoder, "espalier_index_runs", "Runs of blocks in the index", snapshot.size.runs as f64)?;
+        gauge(
+            encoder,
+            "espalier_unvouched",
+            "1 while cache-aware routing is on and neither an agent nor any response vouches for its claims",
+            f64::from(u8::from(self.unvouched(snapshot))),
+        )?;
+        let refused = ConstCounter::new(self.router.updates().refused());
+        let help = "Updates that found the writer's queue full";
+        refused.encode(encoder.encode_descriptor(
+            "espalier_updates_refused",
+            help,
+            None,
+            refused.metric_type(),
+        )?)
+    }
+
+    fn encode_workers(&self, encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
+        let states =
+            [WorkerState::Unreachable, WorkerState::Ready, WorkerState::Draining, WorkerState::Updating];
+        let workers = &snapshot.fleet.workers;
+        let count = |state| workers.iter().filter(|worker| worker.state == state).count() as f64;
+        let rows = states.map(|state| ([("state", state.to_string())], count(state)));
+        gauges(encoder, "espalier_workers", "Registered workers by state", &rows)?;
+        let now = self.clock.now();
+        let age = |worker: &router_core::Worker| Some(now.since(worker.agent?.last_report).as_secs_f64());
+        let ages =
+            workers.iter().filter_map(|worker| Some(([("worker", worker.url.to_string())], age(worker)?)));
+        let help = "Time since the last message of a worker's agent";
+        gauges(encoder, "espalier_agent_report_age_seconds", help, &ages.collect::<Vec<_>>())
+    }
+
+    /// Cache-aware routing is on, something has been routed by it, and nothing has ever vouched for it.
+    fn unvouched(&self, snapshot: &Snapshot) -> bool {
+        let follows_cache = matches!(snapshot.policy.name(), "cache_aware" | "threshold");
+        let agents = snapshot.fleet.workers.iter().any(|worker| worker.agent.is_some());
+        follows_cache && snapshot.size.blocks > 0 && !agents && self.metrics.checked_predictions() == 0
+    }
+}
+
+fn encode_targets(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
+    let targets = || snapshot.fleet.targets.iter();
+    let labels = |target: &router_core::Target| {
+        [("worker", target.worker.url.to_string()), ("rank", target.id.rank.to_string())]
+    };
+    let claimed: Vec<_> = targets().map(|target| (labels(target), target.claimed_tokens as f64)).collect();
+    gauges(encoder, "espalier_claimed_tokens", "Tokens claimed to be cached", &claimed)?;
+    let in_flight: Vec<_> =
+        targets().map(|target| (labels(target), target.load.read().in_flight as f64)).collect();
+    gauges(encoder, "espalier_target_in_flight_requests", "Requests in flight", &in_flight)?;
+    let divergence = targets().filter_map(|target| Some((labels(target), target.divergence_tokens? as f64)));
+    let help = "Estimated difference between claims and the engine's cache";
+    gauges(encoder, "espalier_divergence_tokens", help, &divergence.collect::<Vec<_>>())?;
+    let pressure: Vec<_> =
+        targets().map(|target| (labels(target), f64::from(target.eviction_pressure))).collect();
+    gauges(encoder, "espalier_eviction_pressure", "Tokens evicted per token stored, at most 1", &pressure)
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
+    let gauge = ConstGauge::new(value);
+    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+}
+
+fn gauges<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: &[(L, f64)],
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, ConstGauge::new(0.0).metric_type())?;
+    for (labels, value) in rows {
+        ConstGauge::new(*value).encode(family.encode_family(labels)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! What the coordinator counts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use router_core::MispredictionCause;
+
+/// The coordinator's families. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ControlMetrics {
+    report_bytes: Family<WorkerLabel, Counter>,
+    report_messages: Family<WorkerLabel, Counter>,
+    mispredicted: Family<CauseLabel, Counter>,
+    pub(crate) resyncs: Counter,
+    pub(crate) key_space_mismatches: Counter,
+    /// All bytes, also of workers that are gone.
+    total_report_bytes: Arc<AtomicU64>,
+    /// Responses whose prediction was checked.
+    checked: Arc<AtomicU64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkerLabel {
+    worker: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabel {
+    cause: &'static str,
+}
+
+impl ControlMetrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let it = &metrics;
+        registry.register(
+            "espalier_agent_report_bytes",
+            "Bytes of agents' messages",
+            it.report_bytes.clone(),
+        );
+        registry.register("espalier_agent_report_messages", "Messages of agents", it.report_messages.clone());
+        registry.register(
+            "espalier_mispredicted_tokens",
+            "Absolute difference of predicted and actual cached tokens, by cause",
+            it.mispredicted.clone(),
+        );
+        registry.register(
+            "espalier_resyncs",
+            "Baselines asked for because a rank had been lost track of",
+            it.resyncs.clone(),
+        );
+        registry.register(
+            "espalier_key_space_mismatches",
+            "Sessions whose agent hashes differently",
+            it.key_space_mismatches.clone(),
+        );
+        metrics
+    }
+
+    /// A message of an agent arrived.
+    pub(crate) fn reported(&self, worker: &str, bytes: usize) {
+        let label = WorkerLabel { worker: worker.to_owned() };
+        self.report_bytes.get_or_create(&label).inc_by(bytes as u64);
+        self.report_messages.get_or_create(&label).inc();
+        self.total_report_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    pub(crate) fn mispredicted(&self, error_tokens: i64, cause: Option<MispredictionCause>) {
+        self.checked.fetch_add(1, Relaxed);
+        if let Some(cause) = cause {
+            let label = CauseLabel { cause: cause.name() };
+            self.mispredicted.get_or_create(&label).inc_by(error_tokens.unsigned_abs());
+        }
+    }
+
+    /// A worker is gone, and so are its labels.
+    pub(crate) fn forget_worker(&self, worker: &str) {
+        let label = WorkerLabel { worker: worker.to_owned() };
+        self.report_bytes.remove(&label);
+        self.report_messages.remove(&label);
+    }
+
+    pub(crate) fn total_report_bytes(&self) -> u64 {
+        self.total_report_bytes.load(Relaxed)
+    }
+
+    pub(crate) fn checked_predictions(&self) -> u64 {
+        self.checked.load(Relaxed)
+    }
+}

@@ -1,0 +1,11 @@
+//! Metrics, logs and traces.
+
+mod collector;
+mod metrics;
+mod prometheus;
+mod tracing_setup;
+
+pub(crate) use collector::FleetCollector;
+pub(crate) use metrics::ControlMetrics;
+pub(crate) use prometheus::{Exporter, ExporterError};
+pub use tracing_setup::{Telemetry, TelemetryError, init};
