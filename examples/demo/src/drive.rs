@@ -86,7 +86,7 @@ pub(crate) async fn drive(base: &str, trace: &[Request], pace: Pace, progress: &
     let began = tokio::time::Instant::now();
     let mut running = JoinSet::new();
     let mut outcome = Outcome::default();
-    let wall = |engine: Duration| engine.div_f64(pace.time_scale);
+    let wall = move |engine: Duration| engine.div_f64(pace.time_scale);
     for request in trace {
         // The body is made before its time comes, so that making it delays nobody.
         let body = body_of(request);
@@ -118,7 +118,8 @@ async fn send(client: &HttpClient, url: &str, body: Bytes, time_scale: f64) -> R
     if response.status() != StatusCode::OK {
         return Err(Failure::Status(response.status()));
     }
-    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let header =
+        |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
     let worker = header("x-espalier-worker").to_owned();
     let predicted_tokens = header("x-espalier-predicted-tokens").parse().unwrap_or(0);
     let mut stream = response.into_body();
@@ -155,7 +156,11 @@ fn body_of(request: &Request) -> Bytes {
 }
 
 impl Outcome {
-    fn take(&mut self, done: Result<Result<Answer, Failure>, tokio::task::JoinError>, progress: &ProgressBar) {
+    fn take(
+        &mut self,
+        done: Result<Result<Answer, Failure>, tokio::task::JoinError>,
+        progress: &ProgressBar,
+    ) {
         progress.inc(1);
         match done {
             Ok(Ok(answer)) => self.answers.push(answer),

@@ -147,7 +147,8 @@ mod tests {
 
     #[test]
     fn a_run_is_summed_up() {
-        let answers = vec![answer("a", 10, 300, 100, 120), answer("b", 30, 100, 0, 10), answer("a", 20, 0, 0, 0)];
+        let answers =
+            vec![answer("a", 10, 300, 100, 120), answer("b", 30, 100, 0, 10), answer("a", 20, 0, 0, 0)];
         let outcome = Outcome { answers, failures: [("timed out".to_owned(), 2)].into() };
         let truth = Truth { divergence_ratio: 0.0, report_bytes: 40, workers: 2 };
         let run = Run::new("p", 0.5, outcome, truth);

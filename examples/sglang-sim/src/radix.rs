@@ -1,8 +1,8 @@
 //! The prefix cache of one dp rank: a radix tree over pages of tokens, as SGLang's `RadixCache` behaves.
 //!
 //! Lengths are always whole pages. A path is locked while a request runs on it; what is not locked is evicted leaf by leaf,
-//! whole nodes, least recently used first. Time is a counter that moves with every touch of a node, so no two are equal. What
-//! changes is told as [`CacheEvent`]s; a node that is split changes nothing that anyone could see.
+//! whole nodes, least recently used first. Time is a counter of operations. What changes is told as [`CacheEvent`]s; a node
+//! that is split changes nothing that anyone could see.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -89,13 +89,13 @@ impl RadixCache {
 
     /// The longest cached prefix, in whole pages; touches it. A match that ends inside a node splits the node.
     pub(crate) fn match_prefix(&mut self, namespace: &Namespace, tokens: &[u32]) -> Match {
+        self.clock += 1;
         let mut at = Match { tokens: 0, last: None };
         while let Some(id) = self.child(namespace, at.last, &tokens[at.tokens..]) {
             let common = self.common(id, &tokens[at.tokens..]);
             let whole = common == self.node(id).tokens.len();
-            // What a split cuts off is touched too.
-            self.touch(id);
             let id = if whole { id } else { self.split(id, common) };
+            self.touch(id);
             at = Match { tokens: at.tokens + common, last: Some(id) };
             if !whole {
                 break;
@@ -126,7 +126,6 @@ impl RadixCache {
             tokens: rest.to_vec(),
             cache_salt: namespace.cache_salt.clone(),
         });
-        let last_access = self.tick();
         let id = self.add(Node {
             parent: found.last,
             namespace: namespace.clone(),
@@ -134,7 +133,7 @@ impl RadixCache {
             digests,
             children: HashMap::new(),
             locks: 0,
-            last_access,
+            last_access: self.clock,
         });
         self.evictable_tokens += rest.len();
         Match { tokens: found.tokens, last: Some(id) }
@@ -238,7 +237,8 @@ impl RadixCache {
 
     /// Cuts a node; returns the new upper half. The lower half keeps the id, so that locks held by id stay right.
     fn split(&mut self, id: NodeId, at: usize) -> NodeId {
-        let (clock, page) = (self.tick(), self.page_size);
+        let clock = self.clock;
+        let page = self.page_size;
         let node = self.node_mut(id);
         let first_page = node.tokens[..page].to_vec();
         let lower_tokens = node.tokens.split_off(at);
@@ -251,25 +251,27 @@ impl RadixCache {
             digests: std::mem::replace(&mut node.digests, lower_digests),
             children: HashMap::from([(lower_page, id)]),
             locks: node.locks,
-            last_access: clock,
+            last_access: node.last_access,
         };
-        let (parent, namespace) = (upper.parent, upper.namespace.clone());
+        let (parent, namespace, access) = (upper.parent, upper.namespace.clone(), node.last_access);
         let upper_id = self.place(upper);
         match parent {
             Some(parent) => drop(self.node_mut(parent).children.insert(first_page, upper_id)),
             None => drop(self.roots.insert((namespace, first_page), upper_id)),
         }
-        self.node_mut(id).parent = Some(upper_id);
+        let was_offered = self.evictable.remove(&(access, id));
+        let node = self.node_mut(id);
+        node.parent = Some(upper_id);
+        // A split stamps the suffix anew.
+        node.last_access = clock;
+        if was_offered {
+            self.evictable.insert((clock, id));
+        }
         upper_id
     }
 
-    fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
-    }
-
     fn touch(&mut self, id: NodeId) {
-        let clock = self.tick();
+        let clock = self.clock;
         let node = self.node_mut(id);
         let before = std::mem::replace(&mut node.last_access, clock);
         if self.evictable.remove(&(before, id)) {
