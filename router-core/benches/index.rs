@@ -4,6 +4,7 @@
 //! the other, so that drift of the machine meets both; a row is the median over the rounds of the round's medians.
 
 use std::hint::black_box;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use router_core::index::{Index, Matches, NaiveIndex};
@@ -43,7 +44,7 @@ fn main() {
         decision(&workload, &router, &index, rounds),
     ];
     for row in rows {
-        println!("{}", row.json());
+        writeln!(std::io::stdout(), "{}", row.json()).expect("standard output takes the rows");
     }
 }
 
@@ -53,7 +54,8 @@ fn workload(settings: &Settings, prompts: usize) -> Workload {
     let shared: Vec<_> = (0..20).map(|_| random(PROMPT_TOKENS / 2)).collect();
     let prompt = |index: usize, tail: Vec<u32>| [shared[index % shared.len()].clone(), tail].concat();
     let tokens: Vec<_> = (0..prompts).map(|index| prompt(index, random(PROMPT_TOKENS / 2))).collect();
-    let keys = tokens.iter().map(|tokens| settings.token_space.key_of_tokens(Salt::default(), tokens)).collect();
+    let keys =
+        tokens.iter().map(|tokens| settings.token_space.key_of_tokens(Salt::default(), tokens)).collect();
     Workload { tokens, keys }
 }
 

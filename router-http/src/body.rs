@@ -89,7 +89,7 @@ impl Passing {
 
     fn pass(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
-            self.exchange.passed(data.len());
+            self.exchange.passed(data);
             if let Some(usage) = self.search.look(data) {
                 self.exchange.used(usage);
             }
@@ -119,7 +119,8 @@ impl Passing {
         }
     }
 
-    /// The worker's answer ends too early. A stream says so in an event; any other body must not look complete.
+    /// The worker's answer ends too early. A stream says so in an event, after the end of whatever was cut; any other body
+    /// must not look complete.
     fn break_off(&mut self, error: BrokenBody) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         self.ended = true;
         self.exchange.broke();
@@ -130,7 +131,7 @@ impl Passing {
         let event = serde_json::json!({"error": {
             "message": error.to_string(), "type": "server_error", "code": "stream_broken", "source": "worker",
         }});
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from(format!("data: {event}\n\n"))))))
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from(format!("\n\ndata: {event}\n\n"))))))
     }
 }
 

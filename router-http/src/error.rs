@@ -24,11 +24,9 @@ pub(crate) enum Failure {
     Unauthorized,
     #[error(transparent)]
     Route(#[from] RouteError),
-    #[error("the worker could not be reached: {0}; no other worker was left to try")]
+    #[error("the worker could not be reached: {0}")]
     Unreachable(String),
-    #[error(
-        "the worker closed the connection before it answered; it was not tried elsewhere, because that might do the work twice"
-    )]
+    #[error("the worker closed the connection before it answered")]
     Lost,
     #[error("the worker did not begin to answer within {seconds} s")]
     Slow { seconds: u64 },

@@ -28,6 +28,7 @@ pub(crate) struct Exchange {
     ttft: Option<Duration>,
     streaming: bool,
     bytes: u64,
+    refused_in_stream: bool,
     ended: bool,
 }
 
@@ -38,6 +39,9 @@ struct Decided {
     reason: String,
     predicted_tokens: u64,
 }
+
+/// How a stream begins that is an error.
+const ERROR_EVENT: &[u8] = b"data: {\"error\"";
 
 impl Exchange {
     pub(crate) fn begin(
@@ -62,6 +66,7 @@ impl Exchange {
             ttft: None,
             streaming: false,
             bytes: 0,
+            refused_in_stream: false,
             ended: false,
         }
     }
@@ -113,9 +118,11 @@ impl Exchange {
     }
 
     /// Data of the answer passed.
-    pub(crate) fn passed(&mut self, bytes: usize) {
-        self.bytes += bytes as u64;
-        if self.ttft.is_none() && self.streaming && self.status.is_success() {
+    pub(crate) fn passed(&mut self, data: &[u8]) {
+        // SGLang refuses a stream with status 200 and an error as its first event: nothing was prefilled for it.
+        self.refused_in_stream |= self.bytes == 0 && self.streaming && data.starts_with(ERROR_EVENT);
+        self.bytes += data.len() as u64;
+        if self.ttft.is_none() && self.streaming && self.status.is_success() && !self.refused_in_stream {
             let ttft = self.began.elapsed();
             self.ttft = Some(ttft);
             self.metrics.ttft_s.observe(ttft.as_secs_f64());
@@ -158,11 +165,9 @@ impl Exchange {
 
     /// The worker's answer is complete.
     pub(crate) fn complete(&mut self) {
-        let outcome = if self.status.is_server_error() || self.status.is_client_error() {
-            Outcome::WorkerError
-        } else {
-            Outcome::Answered
-        };
+        let refused =
+            self.refused_in_stream || self.status.is_server_error() || self.status.is_client_error();
+        let outcome = if refused { Outcome::WorkerError } else { Outcome::Answered };
         self.end(outcome);
     }
 

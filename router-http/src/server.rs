@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -42,6 +43,9 @@ pub struct BindError {
     source: std::io::Error,
 }
 
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
 impl DataPlane {
     /// Listens, so that the address is known and nothing is lost; [`Bound::serve`] then serves.
     pub async fn bind(
@@ -68,6 +72,9 @@ impl Bound {
     /// Serves until `shutdown`, then finishes what is in flight, for at most the configured grace.
     pub async fn serve(self, shutdown: CancellationToken) {
         let graceful = GracefulShutdown::new();
+        // Ends the connections that outlast the grace.
+        let end = CancellationToken::new();
+        let _ends = end.clone().drop_guard();
         let room = Arc::new(Semaphore::new(self.config.max_connections));
         let mut http = auto::Builder::new(TokioExecutor::new());
         http.http1().timer(TokioTimer::new()).pipeline_flush(true);
@@ -82,7 +89,7 @@ impl Bound {
                 Err(error) => {
                     // Out of file descriptors, usually: it passes when connections close.
                     tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::task::yield_now().await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
@@ -91,9 +98,10 @@ impl Bound {
                 continue;
             };
             let connection = self.connection(&http, &graceful, stream, client);
+            let end = end.clone();
             tokio::spawn(async move {
                 let _permit = permit;
-                connection.await;
+                end.run_until_cancelled(connection).await;
             });
         }
         drop(self.listener);

@@ -121,6 +121,10 @@ impl Service {
         let mut arrived = self.receive(kind, request).await?;
         let began = Instant::now();
         let wanted = self.decode(&arrived)?;
+        if self.inner.config.api_key.is_some() {
+            // The key to this router is no worker's business.
+            arrived.headers.remove(header::AUTHORIZATION);
+        }
         let key = self.inner.config.worker_api_key.as_ref().map(|key| key.expose());
         headers::to_worker(&mut arrived.headers, client, exchange.request_id(), key);
         let context = tracing::Span::current().context();
@@ -152,7 +156,8 @@ impl Service {
             tried.push(in_flight.target());
             let request = (&arrived.method, &*arrived.path_and_query);
             let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
-            let sent = self.inner.upstream.send(exchange.sent(in_flight), request, headers, body);
+            let pin_rank = arrived.kind != RouteKind::Other && wanted.rank.is_none();
+            let sent = self.inner.upstream.send(exchange.sent(in_flight), request, headers, body, pin_rank);
             match sent.await {
                 Ok(response) => return Ok(response),
                 Err(Attempt { failure, unsent }) => {

@@ -42,17 +42,19 @@ impl Upstream {
         Self { client, head_timeout: config.head_timeout }
     }
 
-    /// Sends a request to the target of `in_flight` and waits for the head of the answer.
+    /// Sends a request to the target of `in_flight` and waits for the head of the answer. `pin_rank`: its body is an object of
+    /// an API that takes a dp rank.
     pub(crate) async fn send(
         &self,
         in_flight: &InFlight,
         (method, path_and_query): (&Method, &str),
         headers: HeaderMap,
         body: Bytes,
+        pin_rank: bool,
     ) -> Result<Response<Incoming>, Attempt> {
         let url = format!("{}{path_and_query}", in_flight.worker().url);
         let uri: Uri = url.parse().map_err(|_| Attempt::unsent("its URL is not usable".to_owned()))?;
-        let mut request = Request::new(Full::new(pinned(body, in_flight)));
+        let mut request = Request::new(Full::new(if pin_rank { pinned(body, in_flight) } else { body }));
         *request.method_mut() = method.clone();
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_11;
@@ -85,21 +87,14 @@ impl Attempt {
     }
 }
 
-/// The body with the dp rank of its target, for workers with several: one field put before all others, so that a field of
-/// the client's own would win. Everything else stays byte for byte.
+/// The body with the dp rank of its target, for workers with several: one field put after all others, where it wins over any
+/// of the same name. Everything else stays byte for byte.
 fn pinned(body: Bytes, in_flight: &InFlight) -> Bytes {
-    let several = in_flight.worker().profile.dp_size > 1 && in_flight.prompt_tokens() > 0;
-    let Some(open) = body.iter().position(|byte| !byte.is_ascii_whitespace()).filter(|_| several) else {
-        return body;
-    };
-    if body[open] != b'{' {
+    if in_flight.worker().profile.dp_size <= 1 {
         return body;
     }
-    let rest = &body[open + 1..];
-    let comma = if rest.trim_ascii_start().starts_with(b"}") { "" } else { "," };
-    let field = format!("{{\"routed_dp_rank\":{}{comma}", in_flight.target().rank);
-    let mut pinned = Vec::with_capacity(body.len() + field.len());
-    pinned.extend_from_slice(field.as_bytes());
-    pinned.extend_from_slice(rest);
-    pinned.into()
+    let Some(object) = body.trim_ascii_end().strip_suffix(b"}") else { return body };
+    let comma = if object.trim_ascii() == b"{" { "" } else { "," };
+    let field = format!("{comma}\"routed_dp_rank\":{}}}", in_flight.target().rank);
+    [object, field.as_bytes()].concat().into()
 }

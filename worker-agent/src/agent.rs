@@ -46,7 +46,8 @@ impl Agent {
             let counters = Arc::new(RouterCounters::default());
             routers.push((url.clone(), Arc::clone(&counters)));
             let settings = Arc::clone(&settings);
-            let link = Link::new(index, settings, life.clone(), health.clone(), counters, shutdown.child_token());
+            let link =
+                Link::new(index, settings, life.clone(), health.clone(), counters, shutdown.child_token());
             tasks.spawn(link.run());
         }
         Ok(AgentHandle { life, routers, shutdown, tasks })

@@ -45,7 +45,8 @@ pub enum CheckError {
 /// Looks at the live engine of a configuration; its routers are not contacted.
 pub async fn check(config: AgentConfig) -> Result<Vec<Finding>, CheckError> {
     // Checking an engine needs no router.
-    let routers = if config.routers.is_empty() { vec!["http://127.0.0.1:1".to_owned()] } else { config.routers };
+    let routers =
+        if config.routers.is_empty() { vec!["http://127.0.0.1:1".to_owned()] } else { config.routers };
     let settings = AgentConfig { routers, ..config }.settle()?;
     Ok(findings(&EngineClient::new(&settings).info().await?))
 }
@@ -55,10 +56,7 @@ pub fn findings(info: &EngineInfo) -> Vec<Finding> {
     let mut out = Vec::new();
     let mut add = |severity, text: String| out.push(Finding { severity, text });
     let version = if info.version.is_empty() { "of unknown version" } else { &info.version };
-    add(
-        Severity::Good,
-        format!("SGLang {version}, model {:?}, {} dp rank(s)", info.model, info.dp_size),
-    );
+    add(Severity::Good, format!("SGLang {version}, model {:?}, {} dp rank(s)", info.model, info.dp_size));
     match info.events.first() {
         Some(first) => add(Severity::Good, format!("KV events: {} and one port up for each further rank", first.endpoint)),
         None if !info.prefix_cache => {
@@ -95,13 +93,16 @@ pub fn findings(info: &EngineInfo) -> Vec<Finding> {
         size if size >= MIN_PAGE_SIZE => add(Severity::Good, format!("page size {size}")),
         size => add(
             Severity::Advice,
-            format!("page size {size} makes events large (about 13 bytes a token instead of 5): use --page-size 16 or more"),
+            format!(
+                "page size {size} makes events large (about 13 bytes a token instead of 5): use --page-size 16 or more"
+            ),
         ),
     }
     match info.metrics {
         Some(false) => add(
             Severity::Advice,
-            "metrics are off: the engine then counts every queued token as not cached; use --enable-metrics".to_owned(),
+            "metrics are off: the engine then counts every queued token as not cached; use --enable-metrics"
+                .to_owned(),
         ),
         Some(true) => add(Severity::Good, "metrics are on".to_owned()),
         None => {}

@@ -156,7 +156,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent_and_means_the_defaults() {
         Cli::command().debug_assert();
-        let cli = Cli::try_parse_from(["worker-agent", "--router", "http://a:1,http://b:1", "--router", "http://c:1"]);
+        let cli = Cli::try_parse_from([
+            "worker-agent",
+            "--router",
+            "http://a:1,http://b:1",
+            "--router",
+            "http://c:1",
+        ]);
         let (config, _) = cli.unwrap().options.split();
         assert_eq!(config.routers.len(), 3);
         let defaults = AgentConfig::default();

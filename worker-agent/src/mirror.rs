@@ -230,7 +230,9 @@ impl Mirror {
 
     fn store(&mut self, stored: &Stored) {
         let pages = stored.hashes.len();
-        if stored.page_size != self.page_size || Some(stored.tokens.len()) != pages.checked_mul(self.page_size as usize) {
+        if stored.page_size != self.page_size
+            || Some(stored.tokens.len()) != pages.checked_mul(self.page_size as usize)
+        {
             self.stats.malformed_events += 1;
             self.doubt.get_or_insert(Doubt::Malformed);
             return;
@@ -354,7 +356,8 @@ impl Mirror {
         let slot = &mut self.tokens[id as usize * size..(id as usize + 1) * size];
         let named = stored.lora_id.is_none() || stored.lora_name.is_some();
         let translatable = named && copy_tokens(&stored.tokens, range, slot);
-        let head = if parent == NONE { &mut self.first_root } else { &mut self.pages[parent as usize].first_child };
+        let head =
+            if parent == NONE { &mut self.first_root } else { &mut self.pages[parent as usize].first_child };
         let next = std::mem::replace(head, id);
         let page = Page {
             hash,
@@ -546,7 +549,11 @@ pub(crate) mod tests {
         mirror.apply(&[stored(None, &[1, 2])]);
         assert_eq!(mirror.apply(&[stored(Some(2), &[3])]), [Change::Cleared]);
         assert_eq!(mirror.doubt(), Some(Doubt::Full));
-        assert_eq!(mirror.apply(&[stored(None, &[1])]), [], "a full mirror tracks nothing until it is cleared");
+        assert_eq!(
+            mirror.apply(&[stored(None, &[1])]),
+            [],
+            "a full mirror tracks nothing until it is cleared"
+        );
         mirror.apply(&[Event::Cleared, stored(None, &[1])]);
         assert_eq!((mirror.doubt(), mirror.len()), (None, 1));
     }

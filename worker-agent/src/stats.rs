@@ -133,7 +133,8 @@ pub(crate) fn collect(life: Option<&Arc<Life>>, routers: &[(String, Arc<RouterCo
     stats.messages_sent = stats.routers.iter().map(|router| router.messages_sent).sum();
     stats.deltas_sent = stats.routers.iter().map(|router| router.deltas_sent).sum();
     stats.baselines_sent = stats.routers.iter().map(|router| router.baselines_sent).sum();
-    stats.mirror_blocks = stats.routers.iter().map(|router| router.blocks).find(|blocks| *blocks > 0).unwrap_or(0);
+    stats.mirror_blocks =
+        stats.routers.iter().map(|router| router.blocks).find(|blocks| *blocks > 0).unwrap_or(0);
     stats.mirror_pages = stats.ranks.iter().map(|rank| rank.pages).sum();
     stats.incomplete = stats.ranks.iter().any(|rank| rank.doubt.is_some());
     stats

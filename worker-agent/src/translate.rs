@@ -253,7 +253,13 @@ impl BlockView {
     }
 
     /// Hashes the blocks that `page` completes into `self.hashes` and answers the block before them.
-    fn translate(&mut self, mirror: &Mirror, page: PageId, pages: u32, slots: usize) -> Option<Option<BlockHash>> {
+    fn translate(
+        &mut self,
+        mirror: &Mirror,
+        page: PageId,
+        pages: u32,
+        slots: usize,
+    ) -> Option<Option<BlockHash>> {
         self.tokens.clear();
         self.hashes.clear();
         let mut first = page;
@@ -288,8 +294,7 @@ impl BlockView {
     }
 
     fn hold(&mut self, hash: u64, parent: u64) {
-        let block =
-            self.blocks.entry(hash).or_insert(Block { parent, pages: 0, told: false, queued: false });
+        let block = self.blocks.entry(hash).or_insert(Block { parent, pages: 0, told: false, queued: false });
         block.pages += 1;
         if block.pages > 1 {
             return;

@@ -74,7 +74,10 @@ pub(crate) fn run(name: Option<&str>, quick: bool, json: bool) -> Result<(), Box
 
 fn print_table(report: &Report) {
     println!("{}, commit {}", report.machine, report.commit);
-    println!("{:<34}{:>8}{:>12}{:>12}{:>9}{:>9}  reference", "row", "unit", "ours", "reference", "ratio", "target");
+    println!(
+        "{:<34}{:>8}{:>12}{:>12}{:>9}{:>9}  reference",
+        "row", "unit", "ours", "reference", "ratio", "target"
+    );
     for row in &report.rows {
         let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"));
         let met = match row.met {

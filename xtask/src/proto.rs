@@ -36,7 +36,9 @@ pub(crate) fn run(check: bool) -> Result<(), Box<dyn Error>> {
     }
     fs::remove_dir_all(&fresh)?;
     if check && !stale.is_empty() {
-        return Err(format!("{} is not what proto/ generates; run `cargo xtask proto`", stale.join(", ")).into());
+        return Err(
+            format!("{} is not what proto/ generates; run `cargo xtask proto`", stale.join(", ")).into()
+        );
     }
     Ok(())
 }

@@ -13,7 +13,8 @@ const MOST_LINES: usize = 400;
 /// A rule over one source file: the findings as (line number, what is wrong).
 type Rule = fn(&Source) -> Vec<(usize, String)>;
 
-const RULES: [Rule; 6] = [header, length, words, errors, arc_swap_stays_in_its_cell, generated_types_stop_at_convert];
+const RULES: [Rule; 6] =
+    [header, length, words, errors, arc_swap_stays_in_its_cell, generated_types_stop_at_convert];
 
 struct Source {
     /// From the root of the repository.
@@ -64,7 +65,9 @@ impl Source {
     /// Numbered lines before the file's own tests.
     fn production(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines = self.text.lines().enumerate().map(|(index, line)| (index + 1, line));
-        lines.take_while(|(_, line)| *line != "#[cfg(test)]" || !self.text.contains("#[cfg(test)]\nmod tests {"))
+        lines.take_while(|(_, line)| {
+            *line != "#[cfg(test)]" || !self.text.contains("#[cfg(test)]\nmod tests {")
+        })
     }
 }
 
@@ -87,7 +90,8 @@ fn words(source: &Source) -> Vec<(usize, String)> {
     let empty = ["manager", "helper", "utils"];
     let named = |line: &str| {
         let name = line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
-        let name = ["struct ", "enum ", "trait ", "mod ", "fn "].iter().find_map(|kind| name.strip_prefix(kind))?;
+        let name =
+            ["struct ", "enum ", "trait ", "mod ", "fn "].iter().find_map(|kind| name.strip_prefix(kind))?;
         let name = name.split(|c: char| !c.is_alphanumeric() && c != '_').next()?.to_lowercase();
         empty.iter().find(|word| name.contains(**word)).map(|word| (*word).to_owned())
     };
@@ -101,7 +105,9 @@ fn errors(source: &Source) -> Vec<(usize, String)> {
     }
     let stringly = |line: &str| line.contains("Result<") && line.contains(", String>");
     let found = source.production().filter(|(_, line)| stringly(line) && !line.contains("stringly"));
-    found.map(|(line, _)| (line, "an error is an enum or a struct with a source, not a String".into())).collect()
+    found
+        .map(|(line, _)| (line, "an error is an enum or a struct with a source, not a String".into()))
+        .collect()
 }
 
 fn arc_swap_stays_in_its_cell(source: &Source) -> Vec<(usize, String)> {
@@ -116,11 +122,13 @@ fn arc_swap_stays_in_its_cell(source: &Source) -> Vec<(usize, String)> {
 }
 
 fn generated_types_stop_at_convert(source: &Source) -> Vec<(usize, String)> {
-    let speaks = ["convert", "/session/", "/admin", "/cli/", "/server", "/serve", "/start", "/lib.rs", "/client"];
+    let speaks =
+        ["convert", "/session/", "/admin", "/cli/", "/server", "/serve", "/start", "/lib.rs", "/client"];
     let ours = ["router-core/", "router-http/"];
     let forbidden = ours.iter().any(|path| source.path.starts_with(path));
     let allowed = speaks.iter().any(|part| source.path.contains(part)) || source.is_test();
-    let elsewhere = (source.path.starts_with("router-grpc/") || source.path.starts_with("worker-agent/")) && !allowed;
+    let elsewhere =
+        (source.path.starts_with("router-grpc/") || source.path.starts_with("worker-agent/")) && !allowed;
     if !forbidden && !elsewhere {
         return Vec::new();
     }
@@ -134,7 +142,8 @@ fn machine_paths(source: &Source) -> Vec<(usize, String)> {
         return Vec::new();
     }
     let bad = ["/home/", "/root/", "/Users/"];
-    let found = source.text.lines().enumerate().filter(|(_, line)| bad.iter().any(|path| line.contains(path)));
+    let found =
+        source.text.lines().enumerate().filter(|(_, line)| bad.iter().any(|path| line.contains(path)));
     found.map(|(index, _)| (index + 1, "a path of somebody's machine".into())).collect()
 }
 
@@ -144,7 +153,8 @@ fn undocumented_dependencies(root: &Path) -> Result<Vec<String>, Box<dyn Error>>
     let recorded = fs::read_to_string(root.join("docs/dependencies.md"))?;
     let section = manifest.split("[workspace.dependencies]").nth(1).unwrap_or("");
     let section = section.split("\n[").next().unwrap_or("");
-    let names = section.lines().filter(|line| !line.contains("path =")).filter_map(|line| line.split_once(" = "));
+    let names =
+        section.lines().filter(|line| !line.contains("path =")).filter_map(|line| line.split_once(" = "));
     let missing = names.filter(|(name, _)| !recorded.contains(&format!("`{name}`")));
     Ok(missing.map(|(name, _)| format!("  docs/dependencies.md: `{name}` is not recorded")).collect())
 }

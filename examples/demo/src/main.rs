@@ -40,10 +40,10 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Times faster than the trace that requests arrive, in the engines' time: the load
-    #[arg(long, default_value_t = 5.0, value_parser = positive)]
+    #[arg(long, default_value_t = 6.0, value_parser = positive)]
     compression: f64,
     /// Times faster than real time that the engines run
-    #[arg(long, default_value_t = 18.0, value_parser = positive)]
+    #[arg(long, default_value_t = 16.0, value_parser = positive)]
     time_scale: f64,
     /// Print one JSON document instead of a table
     #[arg(long)]

@@ -1,5 +1,7 @@
 //! A simulated server over real HTTP and ZeroMQ.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};

@@ -254,7 +254,7 @@ impl State {
         self.happened(worker, None, at, EventKind::ClaimsVoided, reason.into());
     }
 
-    /// Keeps a target's claims within what it can hold. `slack`: what may be claimed beyond, as a share of the capacity.
+    /// Keeps a target's claims within what it can hold.
     fn bound_target(&mut self, target: TargetId) {
         let Some(member) = self.roster.get(target.worker) else { return };
         let Some(rank) = self.roster.rank(target) else { return };
@@ -262,9 +262,9 @@ impl State {
             0 => self.settings.default_capacity_tokens,
             known => known,
         };
-        // An exact agent reports what is evicted for a prediction when it happens; until then both are claimed, and
-        // guessing which leaf will go would lose one that stays.
-        let most = if member.reports_exactly() { capacity + capacity / 4 } else { capacity };
+        // An exact agent reports what is evicted for a prediction when it happens; until then both are claimed, also of a
+        // long queue, and guessing which leaf will go would lose one that stays.
+        let most = if member.reports_exactly() { 2 * capacity } else { capacity };
         let evicted = self.claims.evict_to(rank.slot, most);
         if let Some(rank) = self.roster.rank_mut(target) {
             rank.pressure.evicted(evicted);

@@ -163,7 +163,7 @@ impl Walk<'_> {
         map.next_value()
     }
 
-    /// A field that separates caches. Lists of them belong to batches, which are keyed by nothing of the kind.
+    /// A field that separates caches; of a list the first, as of the prompts it belongs to.
     fn salt<'de, A: MapAccess<'de>>(
         &self,
         map: &mut A,

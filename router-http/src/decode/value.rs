@@ -122,6 +122,10 @@ impl<'de> Visitor<'de> for ElementVisitor {
         Ok(Element::Text(Cow::Owned(text.to_owned())))
     }
 
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(Element::Text(Cow::Borrowed("")))
+    }
+
     fn visit_u64<E: Error>(self, id: u64) -> Result<Self::Value, E> {
         u32::try_from(id).map(Element::Id).map_err(|_| E::custom("a token id has 32 bits"))
     }

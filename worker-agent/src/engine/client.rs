@@ -122,7 +122,9 @@ impl EngineClient {
     /// What the engine says about itself.
     pub(crate) async fn info(&self) -> Result<EngineInfo, EngineError> {
         let answer = match self.json("/server_info").await {
-            Err(EngineError::Status { status: StatusCode::NOT_FOUND, .. }) => self.json("/get_server_info").await?,
+            Err(EngineError::Status { status: StatusCode::NOT_FOUND, .. }) => {
+                self.json("/get_server_info").await?
+            }
             other => other?,
         };
         EngineInfo::read(&answer, self.host())
@@ -140,7 +142,8 @@ impl EngineClient {
         let exchange = async {
             let response = self.client.request(request).await.map_err(|error| unreachable(error.into()))?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await.map_err(unreachable)?;
+            let body =
+                Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await.map_err(unreachable)?;
             Ok((status, body.to_bytes()))
         };
         let late = |_| EngineError::Timeout { path: path.to_owned(), timeout: self.timeout };
@@ -150,8 +153,8 @@ impl EngineClient {
 
 /// The value of an `authorization` header with the secret from a file.
 pub(crate) fn bearer(path: &Path) -> Result<http::HeaderValue, EngineError> {
-    let secret = std::fs::read_to_string(path)
-        .map_err(|source| EngineError::Key { path: path.to_owned(), source })?;
+    let secret =
+        std::fs::read_to_string(path).map_err(|source| EngineError::Key { path: path.to_owned(), source })?;
     let mut value = http::HeaderValue::from_str(&format!("Bearer {}", secret.trim()))
         .map_err(|_| EngineError::KeyCharacters { path: path.to_owned() })?;
     value.set_sensitive(true);

@@ -11,8 +11,8 @@ mod replay;
 mod subscriber;
 mod supervisor;
 
-pub(crate) use client::{EngineClient, bearer};
 pub use client::EngineError;
+pub(crate) use client::{EngineClient, bearer};
 pub(crate) use life::Life;
 pub(crate) use load::LoadReading;
 pub use probe::{EngineInfo, EventSource, Eviction};

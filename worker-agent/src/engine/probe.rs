@@ -74,7 +74,8 @@ impl EngineInfo {
         let dp_size = dp_size.min(MAX_RANKS) as u32;
         let prefix_cache = field(answer, "disable_radix_cache").and_then(Value::as_bool) != Some(true);
         let config = events_config(answer);
-        let events = if prefix_cache { sources(answer, block, config.as_ref(), host, dp_size) } else { Vec::new() };
+        let events =
+            if prefix_cache { sources(answer, block, config.as_ref(), host, dp_size) } else { Vec::new() };
         Some(Self {
             version: text(answer, "version"),
             model: match text(answer, "served_model_name") {
@@ -153,7 +154,10 @@ fn exact_sources(sources: &Value) -> Option<Vec<EventSource>> {
         let string = |name| source.get(name).and_then(Value::as_str).map(str::to_owned);
         let rank = source.get("dp_rank").and_then(Value::as_u64)?;
         let topic = string("topic").unwrap_or_default();
-        exact.push((rank, EventSource { endpoint: string("endpoint")?, topic, replay: string("replay_endpoint") }));
+        exact.push((
+            rank,
+            EventSource { endpoint: string("endpoint")?, topic, replay: string("replay_endpoint") },
+        ));
     }
     exact.sort_by_key(|(rank, _)| *rank);
     let dense = exact.iter().enumerate().all(|(index, (rank, _))| *rank == index as u64);
@@ -294,14 +298,18 @@ mod tests {
         ]);
         let near = EngineInfo::read(&answer, "127.0.0.1").unwrap();
         assert_eq!(near.events[0].endpoint, "tcp://127.0.0.1:4");
-        assert_eq!((near.events[0].replay.as_deref(), &near.events[1].replay), (Some("tcp://127.0.0.1:9"), &None));
+        assert_eq!(
+            (near.events[0].replay.as_deref(), &near.events[1].replay),
+            (Some("tcp://127.0.0.1:9"), &None)
+        );
         let far = EngineInfo::read(&answer, "10.0.0.7").unwrap();
         assert_eq!(far.events[0].endpoint, "tcp://10.0.0.7:31557");
     }
 
     #[test]
     fn releases_without_discovery_are_read_from_their_arguments() {
-        let config = r#"{"publisher":"zmq","endpoint":"tcp://127.0.0.1:5557","replay_endpoint":"tcp://*:5558"}"#;
+        let config =
+            r#"{"publisher":"zmq","endpoint":"tcp://127.0.0.1:5557","replay_endpoint":"tcp://*:5558"}"#;
         let answer = json!({"page_size": 1, "kv_events_config": config});
         let info = EngineInfo::read(&answer, "w").unwrap();
         assert_eq!(info.events[0].endpoint, "tcp://127.0.0.1:5557");

@@ -67,7 +67,16 @@ impl Subscriber {
         supervisor: mpsc::Sender<Request>,
         verify_interval: Duration,
     ) -> Self {
-        Self { life, rank, source, supervisor, verify_interval, next: 0, last_timestamp: None, replays: false }
+        Self {
+            life,
+            rank,
+            source,
+            supervisor,
+            verify_interval,
+            next: 0,
+            last_timestamp: None,
+            replays: false,
+        }
     }
 
     /// Runs until the life is over.
@@ -157,7 +166,11 @@ impl Subscriber {
     async fn live(&mut self, seq: u64, payload: &[u8]) -> Result<bool, Ended> {
         if seq > self.next {
             self.rank().counters.gaps.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(rank = self.rank, missed = seq - self.next, "events were missed; asking for a replay");
+            tracing::info!(
+                rank = self.rank,
+                missed = seq - self.next,
+                "events were missed; asking for a replay"
+            );
             self.catch_up().await?;
         }
         if seq < self.next {

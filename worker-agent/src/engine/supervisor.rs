@@ -74,7 +74,8 @@ impl Supervisor {
         shutdown: CancellationToken,
     ) -> (Self, watch::Receiver<Option<Arc<Life>>>, watch::Receiver<Health>) {
         let (lives, life) = watch::channel(None);
-        let (health, healthy) = watch::channel(Health::new(State::Unreachable, "the engine has not answered yet"));
+        let (health, healthy) =
+            watch::channel(Health::new(State::Unreachable, "the engine has not answered yet"));
         let supervisor = Self {
             config,
             client,
@@ -134,7 +135,9 @@ impl Supervisor {
     fn accept(&mut self, request: Request) {
         let present = self.lives.borrow().as_ref().map(|life| life.incarnation);
         match request {
-            Request::Verify { incarnation, answer } if present == Some(incarnation) => self.waiting.push(answer),
+            Request::Verify { incarnation, answer } if present == Some(incarnation) => {
+                self.waiting.push(answer)
+            }
             Request::Restarted { incarnation } if present == Some(incarnation) => self.condemned = true,
             // From a life that is over already.
             Request::Verify { .. } | Request::Restarted { .. } => {}
@@ -170,7 +173,9 @@ impl Supervisor {
             "a life of the engine begins"
         );
         if life.info.events.is_empty() {
-            tracing::warn!("the engine publishes no KV events: only its load and state are reported (see `check`)");
+            tracing::warn!(
+                "the engine publishes no KV events: only its load and state are reported (see `check`)"
+            );
         }
         let life = Arc::new(life);
         self.condemned = false;
@@ -225,7 +230,9 @@ impl Supervisor {
         match ready {
             status if status.is_success() => Health::new(State::Ready, "the engine is ready"),
             StatusCode::NOT_FOUND => match self.client.get("/v1/models").await {
-                Ok((status, _)) if status.is_success() => Health::new(State::Ready, "the engine lists its models"),
+                Ok((status, _)) if status.is_success() => {
+                    Health::new(State::Ready, "the engine lists its models")
+                }
                 _ => Health::new(State::Unreachable, "the engine does not list its models"),
             },
             _ => match self.client.get("/ping").await {

@@ -404,7 +404,10 @@ mod tests {
             cache_salt: Some("t".to_owned()),
             medium: None,
         };
-        assert_eq!(batch, EventBatch { timestamp_s: 1.0, events: vec![Event::Stored(expected)], rank: Some(2) });
+        assert_eq!(
+            batch,
+            EventBatch { timestamp_s: 1.0, events: vec![Event::Stored(expected)], rank: Some(2) }
+        );
     }
 
     #[test]

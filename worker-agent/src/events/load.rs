@@ -80,7 +80,11 @@ fn count(reader: &mut Reader<'_>, field: &'static str) -> Result<u64, DecodeErro
         }
         Err(DecodeError::Unexpected { at, .. }) => {
             let value = reader.float()?;
-            if value.is_finite() { Ok(value.max(0.0) as u64) } else { Err(DecodeError::OutOfRange { at, field }) }
+            if value.is_finite() {
+                Ok(value.max(0.0) as u64)
+            } else {
+                Err(DecodeError::OutOfRange { at, field })
+            }
         }
         Err(error) => Err(error),
     }

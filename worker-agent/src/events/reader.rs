@@ -187,8 +187,12 @@ impl<'a> Reader<'a> {
             Marker::Map16 => Head::Map(u16::from_be_bytes(self.fixed()?).into()),
             Marker::Map32 => Head::Map(self.len32()?),
             Marker::FixStr(len) => Head::Bytes { len: len.into(), text: true },
-            Marker::Str8 | Marker::Str16 | Marker::Str32 => Head::Bytes { len: self.len_of(marker)?, text: true },
-            Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => Head::Bytes { len: self.len_of(marker)?, text: false },
+            Marker::Str8 | Marker::Str16 | Marker::Str32 => {
+                Head::Bytes { len: self.len_of(marker)?, text: true }
+            }
+            Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => {
+                Head::Bytes { len: self.len_of(marker)?, text: false }
+            }
             // An extension has one byte more than it declares: its type.
             Marker::FixExt1 => Head::Bytes { len: 2, text: false },
             Marker::FixExt2 => Head::Bytes { len: 3, text: false },
@@ -247,8 +251,8 @@ mod tests {
     fn skipping_passes_over_every_type_and_stops_at_the_end_of_the_bytes() {
         // [nil, true, 1.5, {"a": [1, -1]}, bin, fixext4], then 7
         let bytes = [
-            0x96, 0xc0, 0xc3, 0xcb, 0x3f, 0xf8, 0, 0, 0, 0, 0, 0, 0x81, 0xa1, b'a', 0x92, 1, 0xff, 0xc4, 2, 9, 9, 0xd6, 1,
-            0, 0, 0, 0, 7,
+            0x96, 0xc0, 0xc3, 0xcb, 0x3f, 0xf8, 0, 0, 0, 0, 0, 0, 0x81, 0xa1, b'a', 0x92, 1, 0xff, 0xc4, 2,
+            9, 9, 0xd6, 1, 0, 0, 0, 0, 7,
         ];
         let mut reader = Reader::new(&bytes).unwrap();
         reader.skip().unwrap();
@@ -267,7 +271,9 @@ mod tests {
 
     #[test]
     fn integers_of_every_width() {
-        let bytes = [0xd3, 0x80, 0, 0, 0, 0, 0, 0, 0, 0xcf, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xd0, 0xfe];
+        let bytes = [
+            0xd3, 0x80, 0, 0, 0, 0, 0, 0, 0, 0xcf, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xd0, 0xfe,
+        ];
         let mut reader = Reader::new(&bytes).unwrap();
         assert_eq!(reader.number::<i64>("a"), Ok(i64::MIN));
         assert_eq!(reader.clone().number::<u32>("b"), Err(DecodeError::OutOfRange { at: 9, field: "b" }));

@@ -93,7 +93,11 @@ pub(super) fn set_fingerprint(rank: u32, seq: u64, blocks: u64, buckets: &[u16; 
 }
 
 /// A change as deltas of bounded size, each numbered by `next_seq`; none if nothing changed.
-pub(super) fn deltas(rank: u32, change: ViewDelta, mut next_seq: impl FnMut() -> u64) -> Vec<(u64, AgentMessage)> {
+pub(super) fn deltas(
+    rank: u32,
+    change: ViewDelta,
+    mut next_seq: impl FnMut() -> u64,
+) -> Vec<(u64, AgentMessage)> {
     let mut out = Vec::new();
     let mut push = |cleared, removed: Vec<u64>, stored: Vec<BlockRun>| {
         let seq = next_seq();

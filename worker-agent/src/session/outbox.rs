@@ -148,7 +148,11 @@ mod tests {
         assert_eq!(outbox.resume_after(4).map(|rest| rest.len()), None);
         assert_eq!(outbox.resume_after(2).map(|rest| rest.len()), Some(1));
         outbox.begin_baseline();
-        assert_eq!(outbox.resume_point(), None, "the earlier acknowledgement does not speak for the new baseline");
+        assert_eq!(
+            outbox.resume_point(),
+            None,
+            "the earlier acknowledgement does not speak for the new baseline"
+        );
     }
 
     #[test]

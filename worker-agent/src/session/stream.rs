@@ -62,7 +62,8 @@ impl Link {
     /// Opens a session and serves it to its end.
     pub(super) async fn session(&mut self, life: Arc<Life>) -> Result<End, SessionError> {
         let (out, outbound) = mpsc::channel(OUTBOUND);
-        let max_level = if life.info.events.is_empty() { Level::Counts } else { self.settings.config.report_level };
+        let max_level =
+            if life.info.events.is_empty() { Level::Counts } else { self.settings.config.report_level };
         let resume = self.resume_points(&life);
         let hello = convert::hello(&life, &self.settings.advertised, max_level, resume);
         self.counters.count(&hello);

@@ -194,7 +194,8 @@ impl<'a> Writer<'a> {
                 Some(space) if level > Level::Counts => {
                     if raised {
                         // Its sizes were checked when the key space was accepted.
-                        let opened = cache.open_view(self.index, |mirror| BlockView::new(space.clone(), tell, mirror));
+                        let opened =
+                            cache.open_view(self.index, |mirror| BlockView::new(space.clone(), tell, mirror));
                         debug_assert!(opened.is_ok(), "an accepted key space fits the engine's pages");
                         outbox.owe_baseline();
                     } else if let Some(view) = cache.view(self.index) {
@@ -285,7 +286,9 @@ impl<'a> Writer<'a> {
             let stats = cache.mirror().stats();
             let view = cache.view(self.index).filter(|_| self.level > Level::Counts);
             // Only a set of which everything has been told has a number.
-            if view.as_ref().is_some_and(|view| view.has_changes()) || (view.is_some() && outbox.owes_baseline()) {
+            if view.as_ref().is_some_and(|view| view.has_changes())
+                || (view.is_some() && outbox.owes_baseline())
+            {
                 return Ok(());
             }
             let digest = view.map(|view| {
@@ -321,7 +324,8 @@ impl<'a> Writer<'a> {
                 // An unknown load is not an idle one; any message renews the lease.
                 None if all => {
                     let stats = lock(&state.cache).mirror().stats();
-                    let counts = convert::counts(rank as u32, stats.evicted_tokens_total, stats.cached_tokens);
+                    let counts =
+                        convert::counts(rank as u32, stats.evicted_tokens_total, stats.cached_tokens);
                     self.send(counts).await?;
                 }
                 None => {}

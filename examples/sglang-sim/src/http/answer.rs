@@ -226,7 +226,7 @@ impl Generation {
             "completion_tokens": length,
             "cached_tokens": self.cached_tokens,
             "cached_tokens_details": null,
-            "dp_rank": self.dp_rank,
+            "dp_rank": (self.server.inner.config.dp_size > 1).then_some(self.dp_rank),
             "e2e_latency": self.began.elapsed().as_secs_f64(),
         })
     }

@@ -121,7 +121,10 @@ pub(super) fn parse(api: Api, body: &[u8]) -> Result<Parsed, BadRequest> {
 }
 
 fn read<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, BadRequest> {
-    serde_json::from_slice(body).map_err(|error| BadRequest::new(format!("invalid request body: {error}")))
+    serde_json::from_slice(body).map_err(|error| {
+        // Without the error's own words, which quote the prompt.
+        BadRequest::new(format!("invalid request body at line {}, column {}", error.line(), error.column()))
+    })
 }
 
 fn generate(body: GenerateBody) -> Result<Parsed, BadRequest> {
