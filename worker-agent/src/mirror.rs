@@ -147,6 +147,7 @@ impl Mirror {
                 Event::Removed(removed) => self.remove(removed),
                 Event::Cleared => {
                     self.empty();
+                    self.stats.cached_tokens = 0;
                     self.doubt = None;
                 }
                 Event::Unknown => self.stats.unknown_events += 1,
@@ -158,6 +159,7 @@ impl Mirror {
     /// Forgets every page: something was missed, and nothing vouches for what was known before it.
     pub fn lose(&mut self, doubt: Doubt) -> Vec<Change> {
         self.empty();
+        self.stats.cached_tokens = 0;
         self.doubt = Some(doubt);
         self.settle()
     }
@@ -219,13 +221,6 @@ impl Mirror {
             root = self.pages[root as usize].next;
         }
         order.into_iter().map(PageId).collect()
-    }
-
-    /// Copies over all pages and tiers.
-    #[cfg(test)]
-    pub(crate) fn copies(&self) -> usize {
-        let live = self.pages.iter().filter(|page| page.live);
-        live.flat_map(|page| page.copies).map(usize::from).sum()
     }
 
     fn store(&mut self, stored: &Stored) {
@@ -296,7 +291,7 @@ impl Mirror {
         }
     }
 
-    /// Everything is gone; the counters of what has been seen stay.
+    /// Forgets every page; what was counted stays.
     fn empty(&mut self) {
         self.pages.clear();
         self.tokens.clear();
@@ -306,7 +301,6 @@ impl Mirror {
         self.fresh.clear();
         self.emptied.clear();
         self.cleared = true;
-        self.stats.cached_tokens = 0;
     }
 
     /// Ends a batch: drops pages without copies and tells the net effect.
@@ -459,11 +453,11 @@ fn copy_tokens(tokens: &TokenIds, range: std::ops::Range<usize>, to: &mut [u32])
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
 
     /// A store of pages of two tokens; the tokens follow from the hash.
-    pub(crate) fn stored(parent: Option<i64>, hashes: &[i64]) -> Event {
+    fn stored(parent: Option<i64>, hashes: &[i64]) -> Event {
         let tokens = hashes.iter().flat_map(|hash| [*hash as u32 * 2, *hash as u32 * 2 + 1]).collect();
         Event::Stored(Stored {
             hashes: hashes.to_vec(),
@@ -477,7 +471,7 @@ pub(crate) mod tests {
         })
     }
 
-    pub(crate) fn removed(hashes: &[i64]) -> Event {
+    fn removed(hashes: &[i64]) -> Event {
         Event::Removed(Removed { hashes: hashes.to_vec(), medium: Some(Medium::Gpu) })
     }
 
@@ -548,7 +542,7 @@ pub(crate) mod tests {
         assert_eq!(mirror.doubt(), Some(Doubt::Hole));
         mirror.apply(&[stored(None, &[1, 2])]);
         assert_eq!(mirror.apply(&[stored(Some(2), &[3])]), [Change::Cleared]);
-        assert_eq!(mirror.doubt(), Some(Doubt::Full));
+        assert_eq!((mirror.doubt(), mirror.stats().cached_tokens), (Some(Doubt::Full), 6), "sums go on");
         assert_eq!(
             mirror.apply(&[stored(None, &[1])]),
             [],

@@ -174,6 +174,11 @@ impl BlockView {
         self.cleared || !self.queue.is_empty()
     }
 
+    /// Changes that are kept until they are told; of each block at most one.
+    pub fn pending(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Takes what is to be told; from now on it counts as told.
     pub fn take_delta(&mut self) -> ViewDelta {
         let mut delta = ViewDelta { cleared: std::mem::take(&mut self.cleared), ..ViewDelta::default() };

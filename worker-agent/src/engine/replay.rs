@@ -75,10 +75,34 @@ mod tests {
     #[test]
     fn answers_of_both_shapes_are_read_from_their_end() {
         let seq = 7_u64.to_be_bytes();
-        for frames in [&[b"", &seq[..], b"p"][..], &[b"", b"topic", &seq[..], b"p"][..]] {
+        for frames in [&[&b""[..], &seq[..], b"p"][..], &[&b""[..], b"topic", &seq[..], b"p"][..]] {
             assert_eq!(numbered(&message(frames)), Some((7, Bytes::from_static(b"p"))));
         }
         assert_eq!(numbered(&message(&[b"p"])), None);
         assert_eq!(numbered(&message(&[b"short", b"p"])), None);
+    }
+
+    /// What a publisher with a ring of eight batches answered to several requests.
+    #[test]
+    fn captured_answers_are_numbered_as_they_were_sent() {
+        let capture = include_str!("../../tests/fixtures/publisher.json");
+        let capture: serde_json::Value = serde_json::from_str(capture).unwrap();
+        let bytes = |hex: &serde_json::Value| -> Vec<u8> {
+            let hex = hex.as_str().unwrap();
+            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+        };
+        let requests = capture["replay"].as_array().unwrap();
+        for request in requests {
+            let answers = request["reply_frames_hex"].as_array().unwrap();
+            let numbers = answers.iter().map(|frames| {
+                let frames: Vec<Vec<u8>> = frames.as_array().unwrap().iter().map(bytes).collect();
+                let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
+                numbered(&message(&frames)).unwrap().0 as i64
+            });
+            let sent: Vec<i64> =
+                request["seqs"].as_array().unwrap().iter().map(|seq| seq.as_i64().unwrap()).collect();
+            assert_eq!(numbers.collect::<Vec<_>>(), sent);
+        }
+        assert!(requests.len() > 2);
     }
 }

@@ -36,8 +36,8 @@ pub(super) struct Writer<'a> {
     life: Arc<Life>,
     link: &'a mut Link,
     desk: Arc<Mutex<Desk>>,
-    /// The level that is really served.
-    level: Level,
+    /// The level that is really served; `None` until that is decided.
+    level: Option<Level>,
     ranks: Vec<Reported>,
     loads_due: Instant,
     out: mpsc::Sender<AgentMessage>,
@@ -84,7 +84,7 @@ impl<'a> Writer<'a> {
             life,
             link,
             desk,
-            level: Level::Counts,
+            level: None,
             loads_due: Instant::now(),
             out,
         }
@@ -144,7 +144,7 @@ impl<'a> Writer<'a> {
         let memory = self.link.remember(&self.life);
         self.desk = Arc::clone(&memory.desk);
         lock(&self.desk).wanted = wanted;
-        self.level = Level::Counts;
+        self.level = None;
         self.ranks = self.life.ranks.iter().map(|_| Reported::default()).collect();
         self.report_health(self.life.incarnation).await?;
         Ok(true)
@@ -183,10 +183,10 @@ impl<'a> Writer<'a> {
     fn apply_level(&mut self) {
         let mut desk = lock(&self.desk);
         let level = desk.wanted.min(self.max_level);
-        if level == self.level {
+        if Some(level) == self.level {
             return;
         }
-        let raised = level > self.level;
+        let raised = self.level.is_none_or(|before| level > before);
         let tell = if level == Level::Full { Tell::All } else { Tell::Removals };
         for (rank, outbox) in self.life.ranks.iter().zip(&mut desk.outboxes) {
             let mut cache = lock(&rank.cache);
@@ -213,7 +213,7 @@ impl<'a> Writer<'a> {
     }
 
     fn set_level(&mut self, level: Level) {
-        self.level = level;
+        self.level = Some(level);
         let fingerprint = self.terms.space.as_ref().map(|space| space.fingerprint());
         let view = fingerprint.filter(|_| level > Level::Counts).map(|fingerprint| (fingerprint, level));
         self.link.remember(&self.life).view = view;
@@ -245,7 +245,7 @@ impl<'a> Writer<'a> {
 
     fn plan(&self, rank: usize) -> Plan {
         let state = &self.life.ranks[rank];
-        if self.level == Level::Counts || !state.is_synced() {
+        if self.level <= Some(Level::Counts) || !state.is_synced() {
             return Plan::Nothing;
         }
         let mut desk = lock(&self.desk);
@@ -284,7 +284,7 @@ impl<'a> Writer<'a> {
             let outbox = &desk.outboxes[rank];
             let mut cache = lock(&state.cache);
             let stats = cache.mirror().stats();
-            let view = cache.view(self.index).filter(|_| self.level > Level::Counts);
+            let view = cache.view(self.index).filter(|_| self.level > Some(Level::Counts));
             // Only a set of which everything has been told has a number.
             if view.as_ref().is_some_and(|view| view.has_changes())
                 || (view.is_some() && outbox.owes_baseline())

@@ -1,0 +1,430 @@
+//! Mirror and view against hashing every cached path from its first token, under random histories.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use proptest::prelude::*;
+use router_core::key::{KeySpace, Salt, Unit};
+use worker_agent::events::{Event, Medium, Removed, Stored, TokenIds};
+use worker_agent::mirror::Mirror;
+use worker_agent::translate::{BUCKETS, BlockView, Tell, TranslateError, ViewDelta, runs};
+
+/// A path of the cache: its salt and all its tokens.
+type Path = (String, Vec<u32>);
+
+/// One step of an engine.
+#[derive(Clone, Debug)]
+enum Op {
+    /// Store a prompt: so many pages of an earlier one, then new pages.
+    Store {
+        salt: bool,
+        of: prop::sample::Index,
+        keep: usize,
+        new: Vec<u8>,
+    },
+    /// Evict the last pages of a path that nothing hangs below.
+    Evict {
+        leaf: prop::sample::Index,
+        pages: usize,
+    },
+    /// Copy a path to another tier.
+    Copy {
+        of: prop::sample::Index,
+    },
+    /// Drop such a copy.
+    Uncopy {
+        of: prop::sample::Index,
+    },
+    Clear,
+    /// The batch ends: the mirror sees what has happened since the last one.
+    Batch,
+    /// The coordinator is told what changed.
+    Report,
+    /// The coordinator is told everything.
+    Baseline,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        6 => (any::<bool>(), index(), 0..8_usize, proptest::collection::vec(0..3_u8, 1..7))
+            .prop_map(|(salt, of, keep, new)| Op::Store { salt, of, keep, new }),
+        5 => (index(), 1..5_usize).prop_map(|(leaf, pages)| Op::Evict { leaf, pages }),
+        1 => index().prop_map(|of| Op::Copy { of }),
+        1 => index().prop_map(|of| Op::Uncopy { of }),
+        1 => Just(Op::Clear),
+        5 => Just(Op::Batch),
+        3 => Just(Op::Report),
+        1 => Just(Op::Baseline),
+    ]
+}
+
+/// An engine that keeps whole paths, so that nothing about it is incremental.
+struct Engine {
+    page: usize,
+    /// Every page on the device, named by the path that ends with it.
+    device: BTreeSet<Path>,
+    /// Pages with a copy in host memory.
+    host: BTreeSet<Path>,
+    events: Vec<Event>,
+}
+
+impl Engine {
+    fn hash(path: &Path) -> i64 {
+        let mut hasher = DefaultHasher::new();
+        path.hash(&mut hasher);
+        hasher.finish() as i64
+    }
+
+    fn held(&self) -> impl Iterator<Item = &Path> {
+        self.device.union(&self.host)
+    }
+
+    fn pick(&self, index: &prop::sample::Index) -> Option<Path> {
+        let held: Vec<&Path> = self.held().collect();
+        (!held.is_empty()).then(|| held[index.index(held.len())].clone())
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Store { salt, of, keep, new } => {
+                let base = self.pick(of).filter(|(had, _)| had.is_empty() != *salt);
+                let (salt, mut tokens) =
+                    base.unwrap_or((if *salt { "s" } else { "" }.to_owned(), Vec::new()));
+                tokens.truncate(keep * self.page);
+                for unit in new {
+                    // Few different pages, so that prompts meet again.
+                    tokens.extend((0..self.page as u32).map(|at| u32::from(*unit) * 100 + at));
+                }
+                self.store(&salt, &tokens, Medium::Gpu);
+            }
+            Op::Copy { of } => {
+                if let Some((salt, tokens)) = self.pick(of) {
+                    self.store(&salt, &tokens, Medium::CpuPinned);
+                }
+            }
+            Op::Evict { leaf, pages } => self.evict(leaf, *pages, Medium::Gpu),
+            Op::Uncopy { of } => self.evict(of, 2, Medium::CpuPinned),
+            Op::Clear => {
+                self.device.clear();
+                self.host.clear();
+                self.events.push(Event::Cleared);
+            }
+            Op::Batch | Op::Report | Op::Baseline => {}
+        }
+    }
+
+    fn tier(&mut self, medium: Medium) -> &mut BTreeSet<Path> {
+        if medium == Medium::Gpu { &mut self.device } else { &mut self.host }
+    }
+
+    /// Stores the pages of a path that the tier lacks, in one event for each run of them.
+    fn store(&mut self, salt: &str, tokens: &[u32], medium: Medium) {
+        let page = self.page;
+        let mut new: Option<Stored> = None;
+        for end in (page..=tokens.len()).step_by(page) {
+            let path = (salt.to_owned(), tokens[..end].to_vec());
+            let hash = Self::hash(&path);
+            if !self.tier(medium).insert(path) {
+                self.events.extend(new.take().map(Event::Stored));
+                continue;
+            }
+            let stored = new.get_or_insert_with(|| Stored {
+                hashes: Vec::new(),
+                parent: (end > page).then(|| Self::hash(&(salt.to_owned(), tokens[..end - page].to_vec()))),
+                tokens: TokenIds::Narrow(Vec::new()),
+                page_size: page as u32,
+                lora_id: None,
+                lora_name: None,
+                cache_salt: (!salt.is_empty()).then(|| salt.to_owned()),
+                medium: Some(medium),
+            });
+            stored.hashes.push(hash);
+            if let TokenIds::Narrow(ids) = &mut stored.tokens {
+                ids.extend(&tokens[end - page..end]);
+            }
+        }
+        self.events.extend(new.map(Event::Stored));
+    }
+
+    /// Evicts up to `pages` pages upwards from a leaf of the tier; the event names them first page first.
+    fn evict(&mut self, leaf: &prop::sample::Index, pages: usize, medium: Medium) {
+        let page = self.page;
+        let other: Vec<Path> =
+            if medium == Medium::Gpu { &self.host } else { &self.device }.iter().cloned().collect();
+        let tier = self.tier(medium);
+        let leaves: Vec<Path> = tier.iter().filter(|path| !below(path, tier.iter())).cloned().collect();
+        if leaves.is_empty() {
+            return;
+        }
+        let (salt, mut tokens) = leaves[leaf.index(leaves.len())].clone();
+        let mut hashes = Vec::new();
+        for _ in 0..pages {
+            let path = (salt.clone(), tokens.clone());
+            // A page whose children are on another tier only is not evicted from under them.
+            let stranded = !other.contains(&path) && below(&path, other.iter());
+            if tokens.is_empty() || below(&path, tier.iter()) || stranded {
+                break;
+            }
+            tier.remove(&path);
+            hashes.insert(0, Self::hash(&path));
+            tokens.truncate(tokens.len() - page);
+        }
+        if !hashes.is_empty() {
+            self.events.push(Event::Removed(Removed { hashes, medium: Some(medium) }));
+        }
+    }
+
+    /// The blocks of every path, hashed from its first token.
+    fn blocks(&self, space: &KeySpace) -> HashSet<u64> {
+        let mut blocks = HashSet::new();
+        for (salt, tokens) in self.held() {
+            let key = space.key_of_tokens(Salt::new("", salt, ""), tokens);
+            blocks.extend(key.hashes().iter().map(|hash| hash.get()));
+        }
+        blocks
+    }
+}
+
+/// One of `all` hangs below `path`.
+fn below<'a>(path: &Path, mut all: impl Iterator<Item = &'a Path>) -> bool {
+    all.any(|(salt, tokens)| *salt == path.0 && tokens.len() > path.1.len() && tokens.starts_with(&path.1))
+}
+
+/// A coordinator that takes the contract literally.
+#[derive(Default)]
+struct Coordinator {
+    parents: HashMap<u64, u64>,
+}
+
+impl Coordinator {
+    fn apply(&mut self, delta: ViewDelta) {
+        if delta.cleared {
+            self.parents.clear();
+        }
+        for hash in delta.removed {
+            assert!(self.parents.contains_key(&hash), "a block was removed that was never told");
+            self.remove(hash);
+        }
+        for run in delta.stored {
+            self.store(run.parent, &run.hashes);
+        }
+    }
+
+    fn store(&mut self, mut parent: u64, hashes: &[u64]) {
+        for hash in hashes {
+            assert!(parent == 0 || self.parents.contains_key(&parent), "a parent comes before its children");
+            self.parents.insert(*hash, parent);
+            parent = *hash;
+        }
+    }
+
+    /// What hangs below a removed block is taken as removed; a view that tells it all the same must not be surprised.
+    fn remove(&mut self, hash: u64) {
+        self.parents.remove(&hash);
+    }
+
+    fn blocks(&self) -> HashSet<u64> {
+        self.parents.keys().copied().collect()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.parents.values().all(|parent| *parent == 0 || self.parents.contains_key(parent))
+    }
+}
+
+fn buckets(blocks: &HashSet<u64>) -> [u16; BUCKETS] {
+    let mut buckets = [0_u16; BUCKETS];
+    for hash in blocks {
+        let bucket = &mut buckets[(hash >> 56) as usize];
+        *bucket = bucket.wrapping_add(*hash as u16);
+    }
+    buckets
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn views_equal_hashing_everything_anew(
+        sizes in prop_oneof![Just((1_u32, 1_u32)), Just((1, 4)), Just((2, 4)), Just((4, 4)), Just((4, 12)), Just((8, 2))],
+        ops in proptest::collection::vec(op(), 1..120),
+    ) {
+        let (page, block) = sizes;
+        let space = KeySpace::new(Unit::Token, block, 7).unwrap();
+        let mut engine =
+            Engine { page: page as usize, device: BTreeSet::new(), host: BTreeSet::new(), events: Vec::new() };
+        let mut mirror = Mirror::new(page, 100_000);
+        let mut view = BlockView::new(space.clone(), Tell::All, &mirror).unwrap();
+        let mut coordinator = Coordinator::default();
+        for op in ops.iter().chain([&Op::Batch, &Op::Report]) {
+            engine.run(op);
+            match op {
+                Op::Batch => {
+                    let changes = mirror.apply(&std::mem::take(&mut engine.events));
+                    view.follow(&mirror, &changes);
+                    let truth = engine.blocks(&space);
+                    prop_assert_eq!(view.len(), truth.len());
+                    prop_assert_eq!(&view.buckets()[..], &buckets(&truth)[..]);
+                    prop_assert_eq!(mirror.len(), engine.held().count());
+                    let late = BlockView::new(space.clone(), Tell::All, &mirror).unwrap();
+                    prop_assert_eq!(late.buckets(), view.buckets());
+                }
+                Op::Report => coordinator.apply(view.take_delta()),
+                Op::Baseline => {
+                    coordinator = Coordinator::default();
+                    for run in runs(view.take_baseline()) {
+                        coordinator.store(run.parent, &run.hashes);
+                    }
+                    prop_assert!(!view.has_changes());
+                }
+                _ => {}
+            }
+            prop_assert!(coordinator.is_closed());
+        }
+        prop_assert_eq!(coordinator.blocks(), engine.blocks(&space));
+        prop_assert_eq!(mirror.doubt(), None);
+        let stats = mirror.stats();
+        prop_assert_eq!((stats.unknown_removals, stats.cut_off_pages, stats.conflicting_pages), (0, 0, 0));
+    }
+
+    /// Events in any order and with any contradictions never make the mirror claim a page that was not stored, and never
+    /// leave a view that disagrees with one built anew.
+    #[test]
+    fn contradictory_events_do_no_harm(
+        batches in proptest::collection::vec(
+            proptest::collection::vec((0..4_u8, 0..6_i64, 0..6_i64, any::<bool>()), 1..8), 1..30),
+    ) {
+        let space = KeySpace::new(Unit::Token, 4, 7).unwrap();
+        let mut mirror = Mirror::new(2, 8);
+        let mut view = BlockView::new(space.clone(), Tell::All, &mirror).unwrap();
+        for batch in batches {
+            let events: Vec<Event> = batch.into_iter().map(|(kind, hash, parent, gpu)| {
+                let medium = Some(if gpu { Medium::Gpu } else { Medium::Other });
+                match kind {
+                    0 => Event::Removed(Removed { hashes: vec![hash, parent], medium }),
+                    1 if hash == 0 => Event::Cleared,
+                    _ => Event::Stored(Stored {
+                        hashes: vec![hash],
+                        parent: (parent > 0).then_some(parent),
+                        tokens: TokenIds::Narrow(vec![hash as u32, parent as u32]),
+                        page_size: 2,
+                        lora_id: None,
+                        lora_name: None,
+                        cache_salt: None,
+                        medium,
+                    }),
+                }
+            }).collect();
+            let changes = mirror.apply(&events);
+            view.follow(&mirror, &changes);
+            let anew = BlockView::new(space.clone(), Tell::All, &mirror).unwrap();
+            prop_assert_eq!((view.len(), view.buckets()), (anew.len(), anew.buckets()));
+            prop_assert!(mirror.len() <= 8);
+            prop_assert_eq!(mirror.in_order().len(), mirror.len());
+        }
+    }
+}
+
+fn one_page(hash: i64, medium: Medium) -> Event {
+    Event::Stored(Stored {
+        hashes: vec![hash],
+        parent: None,
+        tokens: TokenIds::Narrow(vec![1, 2]),
+        page_size: 2,
+        lora_id: None,
+        lora_name: None,
+        cache_salt: None,
+        medium: Some(medium),
+    })
+}
+
+fn gone(hash: i64) -> Event {
+    Event::Removed(Removed { hashes: vec![hash], medium: None })
+}
+
+#[test]
+fn stores_and_removals_between_two_reports_cancel() {
+    let mut mirror = Mirror::new(2, 100);
+    let mut view = BlockView::new(KeySpace::new(Unit::Token, 2, 7).unwrap(), Tell::All, &mirror).unwrap();
+    let mut batch = |view: &mut BlockView, event: Event| {
+        let changes = mirror.apply(&[event]);
+        view.follow(&mirror, &changes);
+    };
+    batch(&mut view, one_page(1, Medium::Gpu));
+    batch(&mut view, gone(1));
+    assert_eq!(view.take_delta(), ViewDelta::default(), "stored and removed");
+    batch(&mut view, one_page(1, Medium::Gpu));
+    assert_eq!(view.take_delta().stored.len(), 1);
+    batch(&mut view, gone(1));
+    batch(&mut view, one_page(1, Medium::Gpu));
+    assert_eq!(view.take_delta(), ViewDelta::default(), "removed and stored again");
+    // The same tokens under another engine hash are the same block.
+    batch(&mut view, one_page(2, Medium::Gpu));
+    batch(&mut view, gone(1));
+    assert_eq!((view.take_delta(), view.len()), (ViewDelta::default(), 1));
+    batch(&mut view, gone(2));
+    assert_eq!(view.take_delta().removed.len(), 1);
+}
+
+#[test]
+fn where_only_removals_are_told_every_removal_is() {
+    let mut mirror = Mirror::new(2, 100);
+    let mut view =
+        BlockView::new(KeySpace::new(Unit::Token, 2, 7).unwrap(), Tell::Removals, &mirror).unwrap();
+    let changes = mirror.apply(&[one_page(1, Medium::Gpu)]);
+    view.follow(&mirror, &changes);
+    assert_eq!(view.take_delta(), ViewDelta::default());
+    let changes = mirror.apply(&[gone(1)]);
+    view.follow(&mirror, &changes);
+    let delta = view.take_delta();
+    assert_eq!((delta.removed.len(), delta.stored.len()), (1, 0));
+    // The router may have predicted what came and went between two reports.
+    for event in [one_page(1, Medium::Gpu), gone(1)] {
+        let changes = mirror.apply(&[event]);
+        view.follow(&mirror, &changes);
+    }
+    assert_eq!(view.take_delta().removed.len(), 1);
+    let changes = mirror.apply(&[Event::Cleared]);
+    view.follow(&mirror, &changes);
+    assert!(view.take_delta().cleared);
+}
+
+#[test]
+fn sizes_that_do_not_fit_and_text_are_refused() {
+    let mirror = Mirror::new(16, 100);
+    let space = |unit, block_size| KeySpace::new(unit, block_size, 7).unwrap();
+    let sizes = BlockView::new(space(Unit::Token, 24), Tell::All, &mirror).err();
+    assert_eq!(sizes, Some(TranslateError::Sizes { block_size: 24, page_size: 16 }));
+    assert_eq!(BlockView::check(&space(Unit::Text, 16), 16), Err(TranslateError::Text));
+    assert_eq!(BlockView::check(&space(Unit::Token, 8), 16), Ok(()));
+}
+
+/// Churn that nobody is told about must not grow a view without bound.
+#[test]
+fn an_absent_coordinator_costs_bounded_memory() {
+    let mut mirror = Mirror::new(1, 1_000_000);
+    let mut view = BlockView::new(KeySpace::new(Unit::Token, 1, 7).unwrap(), Tell::All, &mirror).unwrap();
+    let mut most = 0;
+    for round in 0..20_000_u32 {
+        let hash = i64::from(round);
+        let event = Event::Stored(Stored {
+            hashes: vec![hash],
+            parent: None,
+            tokens: TokenIds::Narrow(vec![round]),
+            page_size: 1,
+            lora_id: None,
+            lora_name: None,
+            cache_salt: None,
+            medium: None,
+        });
+        for event in [event, gone(hash)] {
+            let changes = mirror.apply(&[event]);
+            view.follow(&mirror, &changes);
+        }
+        most = most.max(view.pending());
+    }
+    assert!(most <= 1025, "{most} changes were kept for blocks that are gone");
+}
