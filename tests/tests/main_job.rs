@@ -71,7 +71,7 @@ async fn chat_and_streams_pass_and_are_routed_by_text() {
     let client = HttpClient::of(&router);
     let system = "You are a patient gardener who trains trees flat against a wall. ".repeat(40);
     let chat = |turns: usize, stream: bool| {
-        let turn = |i: usize| json!({"role": if i % 2 == 0 {"user"} else {"assistant"}, "content": format!("turn {i}")});
+        let turn = |i: usize| json!({"role": if i.is_multiple_of(2) {"user"} else {"assistant"}, "content": format!("turn {i}")});
         let mut messages = vec![json!({"role": "system", "content": system})];
         messages.extend((0..turns).map(turn));
         json!({"model": "sim", "messages": messages, "max_tokens": 4, "stream": stream})

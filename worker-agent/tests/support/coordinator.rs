@@ -92,8 +92,10 @@ struct Shared {
     space: KeySpace,
     book: watch::Sender<Book>,
     /// The way to the agent of the latest session, and the end of that session.
-    session: Mutex<Option<(mpsc::Sender<Result<CoordinatorMessage, Status>>, CancellationToken)>>,
+    session: Mutex<Option<(Outbox, CancellationToken)>>,
 }
+
+type Outbox = mpsc::Sender<Result<CoordinatorMessage, Status>>;
 
 impl Coordinator {
     pub(crate) async fn start(wishes: Wishes) -> Self {
