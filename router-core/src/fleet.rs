@@ -100,6 +100,11 @@ pub struct AgentLink {
     pub last_report: Time,
 }
 
+/// One use of a slot by one target. Slots are used again; a tenure is not, so that what was decided in an earlier one is known
+/// to be over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tenure(pub(crate) u64);
+
 /// What a snapshot knows of one target.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -109,6 +114,7 @@ pub struct Target {
     pub worker: Arc<Worker>,
     /// Where its claims stand in the index.
     pub slot: Slot,
+    pub(crate) tenure: Tenure,
     /// Its claims wait for a resync: they are kept, and not counted as matched.
     pub doubtful: bool,
     /// Tokens claimed to be cached.
@@ -121,6 +127,8 @@ pub struct Target {
     pub prefill: PrefillModel,
     /// The engine's own load numbers, if an agent reports them.
     pub reported: Option<ReportedLoad>,
+    /// Of the tokens that were reported to wait there, those that this router had not sent.
+    pub foreign_waiting_tokens: u64,
     /// Live counters; the same object for the whole life of the registration.
     pub load: Arc<LoadCounters>,
 }

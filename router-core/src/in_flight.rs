@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fleet::{Slot, Target, TargetId, Worker};
+use crate::fleet::{Slot, Target, TargetId, Tenure, Worker};
 use crate::key::PrefixKey;
 use crate::load::{LoadCounters, Share};
 use crate::policy::Reason;
@@ -20,6 +20,7 @@ use crate::update::{Observation, Traffic, TrafficEvent, Update, UpdateSender};
 pub struct InFlight {
     target: TargetId,
     slot: Slot,
+    tenure: Tenure,
     worker: Arc<Worker>,
     counters: Arc<LoadCounters>,
     share: Share,
@@ -74,6 +75,7 @@ impl InFlight {
         let in_flight = Self {
             target: target.id,
             slot: target.slot,
+            tenure: target.tenure,
             worker: target.worker.clone(),
             counters: target.load.clone(),
             share,
@@ -158,6 +160,7 @@ impl InFlight {
         let _ = updates.try_send(Update::Traffic(Traffic {
             target: self.target,
             slot: self.slot,
+            tenure: self.tenure,
             ordinal: self.routed.ordinal,
             key: key.clone(),
             decided_at: self.routed.decided_at,

@@ -14,6 +14,7 @@ pub struct LoadCounters {
     in_flight: CachePadded<AtomicU64>,
     in_prefill: AtomicU64,
     prefill_tokens: AtomicU64,
+    prefill_prompt_tokens: AtomicU64,
     backlog_us: AtomicU64,
     context_tokens: AtomicU64,
 }
@@ -27,6 +28,8 @@ pub struct Load {
     pub in_prefill: u64,
     /// Prompt tokens of the latter that were not expected to be cached.
     pub prefill_tokens: u64,
+    /// Prompt tokens of the same requests, cached or not.
+    pub prefill_prompt_tokens: u64,
     /// Time their prefill was expected to take.
     pub backlog: Duration,
     /// Prompt tokens of all requests in flight.
@@ -63,6 +66,7 @@ impl LoadCounters {
             in_flight: self.in_flight.load(Relaxed),
             in_prefill: self.in_prefill.load(Relaxed),
             prefill_tokens: self.prefill_tokens.load(Relaxed),
+            prefill_prompt_tokens: self.prefill_prompt_tokens.load(Relaxed),
             backlog: Duration::from_micros(self.backlog_us.load(Relaxed)),
             context_tokens: self.context_tokens.load(Relaxed),
         }
@@ -72,6 +76,7 @@ impl LoadCounters {
         self.in_flight.fetch_add(1, Relaxed);
         self.in_prefill.fetch_add(1, Relaxed);
         self.prefill_tokens.fetch_add(share.prefill_tokens, Relaxed);
+        self.prefill_prompt_tokens.fetch_add(share.context_tokens, Relaxed);
         self.backlog_us.fetch_add(share.prefill_us, Relaxed);
         self.context_tokens.fetch_add(share.context_tokens, Relaxed);
     }
@@ -79,6 +84,7 @@ impl LoadCounters {
     pub(crate) fn end_prefill(&self, share: Share) {
         self.in_prefill.fetch_sub(1, Relaxed);
         self.prefill_tokens.fetch_sub(share.prefill_tokens, Relaxed);
+        self.prefill_prompt_tokens.fetch_sub(share.context_tokens, Relaxed);
         self.backlog_us.fetch_sub(share.prefill_us, Relaxed);
     }
 

@@ -146,7 +146,7 @@ impl Router {
             let choice = snapshot.policy.choose(&view, rng);
             let candidate = &scratch.candidates[choice.index];
             let target = &snapshot.fleet.targets[scratch.targets[choice.index]];
-            let matched_blocks = scratch.matches.blocks(target.slot);
+            let matched_blocks = if target.doubtful { 0 } else { scratch.matches.blocks(target.slot) };
             let routed = crate::in_flight::Routed {
                 ordinal,
                 epoch: snapshot.epoch,
@@ -288,12 +288,11 @@ fn candidate(
         let matched = snapshot.tokens_of_blocks(settings.space(key.unit()), u64::from(blocks));
         matched.min(snapshot.prompt_tokens(key).saturating_sub(1))
     });
-    let foreign = target.reported.map_or(0, |reported| reported.waiting_uncached_tokens);
     Candidate {
         id: target.id,
         matched_tokens,
         load,
-        foreign_waiting_tokens: foreign.saturating_sub(load.prefill_tokens),
+        foreign_waiting_tokens: target.foreign_waiting_tokens,
         prefill: target.prefill,
         eviction_pressure: target.eviction_pressure,
         claimed_tokens: target.claimed_tokens,

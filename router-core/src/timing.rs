@@ -24,6 +24,9 @@ const LEARNING_RATE: f64 = 0.05;
 /// A sample moves the rate at most by this factor, so that one stalled request cannot.
 const LARGEST_STEP: f64 = 2.0;
 
+/// Longest time that is told apart. Reported token counts are not checked for sense; whatever they say, this is "never".
+const LONGEST: Duration = Duration::from_secs(1 << 20);
+
 impl Default for PrefillModel {
     /// 10,000 tokens/s and 53,000 tokens: a 32B model on two H100, see `docs/routing.md`.
     fn default() -> Self {
@@ -34,7 +37,8 @@ impl Default for PrefillModel {
 impl PrefillModel {
     /// Time to prefill a prompt of `total` tokens of which `cached` are in the cache.
     pub fn prefill_time(&self, total: u64, cached: u64) -> Duration {
-        Duration::from_secs_f64(self.unit_work(total, cached) / self.tokens_per_s)
+        let seconds = self.unit_work(total, cached) / self.tokens_per_s;
+        Duration::try_from_secs_f64(seconds).map_or(LONGEST, |time| time.min(LONGEST))
     }
 
     /// Learns from one request that was alone: `total` and `cached` tokens as the engine counted them, and the time to
@@ -66,6 +70,7 @@ mod tests {
         let (short, long) = (model.prefill_time(1_000, 0), model.prefill_time(100_000, 0));
         assert!(long > 150 * short && long < 250 * short, "{short:?} {long:?}");
         assert_eq!(model.prefill_time(5_000, 5_000), Duration::ZERO);
+        assert_eq!(model.prefill_time(u64::MAX, 0), LONGEST);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 
-use crate::fleet::{Slot, TargetId, WorkerId, WorkerProfile};
+use crate::fleet::{Slot, TargetId, Tenure, WorkerId, WorkerProfile};
 use crate::key::{BlockHash, PrefixKey, Unit};
 use crate::policy::Policy;
 use crate::report::{AgentReport, SessionId};
@@ -42,8 +42,10 @@ pub enum Update {
 #[derive(Debug)]
 pub struct Traffic {
     pub(crate) target: TargetId,
-    /// The slot at the time of the decision: if the target has moved since, its claims of then are void.
+    /// The slot at the time of the decision.
     pub(crate) slot: Slot,
+    /// The target's tenure of it: if that is over, what was claimed then is void.
+    pub(crate) tenure: Tenure,
     /// Number of the decision.
     pub(crate) ordinal: u64,
     pub(crate) key: PrefixKey,

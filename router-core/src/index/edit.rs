@@ -12,8 +12,8 @@ use crate::snapshot::IndexSize;
 
 /// The index under edit.
 ///
-/// Whoever claims blocks keeps two promises: a slot is claimed from the first block on ([`claim`](Self::claim) does so by
-/// itself), and is released from the last block on ([`release`](Self::release) of a run needs all runs below it released).
+/// Whoever claims blocks keeps two promises: a slot is claimed from the first block on (`claim` does so by itself), and is
+/// released from the last block on (`release` of a run needs all runs below it released).
 #[derive(Debug, Default)]
 pub struct Index {
     tree: Tree,

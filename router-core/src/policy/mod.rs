@@ -143,7 +143,7 @@ impl PolicyConfig {
 impl Candidate {
     /// Time until everything dispatched there has been prefilled.
     pub fn backlog(&self) -> Duration {
-        self.load.backlog + self.prefill.prefill_time(self.foreign_waiting_tokens, 0)
+        self.load.backlog.saturating_add(self.prefill.prefill_time(self.foreign_waiting_tokens, 0))
     }
 
     /// The rendezvous score of this candidate for a prefix: the highest wins, and stays the winner when others come or go.

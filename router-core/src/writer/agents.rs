@@ -52,6 +52,9 @@ impl State {
             }
             AgentReport::Load { rank, load } => {
                 if let Some(rank) = self.roster.rank_mut(target(rank)) {
+                    // Only now can what this router sent be told from the rest: later both will have changed.
+                    let own = rank.load.read().prefill_prompt_tokens;
+                    rank.foreign_waiting_tokens = load.waiting_uncached_tokens.saturating_sub(own);
                     rank.reported = Some(load);
                     self.dirty = true;
                 }

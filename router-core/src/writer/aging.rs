@@ -58,6 +58,7 @@ impl State {
         for rank in &mut member.ranks {
             rank.doubtful = false;
             rank.reported = None;
+            rank.foreign_waiting_tokens = 0;
             rank.evicted_tokens_total = None;
         }
         self.void_worker(worker, now, "its agent is gone");

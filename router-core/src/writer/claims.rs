@@ -270,12 +270,13 @@ impl ClaimTable {
         .collect()
     }
 
-    /// Releases at most `budget` runs of a slot that is no longer used. `true` when nothing is left.
-    pub(crate) fn sweep(&mut self, slot: Slot, budget: usize) -> bool {
-        for _ in 0..budget {
+    /// Releases runs of a slot that is no longer used, as many as the budget has. `true` when nothing is left.
+    pub(crate) fn sweep(&mut self, slot: Slot, budget: &mut usize) -> bool {
+        while *budget > 0 {
             if !self.drop_oldest(slot, Time::from_micros(u64::MAX)) {
                 return true;
             }
+            *budget -= 1;
         }
         false
     }

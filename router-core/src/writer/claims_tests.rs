@@ -113,7 +113,7 @@ impl Pair {
                 self.follow(slot);
             }
             Operation::Clear { slot } => {
-                while !self.table.sweep(Slot(slot), 2) {}
+                while !self.table.sweep(Slot(slot), &mut 2) {}
                 self.naive.clear(Slot(slot));
             }
             Operation::Snapshot => self.taken.push((self.table.tree(), self.naive.clone())),

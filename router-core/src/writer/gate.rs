@@ -32,8 +32,8 @@ impl Gate {
         if seq <= *applied {
             return Verdict::Repeat;
         }
-        if seq != *applied + 1 {
-            let expected = *applied + 1;
+        let expected = applied.saturating_add(1);
+        if seq != expected {
             *self = Self::Closed;
             return Verdict::Gap { expected };
         }

@@ -103,6 +103,9 @@ const UPDATES_PER_TURN: usize = 4096;
 /// Runs of retired slots released in one turn at most.
 const SWEEP_PER_TURN: usize = 4096;
 
+/// Retired slots that may wait to be swept. Beyond it they are swept at once, so that slots never run out.
+const RETIRED_KEPT: usize = 4096;
+
 /// Replaced snapshots kept at most; beyond it the oldest is left to whoever still holds it.
 const REPLACED_KEPT: usize = 64;
 
@@ -159,8 +162,8 @@ impl Writer {
             }
         }
         self.state.age(now);
+        self.state.sweep(SWEEP_PER_TURN);
         self.state.bound_index();
-        self.state.sweep();
         let due = idle || now.since(self.published) >= self.state.settings.publish_interval;
         if self.state.dirty && (due || !self.state.after_publication.is_empty()) {
             self.publish(now);
@@ -226,6 +229,9 @@ impl State {
             Update::Agent { worker, session, at, report } => self.apply_report(worker, session, at, report),
             Update::Query(query) => self.answer(query),
         }
+        if self.roster.retired() > RETIRED_KEPT {
+            self.sweep(usize::MAX);
+        }
     }
 
     fn answer(&self, query: Query) {
@@ -264,7 +270,7 @@ impl State {
         };
         // An exact agent reports what is evicted for a prediction when it happens; until then both are claimed, also of a
         // long queue, and guessing which leaf will go would lose one that stays.
-        let most = if member.reports_exactly() { 2 * capacity } else { capacity };
+        let most = if member.reports_exactly() { capacity.saturating_mul(2) } else { capacity };
         let evicted = self.claims.evict_to(rank.slot, most);
         if let Some(rank) = self.roster.rank_mut(target) {
             rank.pressure.evicted(evicted);
@@ -282,12 +288,15 @@ impl State {
         }
     }
 
-    fn sweep(&mut self) {
-        while let Some(slot) = self.roster.retired() {
-            if !self.claims.sweep(slot, SWEEP_PER_TURN) {
+    /// Releases at most `budget` runs of the targets that are no longer used.
+    fn sweep(&mut self, mut budget: usize) {
+        while let Some(slot) = self.roster.next_retired() {
+            let before = budget;
+            if !self.claims.sweep(slot, &mut budget) {
                 break;
             }
-            self.roster.recycle(slot);
+            self.roster.recycle();
+            self.dirty |= budget < before;
         }
     }
 

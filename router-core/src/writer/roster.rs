@@ -1,11 +1,12 @@
 //! The registered workers, their ranks, and the slots that the ranks' claims stand in.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::gate::Gate;
 use crate::fleet::{
-    AgentLink, Fleet, Incarnation, ReportLevel, Slot, Target, TargetId, Worker, WorkerId, WorkerProfile,
-    WorkerState,
+    AgentLink, Fleet, Incarnation, ReportLevel, Slot, Target, TargetId, Tenure, Worker, WorkerId,
+    WorkerProfile, WorkerState,
 };
 use crate::load::{LoadCounters, ReportedLoad};
 use crate::report::SessionId;
@@ -51,11 +52,15 @@ pub(crate) struct Session {
 #[derive(Debug)]
 pub(crate) struct Rank {
     pub(crate) slot: Slot,
+    /// Changes with the slot, and is never used again.
+    pub(crate) tenure: Tenure,
     pub(crate) load: Arc<LoadCounters>,
     pub(crate) gate: Gate,
     pub(crate) doubtful: bool,
     pub(crate) prefill: PrefillModel,
     pub(crate) reported: Option<ReportedLoad>,
+    /// Of the tokens that were reported to wait, those that this router had not sent.
+    pub(crate) foreign_waiting_tokens: u64,
     pub(crate) divergence_tokens: Option<u64>,
     pub(crate) pressure: Pressure,
     /// Last total the agent reported.
@@ -75,8 +80,10 @@ pub(crate) struct Pressure {
 #[derive(Debug, Default)]
 struct SlotPool {
     free: Vec<Slot>,
-    retired: Vec<Slot>,
+    retired: VecDeque<Slot>,
     next: u16,
+    /// Tenures that have begun.
+    tenures: u64,
 }
 
 /// Stored tokens after which older history counts half.
@@ -96,7 +103,7 @@ impl Roster {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
         let identity = xxhash_rust::xxh3::xxh3_64(url.as_bytes());
-        let rank = Rank::new(self.slots.take());
+        let rank = Rank::new(self.slots.begin());
         self.workers.push(Member {
             id,
             url,
@@ -119,7 +126,7 @@ impl Roster {
             self.workers.iter().position(|member| member.id == id).ok_or(FleetError::UnknownWorker(id))?;
         let member = self.workers.remove(at);
         let in_flight = member.ranks.iter().map(|rank| rank.load.read().in_flight).sum();
-        member.ranks.iter().for_each(|rank| self.slots.retired.push(rank.slot));
+        member.ranks.iter().for_each(|rank| self.slots.retired.push_back(rank.slot));
         Ok((member, in_flight))
     }
 
@@ -128,7 +135,7 @@ impl Roster {
         let have = self.get(id).ok_or(FleetError::UnknownWorker(id))?.ranks.len();
         let want = profile.dp_size.max(1);
         self.room_for(want.saturating_sub(have as u32))?;
-        let fresh: Vec<_> = (have..want as usize).map(|_| Rank::new(self.slots.take())).collect();
+        let fresh: Vec<_> = (have..want as usize).map(|_| Rank::new(self.slots.begin())).collect();
         let Some(member) = self.workers.iter_mut().find(|member| member.id == id) else {
             return Err(FleetError::UnknownWorker(id));
         };
@@ -142,26 +149,33 @@ impl Roster {
 
     /// Gives a rank a fresh slot, so that nothing of what it claimed can be seen any more.
     pub(crate) fn void(&mut self, target: TargetId) {
-        let fresh = self.slots.take();
+        if self.rank(target).is_none() {
+            return;
+        }
+        let (fresh, tenure) = self.slots.begin();
         if let Some(rank) = self.rank_mut(target) {
             let old = std::mem::replace(&mut rank.slot, fresh);
+            rank.tenure = tenure;
             rank.gate.close();
             rank.divergence_tokens = None;
-            self.slots.retired.push(old);
-        } else {
-            self.slots.free.push(fresh);
+            self.slots.retired.push_back(old);
         }
     }
 
-    /// A slot that is to be swept.
-    pub(crate) fn retired(&self) -> Option<Slot> {
-        self.slots.retired.last().copied()
+    /// Slots that are to be swept.
+    pub(crate) fn retired(&self) -> usize {
+        self.slots.retired.len()
     }
 
-    /// The slot has been swept and may be used again.
-    pub(crate) fn recycle(&mut self, slot: Slot) {
-        self.slots.retired.retain(|other| *other != slot);
-        self.slots.free.push(slot);
+    /// The slot that is to be swept next.
+    pub(crate) fn next_retired(&self) -> Option<Slot> {
+        self.slots.retired.front().copied()
+    }
+
+    /// The next retired slot has been swept and may be used again.
+    pub(crate) fn recycle(&mut self) {
+        let swept = self.slots.retired.pop_front();
+        self.slots.free.extend(swept);
     }
 
     pub(crate) fn get(&self, id: WorkerId) -> Option<&Member> {
@@ -206,12 +220,14 @@ impl Roster {
                     id: TargetId { worker: member.id, rank: rank as u32 },
                     worker: worker.clone(),
                     slot: state.slot,
+                    tenure: state.tenure,
                     doubtful: state.doubtful,
                     claimed_tokens: claimed_tokens(state.slot),
                     eviction_pressure: state.pressure.share(),
                     divergence_tokens: state.divergence_tokens,
                     prefill: state.prefill,
                     reported: state.reported,
+                    foreign_waiting_tokens: state.foreign_waiting_tokens,
                     load: state.load.clone(),
                 });
             }
@@ -260,14 +276,16 @@ impl Member {
 }
 
 impl Rank {
-    fn new(slot: Slot) -> Self {
+    fn new((slot, tenure): (Slot, Tenure)) -> Self {
         Self {
             slot,
+            tenure,
             load: Arc::default(),
             gate: Gate::default(),
             doubtful: false,
             prefill: PrefillModel::default(),
             reported: None,
+            foreign_waiting_tokens: 0,
             divergence_tokens: None,
             pressure: Pressure::default(),
             evicted_tokens_total: None,
@@ -296,13 +314,15 @@ impl Pressure {
 }
 
 impl SlotPool {
-    fn take(&mut self) -> Slot {
-        self.free.pop().unwrap_or_else(|| {
+    fn begin(&mut self) -> (Slot, Tenure) {
+        self.tenures += 1;
+        let slot = self.free.pop().unwrap_or_else(|| {
             let slot = Slot(self.next);
-            // Slots in use are bounded by the number of targets, and retired ones are swept before new ones are needed.
+            // At most `MAX_TARGETS` are in use, and the writer lets no more than a bounded number wait to be swept.
             self.next =
                 self.next.checked_add(1).expect("fewer than 2^16 slots are in use or wait to be swept");
             slot
-        })
+        });
+        (slot, Tenure(self.tenures))
     }
 }

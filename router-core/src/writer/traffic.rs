@@ -8,7 +8,7 @@ use crate::update::{Traffic, TrafficEvent};
 impl State {
     pub(super) fn apply_traffic(&mut self, traffic: &Traffic) {
         // A target that has moved since the decision: what was claimed and learned then is void, and stays so.
-        let in_place = self.roster.rank(traffic.target).is_some_and(|rank| rank.slot == traffic.slot);
+        let in_place = self.roster.rank(traffic.target).is_some_and(|rank| rank.tenure == traffic.tenure);
         match traffic.event {
             TrafficEvent::Routed if in_place && self.settings.predict => self.predict(traffic),
             TrafficEvent::Prefilled { at } if in_place => self.confirm(traffic, at),
