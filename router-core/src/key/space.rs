@@ -8,7 +8,7 @@ use super::PrefixKey;
 use super::chain::{BlockHash, ChainKeys};
 
 /// Name and version of the hash; sides that name another hash differently.
-pub const SCHEME: &str = "xxh3-64-chain/1";
+pub const SCHEME: &str = "nh-64-chain/1";
 
 /// Most units a block may have.
 pub const MAX_BLOCK_SIZE: u32 = 65_536;
@@ -85,7 +85,7 @@ impl KeySpace {
     /// If the unit is not [`Unit::Token`].
     pub fn key_of_tokens(&self, salt: Salt, tokens: &[u32]) -> PrefixKey {
         assert_eq!(self.unit, Unit::Token, "tokens have no hash in a key space of text");
-        let mut hashes = Vec::with_capacity(tokens.len() / self.block_size as usize);
+        let mut hashes = Vec::new();
         self.extend_with_tokens(salt, None, tokens, &mut hashes);
         PrefixKey::new(self.unit, hashes, tokens.len() as u64)
     }
@@ -96,13 +96,8 @@ impl KeySpace {
     /// If the unit is not [`Unit::Text`].
     pub fn key_of_text(&self, salt: Salt, text: &[u8]) -> PrefixKey {
         assert_eq!(self.unit, Unit::Text, "text has no hash in a key space of tokens");
-        let mut hashes = Vec::with_capacity(text.len() / self.block_size as usize);
-        let mut state = self.keys.root(salt.0);
-        for block in text.chunks_exact(self.block_size as usize) {
-            let hash = self.keys.next(state, block);
-            state = hash.get();
-            hashes.push(hash);
-        }
+        let mut hashes = Vec::new();
+        self.keys.extend(self.keys.root(salt.0), text, self.block_size as usize, &mut hashes);
         PrefixKey::new(self.unit, hashes, text.len() as u64)
     }
 
@@ -120,23 +115,8 @@ impl KeySpace {
         hashes: &mut Vec<BlockHash>,
     ) {
         assert_eq!(self.unit, Unit::Token, "tokens have no hash in a key space of text");
-        let mut state = parent.map_or_else(|| self.keys.root(salt.0), BlockHash::get);
-        for block in tokens.chunks_exact(self.block_size as usize) {
-            let hash = self.next_token_block(state, block);
-            state = hash.get();
-            hashes.push(hash);
-        }
-    }
-
-    #[cfg(target_endian = "little")]
-    fn next_token_block(&self, state: u64, block: &[u32]) -> BlockHash {
-        self.keys.next(state, bytemuck::cast_slice(block))
-    }
-
-    #[cfg(target_endian = "big")]
-    fn next_token_block(&self, state: u64, block: &[u32]) -> BlockHash {
-        let bytes: Vec<u8> = block.iter().flat_map(|token| token.to_le_bytes()).collect();
-        self.keys.next(state, &bytes)
+        let state = parent.map_or_else(|| self.keys.root(salt.0), BlockHash::get);
+        self.keys.extend(state, tokens, self.block_size as usize, hashes);
     }
 
     fn compute_fingerprint(&self) -> u64 {
