@@ -13,18 +13,13 @@
 //! pages whose parent is unknown are counted and left out. [`Mirror::doubt`] says why it is incomplete until the engine
 //! clears its cache or is replayed from its beginning.
 
+mod forest;
+
 use router_core::key::Salt;
-use rustc_hash::FxHashMap;
 
 use crate::events::{Event, Medium, Removed, Stored, TokenIds};
-
-/// No page: the parent of a page where a prompt begins, or the end of a list.
-const NONE: u32 = u32::MAX;
-const TIERS: usize = 5;
-
-/// Place of a page in its mirror. It may name another page after the next batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PageId(u32);
+pub use forest::PageId;
+use forest::{Forest, NewPage};
 
 /// A change of the set of pages held, in the order in which it must be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,57 +75,24 @@ pub struct MirrorStats {
 pub struct Mirror {
     page_size: u32,
     max_pages: usize,
-    pages: Vec<Page>,
-    /// `page_size` ids for each element of `pages`.
-    tokens: Vec<u32>,
-    free: Vec<u32>,
-    by_hash: FxHashMap<i64, u32>,
-    first_root: u32,
+    forest: Forest,
     /// Pages that the current batch created, in order.
-    fresh: Vec<u32>,
+    fresh: Vec<PageId>,
     /// Pages that lost their last copy in the current batch.
-    emptied: Vec<u32>,
+    emptied: Vec<PageId>,
     cleared: bool,
     doubt: Option<Doubt>,
     stats: MirrorStats,
 }
 
-#[derive(Debug)]
-struct Page {
-    hash: i64,
-    salt: Salt,
-    parent: u32,
-    first_child: u32,
-    next: u32,
-    previous: u32,
-    /// Pages before this one.
-    depth: u32,
-    /// Copies on each tier.
-    copies: [u16; TIERS],
-    /// Its tokens are what a router can hash.
-    translatable: bool,
-    fresh: bool,
-    live: bool,
-}
-
-impl PageId {
-    /// The place as an index; places are dense.
-    pub(crate) fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
 impl Mirror {
     /// An empty mirror of an engine with `page_size` tokens a page, which may track `max_pages`.
     pub fn new(page_size: u32, max_pages: usize) -> Self {
+        let page_size = page_size.max(1);
         Self {
-            page_size: page_size.max(1),
-            max_pages: max_pages.min(NONE as usize - 1),
-            pages: Vec::new(),
-            tokens: Vec::new(),
-            free: Vec::new(),
-            by_hash: FxHashMap::default(),
-            first_root: NONE,
+            page_size,
+            max_pages: max_pages.min(Forest::MOST_PAGES),
+            forest: Forest::new(page_size as usize),
             fresh: Vec::new(),
             emptied: Vec::new(),
             cleared: false,
@@ -171,12 +133,12 @@ impl Mirror {
 
     /// Pages held.
     pub fn len(&self) -> usize {
-        self.by_hash.len()
+        self.forest.len()
     }
 
     /// No page is held.
     pub fn is_empty(&self) -> bool {
-        self.by_hash.is_empty()
+        self.forest.len() == 0
     }
 
     /// Tokens in one page.
@@ -191,36 +153,28 @@ impl Mirror {
 
     /// The page before `page` on its path.
     pub fn parent(&self, page: PageId) -> Option<PageId> {
-        let parent = self.pages[page.index()].parent;
-        (parent != NONE).then_some(PageId(parent))
+        self.forest.parent(page)
     }
 
     /// Number of pages before `page` on its path.
     pub fn depth(&self, page: PageId) -> u32 {
-        self.pages[page.index()].depth
+        self.forest.page(page).depth
     }
 
     /// The salt under which `page` was stored; it matters where a prompt begins.
     pub fn salt(&self, page: PageId) -> Salt {
-        self.pages[page.index()].salt
+        self.forest.page(page).salt
     }
 
     /// The token ids of `page`, or `None` if no prompt can have them: stand-ins for multimodal content, or tokens under
     /// a LoRA adapter whose name is not known.
     pub fn tokens(&self, page: PageId) -> Option<&[u32]> {
-        let start = page.index() * self.page_size as usize;
-        self.pages[page.index()].translatable.then(|| &self.tokens[start..start + self.page_size as usize])
+        self.forest.tokens(page)
     }
 
     /// All pages, parents before their children.
     pub fn in_order(&self) -> Vec<PageId> {
-        let mut order = Vec::with_capacity(self.len());
-        let mut root = self.first_root;
-        while root != NONE {
-            self.collect(root, &mut order);
-            root = self.pages[root as usize].next;
-        }
-        order.into_iter().map(PageId).collect()
+        self.forest.in_order()
     }
 
     fn store(&mut self, stored: &Stored) {
@@ -232,16 +186,15 @@ impl Mirror {
             self.doubt.get_or_insert(Doubt::Malformed);
             return;
         }
-        let tier = tier(stored.medium);
-        if tier == 0 {
+        if on_device(stored.medium) {
             self.stats.cached_tokens += pages as u64 * u64::from(self.page_size);
         }
         if self.doubt == Some(Doubt::Full) {
             return;
         }
-        let mut parent = match stored.parent.map(|hash| self.by_hash.get(&hash).copied()) {
-            None => NONE,
-            Some(Some(known)) => known,
+        let mut parent = match stored.parent.map(|hash| self.forest.find(hash)) {
+            None => None,
+            Some(Some(known)) => Some(known),
             Some(None) => {
                 self.stats.unknown_parent_pages += pages as u64;
                 self.doubt.get_or_insert(Doubt::UnknownParent);
@@ -253,39 +206,38 @@ impl Mirror {
             stored.cache_salt.as_deref().unwrap_or_default(),
             "",
         );
+        let named = stored.lora_id.is_none() || stored.lora_name.is_some();
+        let tokens = named.then_some(&stored.tokens);
         for (index, hash) in stored.hashes.iter().enumerate() {
-            let page = match self.by_hash.get(hash) {
+            let page = match self.forest.find(*hash) {
                 Some(known) => {
-                    self.stats.conflicting_pages += u64::from(self.pages[*known as usize].parent != parent);
-                    *known
+                    self.stats.conflicting_pages += u64::from(self.forest.parent(known) != parent);
+                    known
                 }
-                None => self.create(*hash, salt, parent, stored, index),
+                None => {
+                    let created = self.forest.create(NewPage { hash: *hash, salt, parent, tokens, index });
+                    self.fresh.push(created);
+                    created
+                }
             };
-            let copies = &mut self.pages[page as usize].copies[tier];
-            *copies = copies.saturating_add(1);
-            parent = page;
+            self.forest.page_mut(page).add_copy(stored.medium);
+            parent = Some(page);
         }
     }
 
     fn remove(&mut self, removed: &Removed) {
-        let tier = tier(removed.medium);
-        if tier == 0 {
+        if on_device(removed.medium) {
             let tokens = removed.hashes.len() as u64 * u64::from(self.page_size);
             self.stats.evicted_tokens_total += tokens;
             self.stats.cached_tokens = self.stats.cached_tokens.saturating_sub(tokens);
         }
         for hash in &removed.hashes {
-            let page = self.by_hash.get(hash).copied();
-            let Some((id, page)) = page.map(|id| (id, &mut self.pages[id as usize])) else {
+            let page = self.forest.find(*hash);
+            let Some(id) = page.filter(|id| self.forest.page_mut(*id).take_copy(removed.medium)) else {
                 self.stats.unknown_removals += 1;
                 continue;
             };
-            if page.copies[tier] == 0 {
-                self.stats.unknown_removals += 1;
-                continue;
-            }
-            page.copies[tier] -= 1;
-            if !page.held() {
+            if !self.forest.page(id).held() {
                 self.emptied.push(id);
             }
         }
@@ -293,11 +245,7 @@ impl Mirror {
 
     /// Forgets every page; what was counted stays.
     fn empty(&mut self) {
-        self.pages.clear();
-        self.tokens.clear();
-        self.free.clear();
-        self.by_hash.clear();
-        self.first_root = NONE;
+        self.forest.clear();
         self.fresh.clear();
         self.emptied.clear();
         self.cleared = true;
@@ -306,26 +254,24 @@ impl Mirror {
     /// Ends a batch: drops pages without copies and tells the net effect.
     fn settle(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
-        let emptied = std::mem::take(&mut self.emptied);
-        let mut below = Vec::new();
-        for page in emptied {
-            if !self.pages[page as usize].live || self.pages[page as usize].held() {
+        for page in std::mem::take(&mut self.emptied) {
+            let entry = self.forest.page(page);
+            if !entry.is_live() || entry.held() {
                 continue;
             }
-            self.collect(page, &mut below);
-            self.unlink(page);
-            // Parents come before children in `below`.
-            for page in below.drain(..).rev() {
-                if !self.drop_page(page) {
-                    changes.push(Change::Gone(PageId(page)));
+            for page in self.forest.detach(page) {
+                let entry = self.forest.page(page);
+                self.stats.cut_off_pages += u64::from(entry.held());
+                // What this batch created nobody has heard of.
+                if !entry.fresh {
+                    changes.push(Change::Gone(page));
                 }
             }
         }
         for page in std::mem::take(&mut self.fresh) {
-            let entry = &mut self.pages[page as usize];
-            if entry.live && entry.fresh {
-                entry.fresh = false;
-                changes.push(Change::Stored(PageId(page)));
+            let entry = self.forest.page_mut(page);
+            if entry.is_live() && std::mem::take(&mut entry.fresh) {
+                changes.push(Change::Stored(page));
             }
         }
         if self.len() > self.max_pages {
@@ -338,118 +284,11 @@ impl Mirror {
         }
         changes
     }
-
-    fn create(&mut self, hash: i64, salt: Salt, parent: u32, stored: &Stored, index: usize) -> u32 {
-        let size = self.page_size as usize;
-        let range = index * size..(index + 1) * size;
-        let depth = if parent == NONE { 0 } else { self.pages[parent as usize].depth + 1 };
-        let id = self.free.pop().unwrap_or_else(|| {
-            self.tokens.resize(self.tokens.len() + size, 0);
-            self.pages.len() as u32
-        });
-        let slot = &mut self.tokens[id as usize * size..(id as usize + 1) * size];
-        let named = stored.lora_id.is_none() || stored.lora_name.is_some();
-        let translatable = named && copy_tokens(&stored.tokens, range, slot);
-        let head =
-            if parent == NONE { &mut self.first_root } else { &mut self.pages[parent as usize].first_child };
-        let next = std::mem::replace(head, id);
-        let page = Page {
-            hash,
-            salt,
-            parent,
-            first_child: NONE,
-            next,
-            previous: NONE,
-            depth,
-            copies: [0; TIERS],
-            translatable,
-            fresh: true,
-            live: true,
-        };
-        if next != NONE {
-            self.pages[next as usize].previous = id;
-        }
-        if (id as usize) < self.pages.len() {
-            self.pages[id as usize] = page;
-        } else {
-            self.pages.push(page);
-        }
-        self.by_hash.insert(hash, id);
-        self.fresh.push(id);
-        id
-    }
-
-    /// Appends `page` and everything below it, parents before children.
-    fn collect(&self, page: u32, into: &mut Vec<u32>) {
-        let mut next = into.len();
-        into.push(page);
-        while next < into.len() {
-            let mut child = self.pages[into[next] as usize].first_child;
-            while child != NONE {
-                into.push(child);
-                child = self.pages[child as usize].next;
-            }
-            next += 1;
-        }
-    }
-
-    /// Takes `page` out of its parent's list of children.
-    fn unlink(&mut self, page: u32) {
-        let Page { parent, next, previous, .. } = self.pages[page as usize];
-        if next != NONE {
-            self.pages[next as usize].previous = previous;
-        }
-        if previous != NONE {
-            self.pages[previous as usize].next = next;
-        } else if parent == NONE {
-            self.first_root = next;
-        } else {
-            self.pages[parent as usize].first_child = next;
-        }
-    }
-
-    /// Frees a page's place; answers whether the current batch had created it.
-    fn drop_page(&mut self, page: u32) -> bool {
-        let entry = &mut self.pages[page as usize];
-        entry.live = false;
-        self.stats.cut_off_pages += u64::from(entry.held());
-        self.by_hash.remove(&entry.hash);
-        self.free.push(page);
-        entry.fresh
-    }
-}
-
-impl Page {
-    fn held(&self) -> bool {
-        self.copies.iter().any(|copies| *copies > 0)
-    }
 }
 
 /// Releases without tiers mean the device.
-fn tier(medium: Option<Medium>) -> usize {
-    match medium {
-        None | Some(Medium::Gpu) => 0,
-        Some(Medium::CpuPinned) => 1,
-        Some(Medium::Disk) => 2,
-        Some(Medium::External) => 3,
-        Some(Medium::Other) => 4,
-    }
-}
-
-/// Copies the ids of one page; answers whether a prompt can have them.
-fn copy_tokens(tokens: &TokenIds, range: std::ops::Range<usize>, to: &mut [u32]) -> bool {
-    let fill = |to: &mut [u32], ids: &mut dyn Iterator<Item = u64>| {
-        to.iter_mut().zip(ids).all(|(to, id)| u32::try_from(id).map(|id| *to = id).is_ok())
-    };
-    match tokens {
-        TokenIds::Narrow(ids) => {
-            to.copy_from_slice(&ids[range]);
-            true
-        }
-        TokenIds::Wide(ids) => fill(to, &mut ids[range].iter().copied()),
-        // The KV of a bigram is that of its first token.
-        TokenIds::Pairs(ids) => fill(to, &mut ids[range].iter().map(|pair| pair[0])),
-    }
+fn on_device(medium: Option<Medium>) -> bool {
+    matches!(medium, None | Some(Medium::Gpu))
 }
 
 #[cfg(test)]
@@ -484,7 +323,8 @@ mod tests {
     }
 
     fn hashes(mirror: &Mirror) -> Vec<i64> {
-        let mut hashes: Vec<i64> = mirror.by_hash.keys().copied().collect();
+        let mut hashes: Vec<i64> =
+            mirror.in_order().iter().map(|page| mirror.forest.page(*page).hash).collect();
         hashes.sort_unstable();
         hashes
     }
@@ -496,10 +336,10 @@ mod tests {
         // Removed first page first, as the engine does, and stored again.
         assert_eq!(mirror.apply(&[removed(&[2, 3]), stored(Some(1), &[2, 3])]), []);
         assert_eq!(mirror.apply(&[stored(Some(3), &[4]), removed(&[4])]), []);
+        let three = mirror.forest.find(3).unwrap();
         let changes = mirror.apply(&[removed(&[2, 3])]);
-        let three = mirror.pages.iter().position(|page| page.hash == 3).unwrap() as u32;
         assert_eq!(changes.len(), 2);
-        assert_eq!(changes[0], Change::Gone(PageId(three)), "children go first");
+        assert_eq!(changes[0], Change::Gone(three), "children go first");
         assert_eq!((hashes(&mirror), mirror.stats().unknown_removals), (vec![1], 0));
         assert_eq!((mirror.stats().cached_tokens, mirror.stats().evicted_tokens_total), (2, 10));
     }
