@@ -244,6 +244,37 @@ async fn a_resync_is_answered_with_a_baseline() {
 }
 
 #[tokio::test]
+async fn after_a_restart_of_the_engine_the_session_still_hears_its_coordinator() {
+    let (mut engine, coordinator) = both().await;
+    let agent = agent(&engine, &[&coordinator]);
+    engine.store(0, &prompt(1, 40)).await;
+    coordinator.until_holds(0, &engine.blocks(0, coordinator.space())).await;
+    let mut engine = engine.restart().await;
+    engine.store(0, &prompt(2, 8)).await;
+    let book = coordinator.until_holds(0, &engine.blocks(0, coordinator.space())).await;
+    assert_eq!(book.sessions, 1);
+    let baselines = book.baselines;
+    coordinator.tell(Answer::Resync(Resync { rank: 0, reason: "a test".to_owned() })).await;
+    coordinator.until("a baseline in the new life", |book| book.baselines > baselines).await;
+    // Acknowledgements are heard too: a reconnect goes on where it stopped.
+    engine.store(0, &prompt(3, 8)).await;
+    let book = coordinator.until_holds(0, &engine.blocks(0, coordinator.space())).await;
+    coordinator.cut();
+    coordinator.until("a second session", |book| book.sessions == 2).await;
+    engine.store(0, &prompt(4, 8)).await;
+    let again = coordinator.until_holds(0, &engine.blocks(0, coordinator.space())).await;
+    assert_eq!((again.baselines, agent.stats().routers[0].resumed), (book.baselines, 1));
+    let counts = SetReportLevel { level: ReportLevel::Counts.into() };
+    coordinator.tell(Answer::SetReportLevel(counts)).await;
+    let level = async || {
+        while agent.stats().routers[0].level != Some(Level::Counts) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(support::PATIENCE, level()).await.unwrap();
+}
+
+#[tokio::test]
 async fn levels_are_served_and_changed() {
     let mut engine = Engine::start(Setup::default()).await;
     let wishes = Wishes { level: ReportLevel::Removals, ..Wishes::default() };

@@ -39,12 +39,13 @@ pub(crate) struct Link {
     counters: Arc<RouterCounters>,
     shutdown: CancellationToken,
     memory: Option<Memory>,
+    /// One for all sessions and all lives, so that whoever reads the stream always has the present one.
+    desk: Arc<Mutex<Desk>>,
 }
 
-/// What one router was told in one life of the engine.
+/// What one router was told in one life of the engine; the numbers of it stand on the desk.
 struct Memory {
     incarnation: u64,
-    desk: Arc<Mutex<Desk>>,
     /// The key space of the views, and what of it is told.
     view: Option<(u64, Level)>,
 }
@@ -82,7 +83,9 @@ impl Link {
         shutdown: CancellationToken,
     ) -> Self {
         let url = settings.routers[index].clone();
-        Self { index, url, settings, lives, health, counters, shutdown, memory: None }
+        let desk = Desk { outboxes: Vec::new(), wanted: settings.config.report_level };
+        let desk = Arc::new(Mutex::new(desk));
+        Self { index, url, settings, lives, health, counters, shutdown, memory: None, desk }
     }
 
     /// Opens sessions until shutdown.
@@ -140,16 +143,21 @@ impl Link {
 
     /// What was told in this life; nothing, if nothing was.
     fn remember(&mut self, life: &Life) -> &mut Memory {
-        if self.memory.as_ref().is_some_and(|memory| memory.incarnation != life.incarnation) {
+        if self.memory.as_ref().is_none_or(|memory| memory.incarnation != life.incarnation) {
+            let config = &self.settings.config;
+            let limits = Limits { deltas: config.max_unacked_deltas, bytes: config.max_unacked_bytes };
+            lock(&self.desk).begin_life(life.ranks.len(), limits);
             self.memory = None;
         }
-        let config = &self.settings.config;
-        let limits = Limits { deltas: config.max_unacked_deltas, bytes: config.max_unacked_bytes };
-        let wanted = config.report_level;
-        self.memory.get_or_insert_with(|| {
-            let outboxes = life.ranks.iter().map(|_| Outbox::new(limits)).collect();
-            let desk = Arc::new(Mutex::new(Desk { outboxes, wanted }));
-            Memory { incarnation: life.incarnation, desk, view: None }
-        })
+        self.memory.get_or_insert(Memory { incarnation: life.incarnation, view: None })
+    }
+}
+
+impl Desk {
+    /// Clears the desk of what an earlier life was told; what the router wants stays.
+    fn begin_life(&mut self, ranks: usize, limits: Limits) {
+        self.outboxes.truncate(ranks);
+        self.outboxes.iter_mut().for_each(Outbox::begin_life);
+        self.outboxes.resize_with(ranks, || Outbox::new(limits));
     }
 }

@@ -49,6 +49,13 @@ impl Outbox {
         self.last_seq
     }
 
+    /// Forgets what an earlier life was told. Numbers go on, so that an acknowledgement of that life, still on its way,
+    /// says nothing of this one.
+    pub(super) fn begin_life(&mut self) {
+        self.baseline_seq = None;
+        self.owe_baseline();
+    }
+
     /// The next report must be a baseline.
     pub(super) fn owes_baseline(&self) -> bool {
         self.owes_baseline
@@ -167,6 +174,20 @@ mod tests {
             let next = outbox.last_seq() + 1;
             assert_eq!(outbox.begin_baseline(), next, "numbers go on");
         }
+    }
+
+    #[test]
+    fn a_late_acknowledgement_says_nothing_of_the_next_life() {
+        let mut outbox = outbox();
+        outbox.begin_baseline();
+        assert!(send(&mut outbox, 10) && send(&mut outbox, 10));
+        outbox.begin_life();
+        let baseline = outbox.begin_baseline();
+        assert!(send(&mut outbox, 10));
+        outbox.ack(3);
+        assert_eq!(outbox.resume_point(), None);
+        outbox.ack(baseline);
+        assert_eq!(outbox.resume_point(), Some(baseline));
     }
 
     #[test]

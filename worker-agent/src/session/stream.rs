@@ -79,9 +79,8 @@ impl Link {
         self.counters.sessions.fetch_add(1, Ordering::Relaxed);
         tracing::info!(router = self.url, level = ?terms.level, refused = terms.refused, "a session is open");
 
-        let memory = self.remember(&life);
-        lock(&memory.desk).wanted = terms.level.min(max_level);
-        let desk = Arc::clone(&memory.desk);
+        let desk = Arc::clone(&self.desk);
+        lock(&desk).wanted = terms.level.min(max_level);
         let counters = Arc::clone(&self.counters);
         let writer = Writer::new(self, life, terms, max_level, out);
         tokio::select! {
@@ -123,7 +122,7 @@ impl Link {
     fn resume_points(&mut self, life: &Life) -> Vec<proto::ResumePoint> {
         let memory = self.remember(life);
         let Some((key_space_fingerprint, _)) = memory.view else { return Vec::new() };
-        let desk = lock(&memory.desk);
+        let desk = lock(&self.desk);
         let point = |(rank, acked_seq): (usize, Option<u64>)| {
             Some(proto::ResumePoint { rank: rank as u32, acked_seq: acked_seq?, key_space_fingerprint })
         };

@@ -67,7 +67,8 @@ impl<'a> Writer<'a> {
         max_level: Level,
         out: mpsc::Sender<AgentMessage>,
     ) -> Self {
-        let desk = Arc::clone(&link.remember(&life).desk);
+        link.remember(&life);
+        let desk = Arc::clone(&link.desk);
         let mut lives = link.lives.clone();
         let mut health = link.health.clone();
         lives.mark_unchanged();
@@ -139,11 +140,8 @@ impl<'a> Writer<'a> {
         if !present.same_shape(&self.life) {
             return Ok(false);
         }
-        let wanted = lock(&self.desk).wanted;
         self.life = present;
-        let memory = self.link.remember(&self.life);
-        self.desk = Arc::clone(&memory.desk);
-        lock(&self.desk).wanted = wanted;
+        self.link.remember(&self.life);
         self.level = None;
         self.ranks = self.life.ranks.iter().map(|_| Reported::default()).collect();
         self.report_health(self.life.incarnation).await?;

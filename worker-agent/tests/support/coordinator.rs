@@ -63,6 +63,8 @@ pub(crate) struct Book {
     /// Set fingerprints that were compared.
     pub(crate) digests: usize,
     pub(crate) ranks: BTreeMap<u32, Told>,
+    /// The engine's life that was told of last.
+    pub(crate) incarnation: u64,
     pub(crate) bytes: usize,
     /// Whatever broke the contract.
     pub(crate) violations: Vec<String>,
@@ -223,6 +225,7 @@ impl Book {
             Said::State(state) => {
                 if state.incarnation > 0 {
                     self.ranks.clear();
+                    self.incarnation = state.incarnation;
                 }
                 self.states.push(state);
             }
@@ -343,7 +346,7 @@ impl Shared {
         let mut resume = Vec::new();
         let fingerprint = self.space.fingerprint();
         self.book.send_modify(|book| {
-            let same = book.hellos.last().is_some_and(|last| last.incarnation == hello.incarnation);
+            let same = std::mem::replace(&mut book.incarnation, hello.incarnation) == hello.incarnation;
             book.sessions += 1;
             for (rank, told) in &mut book.ranks {
                 told.incoming = None;
