@@ -102,7 +102,7 @@ fn hashes(welcome: &Welcome, blocks: u32) -> Vec<u64> {
 
 fn baseline(rank: u32, hashes: &[u64]) -> Baseline {
     let stored = vec![BlockRun { parent: 0, hashes: hashes.to_vec() }];
-    Baseline { rank, seq: 0, part: 0, parts: 1, stored, unit: KeyUnit::Token.into() }
+    Baseline { rank, parts: 1, stored, unit: KeyUnit::Token.into(), ..Baseline::default() }
 }
 
 fn claimed(router: &RunningRouter, rank: usize) -> u64 {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{AgentConfig, ConfigErrors};
 use crate::engine::{EngineClient, Life, Supervisor};
-use crate::session::{Link, RouterCounters};
+use crate::session::{Link, RouterCounters, Watched};
 use crate::stats::{self, AgentStats};
 
 /// Starts agents.
@@ -39,6 +39,7 @@ impl Agent {
         let engine = settings.config.clone();
         let (supervisor, life, health) =
             Supervisor::new(engine, client, settings.routers.len(), shutdown.child_token());
+        let requests = supervisor.requests();
         let mut tasks = JoinSet::new();
         tasks.spawn(supervisor.run());
         let mut routers = Vec::new();
@@ -46,8 +47,8 @@ impl Agent {
             let counters = Arc::new(RouterCounters::default());
             routers.push((url.clone(), Arc::clone(&counters)));
             let settings = Arc::clone(&settings);
-            let link =
-                Link::new(index, settings, life.clone(), health.clone(), counters, shutdown.child_token());
+            let engine = Watched { lives: life.clone(), health: health.clone(), requests: requests.clone() };
+            let link = Link::new(index, settings, engine, counters, shutdown.child_token());
             tasks.spawn(link.run());
         }
         Ok(AgentHandle { life, routers, shutdown, tasks })

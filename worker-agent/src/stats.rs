@@ -109,7 +109,7 @@ pub(crate) fn collect(life: Option<&Arc<Life>>, routers: &[(String, Arc<RouterCo
     }
     if let Some(life) = life {
         stats.incarnation = life.incarnation;
-        for rank in &life.ranks {
+        for rank in life.ranks.iter() {
             let mut cache = lock(&rank.cache);
             for (index, router) in stats.routers.iter_mut().enumerate() {
                 router.blocks += cache.view(index).map_or(0, |view| view.len() as u64);

@@ -352,6 +352,11 @@ pub struct Delta {
     pub stored: ::prost::alloc::vec::Vec<BlockRun>,
     #[prost(enumeration = "KeyUnit", tag = "6")]
     pub unit: i32,
+    /// From this message on the agent may miss stores and removals of this rank, so that the coordinator MUST NOT read the
+    /// absence of a removal as proof that a block is held; false again when the rank is exact. A change of this alone MUST
+    /// be told by a Delta without blocks.
+    #[prost(bool, tag = "7")]
+    pub incomplete: bool,
 }
 /// Everything one rank holds, in parts of less than 1 MiB. The last part puts it in force and replaces all before it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -371,6 +376,9 @@ pub struct Baseline {
     pub stored: ::prost::alloc::vec::Vec<BlockRun>,
     #[prost(enumeration = "KeyUnit", tag = "6")]
     pub unit: i32,
+    /// As in Delta; the last part's counts.
+    #[prost(bool, tag = "7")]
+    pub incomplete: bool,
 }
 /// Sums that cost a few bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -528,7 +536,9 @@ pub mod agent_client {
         /// Opens a session. The agent's first message MUST be Hello; the coordinator answers it with Welcome or closes the
         /// stream with one of these statuses, whose message says what is wrong and what to do:
         /// INVALID_ARGUMENT     a field of Hello is missing or out of range
-        /// FAILED_PRECONDITION  an incarnation older than the one already registered, or a protocol version not spoken here
+        /// FAILED_PRECONDITION  an incarnation older than the one already registered, or a protocol version not spoken here;
+        /// the former SHOULD carry the registered one, in decimal, in the trailing metadata
+        /// `espalier-registered-incarnation`, and the agent mints a greater one and begins again
         /// UNAUTHENTICATED      no token, or not the right one
         /// RESOURCE_EXHAUSTED   more workers or dp ranks than the coordinator has room for
         /// Any later message that breaks a MUST below closes the stream with INVALID_ARGUMENT; claims stay as they were.
@@ -579,7 +589,9 @@ pub mod agent_server {
         /// Opens a session. The agent's first message MUST be Hello; the coordinator answers it with Welcome or closes the
         /// stream with one of these statuses, whose message says what is wrong and what to do:
         /// INVALID_ARGUMENT     a field of Hello is missing or out of range
-        /// FAILED_PRECONDITION  an incarnation older than the one already registered, or a protocol version not spoken here
+        /// FAILED_PRECONDITION  an incarnation older than the one already registered, or a protocol version not spoken here;
+        /// the former SHOULD carry the registered one, in decimal, in the trailing metadata
+        /// `espalier-registered-incarnation`, and the agent mints a greater one and begins again
         /// UNAUTHENTICATED      no token, or not the right one
         /// RESOURCE_EXHAUSTED   more workers or dp ranks than the coordinator has room for
         /// Any later message that breaks a MUST below closes the stream with INVALID_ARGUMENT; claims stay as they were.

@@ -1,8 +1,8 @@
 //! One life of the engine, and everything that is known of it.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
@@ -20,10 +20,13 @@ const MIN_MAX_PAGES: u64 = 65_536;
 /// One life of the engine.
 #[derive(Debug)]
 pub(crate) struct Life {
-    /// Microseconds since the Unix epoch at which this life was first seen; greater than that of every earlier life.
+    /// Microseconds since the Unix epoch at which this life began, where the engine shows it, or was first seen; greater
+    /// than that of every earlier life.
     pub(crate) incarnation: u64,
+    /// The first incarnation it had. Names the life within this process: a coordinator's refusal can change the other.
+    pub(crate) birth: u64,
     pub(crate) info: EngineInfo,
-    pub(crate) ranks: Vec<RankState>,
+    pub(crate) ranks: Arc<[RankState]>,
     /// Ends the tasks that follow this life.
     pub(crate) over: CancellationToken,
 }
@@ -61,7 +64,13 @@ impl Life {
             }
         };
         let ranks = (0..info.dp_size).map(rank).collect();
-        Self { incarnation, ranks, info, over: CancellationToken::new() }
+        Self { incarnation, birth: incarnation, ranks, info, over: CancellationToken::new() }
+    }
+
+    /// The same life, mirrors and all, under another incarnation.
+    pub(crate) fn renumbered(&self, incarnation: u64) -> Self {
+        let Self { birth, info, ranks, over, .. } = self;
+        Self { incarnation, birth: *birth, info: info.clone(), ranks: Arc::clone(ranks), over: over.clone() }
     }
 
     /// Whether a session with `other` can go on with this life: what `Hello` said still holds.
@@ -100,10 +109,35 @@ fn default_max_pages(info: &EngineInfo) -> usize {
     usize::try_from(device.saturating_mul(TIER_FACTOR).max(MIN_MAX_PAGES)).unwrap_or(DEFAULT_MAX_PAGES)
 }
 
-/// An incarnation for a life seen now, greater than `previous` whatever the clock says.
-pub(crate) fn mint(previous: u64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
-    u64::try_from(now).unwrap_or(u64::MAX).max(previous.saturating_add(1))
+/// A registered incarnation further ahead of this clock than this is an error, not a clock that was stepped back. Following
+/// it could leave no greater number for the next restart.
+const MOST_AHEAD: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// First step towards a registered incarnation that a coordinator did not name; each further one is twice as long, so that
+/// a clock stepped back by a day is caught up with in 17.
+const FIRST_STEP: Duration = Duration::from_secs(1);
+
+/// An incarnation for a life that began at `started_us` or is seen now, greater than `previous` whatever the clock says.
+pub(crate) fn mint(previous: u64, started_us: Option<u64>) -> u64 {
+    started_us.unwrap_or_else(now_us).max(previous.saturating_add(1))
+}
+
+/// An incarnation after `refused`, of which a coordinator says that it knows a later one, perhaps naming it. `None` if no
+/// sensible one can be greater. `attempts`: earlier refusals of this life.
+pub(crate) fn mint_after_refusal(refused: u64, registered: Option<u64>, attempts: u32) -> Option<u64> {
+    let bound = now_us().saturating_add(micros(MOST_AHEAD));
+    let least = match registered {
+        Some(registered) => registered.max(refused),
+        None => refused.saturating_add(micros(FIRST_STEP.saturating_mul(1 << attempts.min(30)))),
+    };
+    (least < bound).then(|| mint(least, None))
+}
+
+fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, micros)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -112,9 +146,23 @@ mod tests {
 
     #[test]
     fn incarnations_only_grow() {
-        let first = mint(0);
+        let first = mint(0, None);
         assert!(first > 1_600_000_000_000_000);
         let ahead = first + 1_000_000_000;
-        assert_eq!(mint(ahead), ahead + 1);
+        assert_eq!(mint(ahead, None), ahead + 1);
+        assert_eq!((mint(0, Some(7)), mint(7, Some(7))), (7, 8), "the engine's own time, where it shows one");
+    }
+
+    #[test]
+    fn a_refusal_is_answered_with_a_greater_one() {
+        let now = now_us();
+        let ahead = now + 3_600_000_000;
+        assert_eq!(mint_after_refusal(now, Some(ahead), 0), Some(ahead + 1));
+        let mut blind = now;
+        for attempt in 0..12 {
+            blind = mint_after_refusal(blind, None, attempt).unwrap();
+        }
+        assert!(blind > ahead, "an hour is caught up with in 12 steps");
+        assert_eq!(mint_after_refusal(now, Some(u64::MAX), 0), None);
     }
 }

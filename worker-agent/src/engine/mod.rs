@@ -16,4 +16,4 @@ pub(crate) use client::{EngineClient, bearer};
 pub(crate) use life::Life;
 pub(crate) use load::LoadReading;
 pub use probe::{EngineInfo, EventSource, Eviction};
-pub(crate) use supervisor::{Health, State, Supervisor};
+pub(crate) use supervisor::{Health, Request, State, Supervisor};

@@ -24,6 +24,8 @@ pub struct EngineInfo {
     pub capacity_tokens: u64,
     /// Which leaf goes first.
     pub eviction: Eviction,
+    /// When it started, in microseconds since the Unix epoch, where it shows that.
+    pub started_us: Option<u64>,
     /// Tells one life of the engine from another; `None` when it shows nothing that differs.
     pub life_fingerprint: Option<u64>,
     /// Where each rank publishes its events, in the order of ranks; empty when events are off.
@@ -91,6 +93,7 @@ impl EngineInfo {
                 Some(_) => Eviction::Other,
                 None => Eviction::Unknown,
             },
+            started_us: ["start_time", "instance_id"].iter().find_map(|name| epoch_us(field(answer, name)?)),
             life_fingerprint: life_fingerprint(answer),
             loads: block.map_or_else(Vec::new, |block| load_sources(block, host, dp_size)),
             publisher_connects: !events.is_empty() && config.as_ref().is_some_and(connects),
@@ -236,6 +239,15 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// A time since the Unix epoch in microseconds, given in seconds, milli-, micro- or nanoseconds, which lie too far apart to
+/// be mistaken. SGLang's instance id is such a time.
+fn epoch_us(value: &Value) -> Option<u64> {
+    let time = value.as_f64().or_else(|| value.as_str()?.parse().ok())?;
+    let scales = [(1e9, 1e6), (1e12, 1e3), (1e15, 1.0), (1e18, 1e-3)];
+    let (_, scale) = scales.into_iter().find(|(from, _)| (*from..from * 10.0).contains(&time))?;
+    Some((time * scale) as u64)
+}
+
 /// Hashes what differs between two starts of one server: how long its start took, to the nanosecond, and process ids
 /// where it shows any.
 ///
@@ -326,6 +338,23 @@ mod tests {
         assert_eq!(fingerprint(&answer()), fingerprint(&later));
         later["startup_time"]["scheduler_e2e"] = json!(8.500_000_000_1);
         assert_ne!(fingerprint(&answer()), fingerprint(&later));
+    }
+
+    #[test]
+    fn a_start_is_read_in_whatever_unit_it_is_shown() {
+        let started = |value: Value| {
+            let answer = json!({"page_size": 1, "start_time": value});
+            EngineInfo::read(&answer, "w").unwrap().started_us
+        };
+        let expected = Some(1_760_000_000_500_000);
+        for shown in [json!(1_760_000_000.5), json!(1_760_000_000_500_u64), json!("1760000000500000")] {
+            assert_eq!(started(shown), expected);
+        }
+        assert_eq!(started(json!(1_760_000_000_500_000_000_u64)), expected);
+        assert_eq!(
+            (started(json!(12.5)), started(json!("boot-7")), started(json!(null))),
+            (None, None, None)
+        );
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Subscriber {
                 Ended::LifeOver => return,
                 Ended::Restarted => {
                     tracing::info!(rank = self.rank, "the engine was restarted");
-                    let restarted = Request::Restarted { incarnation: life.incarnation };
+                    let restarted = Request::Restarted { birth: life.birth };
                     let _ = self.supervisor.send(restarted).await;
                     // The supervisor ends this life; nothing more is read in it.
                     life.over.cancelled().await;
@@ -157,7 +157,7 @@ impl Subscriber {
     /// Waits until the supervisor has seen that the engine behind the connection lives the same life.
     async fn confirm_life(&self) -> Result<(), Ended> {
         let (answer, confirmed) = tokio::sync::oneshot::channel();
-        let request = Request::Verify { incarnation: self.life.incarnation, answer };
+        let request = Request::Verify { birth: self.life.birth, answer };
         self.supervisor.send(request).await.map_err(|_| Ended::LifeOver)?;
         confirmed.await.map_err(|_| Ended::LifeOver)
     }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::client::EngineClient;
-use super::life::{Life, mint};
+use super::life::{Life, mint, mint_after_refusal};
 use super::load;
 use super::probe::EngineInfo;
 use super::subscriber::Subscriber;
@@ -31,16 +31,19 @@ pub(crate) enum State {
     Updating,
 }
 
-/// What a subscriber asks or tells.
+/// What a subscriber or a router's link asks or tells.
 #[derive(Debug)]
 pub(crate) enum Request {
-    /// Is the engine, now, still in this life? Answered once that is known to be so; dropped if it is not.
-    Verify { incarnation: u64, answer: oneshot::Sender<()> },
+    /// Is the engine, now, still in the life that was born so? Answered once that is known to be so; dropped if it is not.
+    Verify { birth: u64, answer: oneshot::Sender<()> },
     /// The engine's events show that this life is over.
-    Restarted { incarnation: u64 },
+    Restarted { birth: u64 },
+    /// A router refused this incarnation because it knows a later one, and perhaps named it.
+    Outdated { incarnation: u64, registered: Option<u64> },
 }
 
-/// Requests that may wait at once: one for each rank is the most there are.
+/// Requests that may wait at once. Each rank and each router has at most one under way; with more than this the others wait
+/// for room, as they would for the answer.
 const REQUESTS: usize = 64;
 
 /// The task that watches one engine.
@@ -53,6 +56,8 @@ pub(crate) struct Supervisor {
     requests: (mpsc::Sender<Request>, mpsc::Receiver<Request>),
     /// Verifications that wait for an answer of the engine.
     waiting: Vec<oneshot::Sender<()>>,
+    /// Times that routers refused the present life's incarnation.
+    refusals: u32,
     /// The present life is over although the engine may look the same.
     condemned: bool,
     tasks: JoinSet<()>,
@@ -84,11 +89,17 @@ impl Supervisor {
             health,
             requests: mpsc::channel(REQUESTS),
             waiting: Vec::new(),
+            refusals: 0,
             condemned: false,
             tasks: JoinSet::new(),
             shutdown,
         };
         (supervisor, life, healthy)
+    }
+
+    /// Where to send requests.
+    pub(crate) fn requests(&self) -> mpsc::Sender<Request> {
+        self.requests.0.clone()
     }
 
     /// Runs until shutdown; then ends the life's tasks.
@@ -133,15 +144,35 @@ impl Supervisor {
     }
 
     fn accept(&mut self, request: Request) {
-        let present = self.lives.borrow().as_ref().map(|life| life.incarnation);
+        let Some(present) = self.lives.borrow().clone() else { return };
         match request {
-            Request::Verify { incarnation, answer } if present == Some(incarnation) => {
-                self.waiting.push(answer)
+            Request::Verify { birth, answer } if present.birth == birth => self.waiting.push(answer),
+            Request::Restarted { birth } if present.birth == birth => self.condemned = true,
+            Request::Outdated { incarnation, registered } if present.incarnation == incarnation => {
+                self.renumber(&present, registered);
             }
-            Request::Restarted { incarnation } if present == Some(incarnation) => self.condemned = true,
-            // From a life that is over already.
-            Request::Verify { .. } | Request::Restarted { .. } => {}
+            // From a life that is over already, or about a number that has been given up.
+            Request::Verify { .. } | Request::Restarted { .. } | Request::Outdated { .. } => {}
         }
+    }
+
+    /// Gives the present life a greater incarnation: the clock was behind when it got the one it has.
+    fn renumber(&mut self, present: &Life, registered: Option<u64>) {
+        let Some(incarnation) = mint_after_refusal(present.incarnation, registered, self.refusals) else {
+            tracing::warn!(
+                incarnation = present.incarnation,
+                registered,
+                "a router knows an incarnation far in the future; check its clock and ours, then remove the worker there"
+            );
+            return;
+        };
+        self.refusals = self.refusals.saturating_add(1);
+        tracing::warn!(
+            refused = present.incarnation,
+            incarnation,
+            "a router knows a later life of this engine; the clock was stepped back"
+        );
+        self.lives.send_replace(Some(Arc::new(present.renumbered(incarnation))));
     }
 
     /// Compares the engine with its present life and begins a new one if it is another.
@@ -161,7 +192,7 @@ impl Supervisor {
             return;
         }
         self.end_life();
-        let incarnation = mint(present.map_or(0, |life| life.incarnation));
+        let incarnation = mint(present.map_or(0, |life| life.incarnation), info.started_us);
         let life = Life::new(info, incarnation, self.config.max_pages, self.routers);
         tracing::info!(
             incarnation,
@@ -178,7 +209,7 @@ impl Supervisor {
             );
         }
         let life = Arc::new(life);
-        self.condemned = false;
+        (self.condemned, self.refusals) = (false, 0);
         self.spawn_tasks(&life);
         self.lives.send_replace(Some(life));
     }

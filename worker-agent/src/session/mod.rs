@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::lock;
 use crate::config::{Level, Settings};
-use crate::engine::{Health, Life};
+use crate::engine::{Health, Life, Request};
 use outbox::{Limits, Outbox};
 use stream::{End, SessionError};
 
@@ -34,13 +34,20 @@ pub(crate) struct Link {
     index: usize,
     url: String,
     settings: Arc<Settings>,
-    lives: watch::Receiver<Option<Arc<Life>>>,
-    health: watch::Receiver<Health>,
+    engine: Watched,
     counters: Arc<RouterCounters>,
     shutdown: CancellationToken,
     memory: Option<Memory>,
     /// One for all sessions and all lives, so that whoever reads the stream always has the present one.
     desk: Arc<Mutex<Desk>>,
+}
+
+/// The engine as its supervisor shows it, and the way to ask the supervisor.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    pub(crate) lives: watch::Receiver<Option<Arc<Life>>>,
+    pub(crate) health: watch::Receiver<Health>,
+    pub(crate) requests: mpsc::Sender<Request>,
 }
 
 /// What one router was told in one life of the engine; the numbers of it stand on the desk.
@@ -77,15 +84,14 @@ impl Link {
     pub(crate) fn new(
         index: usize,
         settings: Arc<Settings>,
-        lives: watch::Receiver<Option<Arc<Life>>>,
-        health: watch::Receiver<Health>,
+        engine: Watched,
         counters: Arc<RouterCounters>,
         shutdown: CancellationToken,
     ) -> Self {
         let url = settings.routers[index].clone();
         let desk = Desk { outboxes: Vec::new(), wanted: settings.config.report_level };
         let desk = Arc::new(Mutex::new(desk));
-        Self { index, url, settings, lives, health, counters, shutdown, memory: None, desk }
+        Self { index, url, settings, engine, counters, shutdown, memory: None, desk }
     }
 
     /// Opens sessions until shutdown.
@@ -94,7 +100,7 @@ impl Link {
         let mut failures = 0_u32;
         loop {
             let Some(life) = self.present_life().await else { return };
-            let began = Instant::now();
+            let (began, incarnation) = (Instant::now(), life.incarnation);
             let end = tokio::select! {
                 () = shutdown.cancelled() => Ok(End::Shutdown),
                 end = self.session(life) => end,
@@ -108,7 +114,14 @@ impl Link {
                     failures = 0;
                     continue;
                 }
-                Err(error) => self.log(&error, if steady { 0 } else { failures }),
+                Err(error) => {
+                    self.log(&error, if steady { 0 } else { failures });
+                    if let Some(registered) = error.outdated() {
+                        // Without a supervisor there will be no further session either.
+                        let _ =
+                            self.engine.requests.send(Request::Outdated { incarnation, registered }).await;
+                    }
+                }
             }
             failures = if steady { 0 } else { failures.saturating_add(1) };
             tokio::select! {
@@ -123,7 +136,7 @@ impl Link {
         let shutdown = self.shutdown.clone();
         tokio::select! {
             () = shutdown.cancelled() => None,
-            life = self.lives.wait_for(Option::is_some) => life.ok().and_then(|life| life.clone()),
+            life = self.engine.lives.wait_for(Option::is_some) => life.ok().and_then(|life| life.clone()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use espalier_proto::AgentMessage;
+use super::convert::Outgoing;
 
 /// Bounds of what is kept for one rank.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +21,8 @@ pub(super) struct Outbox {
     acked_seq: u64,
     baseline_seq: Option<u64>,
     owes_baseline: bool,
+    /// What was said last of the rank's completeness.
+    told_incomplete: bool,
     unacked: VecDeque<Unacked>,
     unacked_bytes: usize,
 }
@@ -29,7 +31,7 @@ pub(super) struct Outbox {
 struct Unacked {
     seq: u64,
     bytes: usize,
-    message: AgentMessage,
+    message: Outgoing,
 }
 
 impl Outbox {
@@ -40,6 +42,7 @@ impl Outbox {
             acked_seq: 0,
             baseline_seq: None,
             owes_baseline: true,
+            told_incomplete: false,
             unacked: VecDeque::new(),
             unacked_bytes: 0,
         }
@@ -66,6 +69,16 @@ impl Outbox {
         self.drop_unacked();
     }
 
+    /// Whether the rank was said to be incomplete.
+    pub(super) fn told_incomplete(&self) -> bool {
+        self.told_incomplete
+    }
+
+    /// The rank is said to be incomplete, or exact, with what is sent now.
+    pub(super) fn tell_incomplete(&mut self, incomplete: bool) {
+        self.told_incomplete = incomplete;
+    }
+
     /// Number of a baseline that is sent now.
     pub(super) fn begin_baseline(&mut self) -> u64 {
         self.drop_unacked();
@@ -83,7 +96,7 @@ impl Outbox {
 
     /// Keeps a delta of `bytes` until it is acknowledged. Answers false if that is more than may be kept: then nothing is
     /// kept, and a baseline is owed.
-    pub(super) fn keep(&mut self, seq: u64, bytes: usize, message: AgentMessage) -> bool {
+    pub(super) fn keep(&mut self, seq: u64, bytes: usize, message: Outgoing) -> bool {
         if self.unacked.len() >= self.limits.deltas || self.unacked_bytes + bytes > self.limits.bytes {
             self.owe_baseline();
             return false;
@@ -113,7 +126,7 @@ impl Outbox {
     }
 
     /// The deltas after `seq`, which a router named as the last one it has; `None` if they are not all here.
-    pub(super) fn resume_after(&mut self, seq: u64) -> Option<Vec<AgentMessage>> {
+    pub(super) fn resume_after(&mut self, seq: u64) -> Option<Vec<Outgoing>> {
         let point = self.resume_point()?;
         if seq < point || seq > self.last_seq {
             return None;
@@ -138,7 +151,7 @@ mod tests {
 
     fn send(outbox: &mut Outbox, bytes: usize) -> bool {
         let seq = outbox.next_seq();
-        outbox.keep(seq, bytes, AgentMessage::default())
+        outbox.keep(seq, bytes, Outgoing::default())
     }
 
     #[test]

@@ -4,15 +4,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use espalier_proto as proto;
-use espalier_proto::agent_client::AgentClient;
-use espalier_proto::coordinator_message::Message;
-use espalier_proto::{AgentMessage, CoordinatorMessage};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Streaming};
 
+use super::convert::{Inbound, Incoming, Outgoing, ResumePoint};
 use super::terms::Terms;
 use super::writer::Writer;
 use super::{Desk, Link, RouterCounters, convert};
@@ -52,6 +47,16 @@ pub(super) enum SessionError {
     Token(#[from] EngineError),
 }
 
+impl SessionError {
+    /// Whether the router refused the session because it knows a later life of the engine, and which.
+    pub(super) fn outdated(&self) -> Option<Option<u64>> {
+        match self {
+            Self::Status(status) => convert::outdated(status),
+            _ => None,
+        }
+    }
+}
+
 impl From<tonic::Status> for SessionError {
     fn from(status: tonic::Status) -> Self {
         Self::Status(Box::new(status))
@@ -71,9 +76,9 @@ impl Link {
 
         let channel = self.connect().await?;
         let mut inbound = self.open(channel, outbound).await?;
-        let first = tokio::time::timeout(OPEN_TIMEOUT, inbound.message()).await;
+        let first = tokio::time::timeout(OPEN_TIMEOUT, inbound.next()).await;
         let first = first.map_err(|_| SessionError::Timeout)??.ok_or(SessionError::Closed)?;
-        let Some(Message::Welcome(welcome)) = first.message else { return Err(SessionError::NoWelcome) };
+        let Incoming::Welcome(welcome) = first else { return Err(SessionError::NoWelcome) };
         let terms = Terms::new(welcome, life.info.page_size);
         self.counters.connected.store(true, Ordering::Relaxed);
         self.counters.sessions.fetch_add(1, Ordering::Relaxed);
@@ -104,27 +109,27 @@ impl Link {
     async fn open(
         &self,
         channel: Channel,
-        outbound: mpsc::Receiver<AgentMessage>,
-    ) -> Result<Streaming<CoordinatorMessage>, SessionError> {
-        let mut request = Request::new(ReceiverStream::new(outbound));
+        outbound: mpsc::Receiver<Outgoing>,
+    ) -> Result<Inbound, SessionError> {
+        let mut authorization = None;
         if let Some(path) = &self.settings.config.token_file {
             let value = bearer(path)?;
             let value = tonic::metadata::AsciiMetadataValue::try_from(value.as_bytes())
                 .map_err(|_| EngineError::KeyCharacters { path: path.clone() })?;
-            request.metadata_mut().insert("authorization", value);
+            authorization = Some(value);
         }
-        let mut client = AgentClient::new(channel);
-        let answer = tokio::time::timeout(OPEN_TIMEOUT, client.connect(request)).await;
-        Ok(answer.map_err(|_| SessionError::Timeout)??.into_inner())
+        let answer =
+            tokio::time::timeout(OPEN_TIMEOUT, convert::open(channel, outbound, authorization)).await;
+        Ok(answer.map_err(|_| SessionError::Timeout)??)
     }
 
     /// Where each rank could go on, for a router that still knows what it was told.
-    fn resume_points(&mut self, life: &Life) -> Vec<proto::ResumePoint> {
+    fn resume_points(&mut self, life: &Life) -> Vec<ResumePoint> {
         let memory = self.remember(life);
-        let Some((key_space_fingerprint, _)) = memory.view else { return Vec::new() };
+        let Some((fingerprint, _)) = memory.view else { return Vec::new() };
         let desk = lock(&self.desk);
         let point = |(rank, acked_seq): (usize, Option<u64>)| {
-            Some(proto::ResumePoint { rank: rank as u32, acked_seq: acked_seq?, key_space_fingerprint })
+            Some(ResumePoint { rank: rank as u32, acked_seq: acked_seq?, fingerprint })
         };
         desk.outboxes.iter().map(super::Outbox::resume_point).enumerate().filter_map(point).collect()
     }
@@ -132,35 +137,30 @@ impl Link {
 
 /// Takes in what the coordinator says, until the stream ends. Everything it says is a state, not a queue, so that nothing
 /// can pile up here.
-async fn read(
-    inbound: &mut Streaming<CoordinatorMessage>,
-    desk: &Mutex<Desk>,
-    counters: &RouterCounters,
-) -> SessionError {
+async fn read(inbound: &mut Inbound, desk: &Mutex<Desk>, counters: &RouterCounters) -> SessionError {
     loop {
-        let message = match inbound.message().await {
-            Ok(Some(message)) => message.message,
+        let message = match inbound.next().await {
+            Ok(Some(message)) => message,
             Ok(None) => return SessionError::Closed,
             Err(status) => return status.into(),
         };
         let mut desk = lock(desk);
         match message {
-            Some(Message::Ack(ack)) => {
-                if let Some(outbox) = desk.outboxes.get_mut(ack.rank as usize) {
-                    outbox.ack(ack.seq);
+            Incoming::Ack { rank, seq } => {
+                if let Some(outbox) = desk.outboxes.get_mut(rank as usize) {
+                    outbox.ack(seq);
                 }
             }
-            Some(Message::Resync(resync)) => {
+            Incoming::Resync { rank, reason } => {
                 counters.resyncs.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(rank = resync.rank, reason = resync.reason, "a router asks for a baseline");
-                if let Some(outbox) = desk.outboxes.get_mut(resync.rank as usize) {
+                tracing::info!(rank, reason, "a router asks for a baseline");
+                if let Some(outbox) = desk.outboxes.get_mut(rank as usize) {
                     outbox.owe_baseline();
                 }
             }
-            Some(Message::SetReportLevel(set)) => desk.wanted = convert::from_level(set.level()),
-            Some(Message::Welcome(_)) => tracing::warn!("a second Welcome was ignored"),
-            // From a newer coordinator.
-            None => {}
+            Incoming::Level(level) => desk.wanted = level,
+            Incoming::Welcome(_) => tracing::warn!("a second Welcome was ignored"),
+            Incoming::Unknown => {}
         }
     }
 }

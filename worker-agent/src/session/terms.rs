@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use espalier_proto as proto;
 use router_core::key::{KeySpace, SCHEME, Unit};
 
-use super::convert::from_level;
+use super::convert::{ResumePoint, WantedSpace, Welcome};
 use crate::config::Level;
 use crate::translate::BlockView;
 
 /// Leases outside of this are brought inside: a missing one must not make the agent spin, nor fall silent.
 const LEASE_MS: std::ops::RangeInclusive<u32> = 300..=3_600_000;
 const BATCH_MS: std::ops::RangeInclusive<u32> = 5..=60_000;
+
+/// The writer looks around at least this often.
+const MAX_TICK: Duration = Duration::from_secs(1);
 
 /// The coordinator's wishes, as far as they can be fulfilled.
 #[derive(Debug)]
@@ -23,13 +25,12 @@ pub(super) struct Terms {
     pub(super) space: Option<KeySpace>,
     /// Why key spaces were refused; for people.
     pub(super) refused: String,
-    pub(super) resume: Vec<proto::ResumePoint>,
+    pub(super) resume: Vec<ResumePoint>,
 }
 
 impl Terms {
     /// Reads a welcome for an engine with pages of `page_size` tokens.
-    pub(super) fn new(welcome: proto::Welcome, page_size: u32) -> Self {
-        let level = from_level(welcome.level());
+    pub(super) fn new(welcome: Welcome, page_size: u32) -> Self {
         let ms = |ms: u32, range: std::ops::RangeInclusive<u32>| {
             Duration::from_millis(ms.clamp(*range.start(), *range.end()).into())
         };
@@ -44,11 +45,23 @@ impl Terms {
         Self {
             lease: ms(welcome.lease_ms, LEASE_MS),
             batch_interval: ms(welcome.batch_interval_ms, BATCH_MS),
-            level,
+            level: welcome.level,
             space,
             refused: refused.join("; "),
             resume: welcome.resume,
         }
+    }
+}
+
+impl Terms {
+    /// Longest pause of the writer. At a change of anything it looks around at once.
+    pub(super) fn tick(&self) -> Duration {
+        self.batch_interval.min(self.lease / 12).min(MAX_TICK)
+    }
+
+    /// Every load is sent this often, so that there are three in each lease even when the writer comes a tick late.
+    pub(super) fn renewal(&self) -> Duration {
+        self.lease / 4
     }
 }
 
@@ -67,23 +80,19 @@ enum Refusal {
     Unit,
 }
 
-fn unit_name(wanted: &proto::KeySpace) -> &'static str {
-    match wanted.unit() {
-        proto::KeyUnit::Token => "token",
-        proto::KeyUnit::Text => "text",
-        proto::KeyUnit::Unspecified => "unknown",
+fn unit_name(wanted: &WantedSpace) -> &'static str {
+    match wanted.unit {
+        Some(Unit::Token) => "token",
+        Some(Unit::Text) => "text",
+        None => "unknown",
     }
 }
 
-fn space_of(wanted: &proto::KeySpace, page_size: u32) -> Result<KeySpace, Refusal> {
+fn space_of(wanted: &WantedSpace, page_size: u32) -> Result<KeySpace, Refusal> {
     if wanted.scheme != SCHEME {
         return Err(Refusal::Scheme { scheme: wanted.scheme.chars().take(64).collect() });
     }
-    let unit = match wanted.unit() {
-        proto::KeyUnit::Token => Unit::Token,
-        proto::KeyUnit::Text => Unit::Text,
-        proto::KeyUnit::Unspecified => return Err(Refusal::Unit),
-    };
+    let unit = wanted.unit.ok_or(Refusal::Unit)?;
     let space = KeySpace::new(unit, wanted.block_size, wanted.seed)?;
     BlockView::check(&space, page_size)?;
     if space.fingerprint() != wanted.fingerprint {
@@ -96,38 +105,54 @@ fn space_of(wanted: &proto::KeySpace, page_size: u32) -> Result<KeySpace, Refusa
 mod tests {
     use super::*;
 
-    fn wanted(unit: proto::KeyUnit, block_size: u32) -> proto::KeySpace {
-        let fingerprint = |unit| KeySpace::new(unit, block_size, 7).map_or(0, |space| space.fingerprint());
-        let fingerprint = fingerprint(if unit == proto::KeyUnit::Text { Unit::Text } else { Unit::Token });
-        proto::KeySpace { unit: unit.into(), block_size, scheme: SCHEME.to_owned(), seed: 7, fingerprint }
+    fn wanted(unit: Option<Unit>, block_size: u32) -> WantedSpace {
+        let space = KeySpace::new(unit.unwrap_or(Unit::Token), block_size, 7);
+        let fingerprint = space.map_or(0, |space| space.fingerprint());
+        WantedSpace { unit, block_size, scheme: SCHEME.to_owned(), seed: 7, fingerprint }
     }
 
-    fn terms(key_spaces: Vec<proto::KeySpace>) -> Terms {
-        let level = proto::ReportLevel::Full.into();
-        Terms::new(proto::Welcome { key_spaces, level, ..proto::Welcome::default() }, 16)
+    fn terms(key_spaces: Vec<WantedSpace>) -> Terms {
+        let welcome =
+            Welcome { lease_ms: 0, batch_interval_ms: 0, level: Level::Full, key_spaces, resume: Vec::new() };
+        Terms::new(welcome, 16)
     }
 
     #[test]
     fn a_token_space_is_taken_and_a_text_space_refused_with_a_reason() {
-        let terms = terms(vec![wanted(proto::KeyUnit::Text, 64), wanted(proto::KeyUnit::Token, 16)]);
+        let terms = terms(vec![wanted(Some(Unit::Text), 64), wanted(Some(Unit::Token), 16)]);
         assert_eq!(terms.space.map(|space| space.block_size()), Some(16));
         assert!(terms.refused.contains("text") && terms.refused.contains("tokenizer"), "{}", terms.refused);
     }
 
     #[test]
     fn spaces_that_cannot_be_served_are_refused() {
-        let other = proto::KeySpace { fingerprint: 1, ..wanted(proto::KeyUnit::Token, 16) };
-        let scheme = proto::KeySpace { scheme: "sha/9".to_owned(), ..wanted(proto::KeyUnit::Token, 16) };
-        let zero = proto::KeySpace { block_size: 0, ..wanted(proto::KeyUnit::Token, 16) };
+        let other = WantedSpace { fingerprint: 1, ..wanted(Some(Unit::Token), 16) };
+        let scheme = WantedSpace { scheme: "sha/9".to_owned(), ..wanted(Some(Unit::Token), 16) };
+        let zero = WantedSpace { block_size: 0, ..wanted(Some(Unit::Token), 16) };
         for (space, word) in [
             (other, "fingerprints"),
             (scheme, "sha/9"),
             (zero, "units"),
-            (wanted(proto::KeyUnit::Token, 24), "fit"),
-            (wanted(proto::KeyUnit::Unspecified, 16), "unit"),
+            (wanted(Some(Unit::Token), 24), "fit"),
+            (wanted(None, 16), "unit"),
         ] {
             let terms = terms(vec![space]);
             assert!(terms.space.is_none() && terms.refused.contains(word), "{}", terms.refused);
+        }
+    }
+
+    #[test]
+    fn the_lease_is_renewed_three_times_in_each() {
+        for (lease_ms, batch_interval_ms) in [(300, 5), (300, 60_000), (3_000, 50), (3_600_000, 60_000)] {
+            let welcome = Welcome {
+                lease_ms,
+                batch_interval_ms,
+                level: Level::Counts,
+                key_spaces: Vec::new(),
+                resume: Vec::new(),
+            };
+            let terms = Terms::new(welcome, 16);
+            assert!(3 * (terms.renewal() + terms.tick()) <= terms.lease, "{lease_ms} {batch_interval_ms}");
         }
     }
 

@@ -4,12 +4,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use espalier_proto as proto;
-use espalier_proto::AgentMessage;
-use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::convert::{Completeness, Outgoing};
 use super::stream::{End, SessionError};
 use super::terms::Terms;
 use super::{Desk, Link, RouterCounters, convert};
@@ -21,8 +19,6 @@ use crate::translate::{BlockView, Tell, runs};
 
 /// Time without changes after which a rank's set is described once more.
 const SETTLE: Duration = Duration::from_millis(500);
-/// The loop looks around at least this often.
-const MAX_TICK: Duration = Duration::from_secs(1);
 
 /// The outgoing half of a session.
 pub(super) struct Writer<'a> {
@@ -40,13 +36,13 @@ pub(super) struct Writer<'a> {
     level: Option<Level>,
     ranks: Vec<Reported>,
     loads_due: Instant,
-    out: mpsc::Sender<AgentMessage>,
+    out: mpsc::Sender<Outgoing>,
 }
 
 /// What was last said of one rank.
 #[derive(Debug, Default)]
 struct Reported {
-    load: Option<proto::LoadReport>,
+    load: Option<Outgoing>,
     doubt: Option<Doubt>,
     /// When its counts and set are described next.
     counts_due: Option<Instant>,
@@ -55,8 +51,8 @@ struct Reported {
 /// What is to be sent of one rank, decided under its locks.
 enum Plan {
     Nothing,
-    Deltas(Vec<AgentMessage>),
-    Baseline { seq: u64, blocks: Vec<(u64, u64)> },
+    Deltas(Vec<Outgoing>),
+    Baseline { seq: u64, incomplete: bool, blocks: Vec<(u64, u64)> },
 }
 
 impl<'a> Writer<'a> {
@@ -65,12 +61,12 @@ impl<'a> Writer<'a> {
         life: Arc<Life>,
         terms: Terms,
         max_level: Level,
-        out: mpsc::Sender<AgentMessage>,
+        out: mpsc::Sender<Outgoing>,
     ) -> Self {
         link.remember(&life);
         let desk = Arc::clone(&link.desk);
-        let mut lives = link.lives.clone();
-        let mut health = link.health.clone();
+        let mut lives = link.engine.lives.clone();
+        let mut health = link.engine.health.clone();
         lives.mark_unchanged();
         health.mark_unchanged();
         Self {
@@ -97,8 +93,7 @@ impl<'a> Writer<'a> {
         self.send(convert::accept(fingerprint, self.terms.refused.clone())).await?;
         self.report_health(0).await?;
         self.resume().await?;
-        let tick = self.terms.batch_interval.min(self.terms.lease / 6).min(MAX_TICK);
-        let mut timer = tokio::time::interval(tick);
+        let mut timer = tokio::time::interval(self.terms.tick());
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flush_due = Instant::now();
         loop {
@@ -157,7 +152,7 @@ impl<'a> Writer<'a> {
         let mut again = Vec::new();
         for (rank, outbox) in lock(&self.desk).outboxes.iter_mut().enumerate() {
             let point = self.terms.resume.iter().find(|point| point.rank as usize == rank);
-            let point = point.filter(|point| kept && Some(point.key_space_fingerprint) == fingerprint);
+            let point = point.filter(|point| kept && Some(point.fingerprint) == fingerprint);
             match point.and_then(|point| outbox.resume_after(point.acked_seq)) {
                 Some(deltas) => {
                     self.counters.resumed.fetch_add(1, Ordering::Relaxed);
@@ -228,9 +223,9 @@ impl<'a> Writer<'a> {
                     self.send(delta).await?;
                 }
             }
-            Plan::Baseline { seq, blocks } => {
+            Plan::Baseline { seq, incomplete, blocks } => {
                 self.counters.baselines.fetch_add(1, Ordering::Relaxed);
-                for part in convert::baseline(rank as u32, seq, runs(blocks)) {
+                for part in convert::baseline(rank as u32, seq, incomplete, runs(blocks)) {
                     self.send(part).await?;
                 }
             }
@@ -249,19 +244,24 @@ impl<'a> Writer<'a> {
         let mut desk = lock(&self.desk);
         let outbox = &mut desk.outboxes[rank];
         let mut cache = lock(&state.cache);
+        let incomplete = cache.mirror().doubt().is_some();
         let Some(view) = cache.view(self.index) else { return Plan::Nothing };
         if outbox.owes_baseline() {
-            return Plan::Baseline { seq: outbox.begin_baseline(), blocks: view.take_baseline() };
+            outbox.tell_incomplete(incomplete);
+            return Plan::Baseline { seq: outbox.begin_baseline(), incomplete, blocks: view.take_baseline() };
         }
-        if !view.has_changes() {
+        let news = incomplete != outbox.told_incomplete();
+        if !view.has_changes() && !news {
             return Plan::Nothing;
         }
         let change = view.take_delta();
         drop(cache);
-        let deltas = convert::deltas(rank as u32, change, || outbox.next_seq());
+        let completeness = Completeness { incomplete, news };
+        let deltas = convert::deltas(rank as u32, change, completeness, || outbox.next_seq());
+        outbox.tell_incomplete(incomplete);
         let mut out = Vec::with_capacity(deltas.len());
         for (seq, delta) in deltas {
-            if !outbox.owes_baseline() && !outbox.keep(seq, delta.encoded_len(), delta.clone()) {
+            if !outbox.owes_baseline() && !outbox.keep(seq, delta.len(), delta.clone()) {
                 self.counters.overflows.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(rank, "a router is too far behind; it gets a baseline");
             }
@@ -307,16 +307,16 @@ impl<'a> Writer<'a> {
         let now = Instant::now();
         let all = now >= self.loads_due;
         if all {
-            self.loads_due = now + self.terms.lease / 4;
+            self.loads_due = now + self.terms.renewal();
         }
         for rank in 0..self.ranks.len() {
             let state = &self.life.ranks[rank];
             let capacity = self.life.info.capacity_tokens;
             let report = state.load().map(|reading| convert::load(rank as u32, &reading, capacity));
             match report {
-                Some(report) if all || self.ranks[rank].load != Some(report) => {
-                    self.ranks[rank].load = Some(report);
-                    self.send(convert::load_message(report)).await?;
+                Some(report) if all || self.ranks[rank].load.as_ref() != Some(&report) => {
+                    self.ranks[rank].load = Some(report.clone());
+                    self.send(report).await?;
                 }
                 Some(_) => {}
                 // An unknown load is not an idle one; any message renews the lease.
@@ -353,15 +353,15 @@ impl<'a> Writer<'a> {
         self.send(convert::state(&health, incarnation, reason)).await
     }
 
-    async fn send(&self, message: AgentMessage) -> Result<(), SessionError> {
+    async fn send(&self, message: Outgoing) -> Result<(), SessionError> {
         self.counters.count(&message);
         self.out.send(message).await.map_err(|_| SessionError::Closed)
     }
 }
 
 impl RouterCounters {
-    pub(super) fn count(&self, message: &AgentMessage) {
+    pub(super) fn count(&self, message: &Outgoing) {
         self.messages.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(message.encoded_len() as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(message.len() as u64, Ordering::Relaxed);
     }
 }

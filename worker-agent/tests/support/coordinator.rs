@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use espalier_proto as proto;
 use espalier_proto::agent_message::Message as Said;
@@ -30,6 +30,10 @@ pub(crate) struct Wishes {
     pub(crate) acks: bool,
     /// Resumes where it can.
     pub(crate) resumes: bool,
+    /// The least incarnation that it lets in; it names it when it refuses another.
+    pub(crate) least_incarnation: u64,
+    /// It does not name it.
+    pub(crate) says_little: bool,
     /// Announces a fingerprint that nobody computes.
     pub(crate) hashes_differently: bool,
 }
@@ -43,6 +47,8 @@ impl Default for Wishes {
             lease: Duration::from_secs(3),
             acks: true,
             resumes: true,
+            least_incarnation: 0,
+            says_little: false,
             hashes_differently: false,
         }
     }
@@ -52,11 +58,13 @@ impl Default for Wishes {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Book {
     pub(crate) sessions: usize,
+    /// Sessions refused for their incarnation.
+    pub(crate) refused: usize,
     pub(crate) hellos: Vec<proto::Hello>,
     pub(crate) tokens: Vec<Option<String>>,
     pub(crate) accepts: Vec<proto::Accept>,
     pub(crate) states: Vec<proto::StateReport>,
-    pub(crate) loads: Vec<(Instant, proto::LoadReport)>,
+    pub(crate) loads: Vec<proto::LoadReport>,
     pub(crate) counts: Vec<proto::Counts>,
     pub(crate) deltas: Vec<proto::Delta>,
     pub(crate) baselines: usize,
@@ -74,6 +82,8 @@ pub(crate) struct Book {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
     pub(crate) seq: u64,
+    /// What is not told of the rank proves nothing.
+    pub(crate) incomplete: bool,
     /// Blocks with their parents.
     blocks: HashMap<u64, u64>,
     /// A baseline in the middle of its parts.
@@ -191,6 +201,11 @@ impl Book {
         self.ranks.get(&rank).map(|told| told.blocks.keys().copied().collect()).unwrap_or_default()
     }
 
+    /// Whether the rank's reports were said to be incomplete.
+    pub(crate) fn incomplete(&self, rank: u32) -> bool {
+        self.ranks.get(&rank).is_some_and(|told| told.incomplete)
+    }
+
     pub(crate) fn last_state(&self) -> Option<proto::WorkerState> {
         self.states.last().map(proto::StateReport::state)
     }
@@ -221,7 +236,7 @@ impl Book {
                 }
             }
             Said::Counts(counts) => self.counts.push(counts),
-            Said::Load(load) => self.loads.push((Instant::now(), load)),
+            Said::Load(load) => self.loads.push(load),
             Said::State(state) => {
                 if state.incarnation > 0 {
                     self.ranks.clear();
@@ -258,7 +273,7 @@ impl Told {
         if delta.seq != self.seq + 1 {
             return Err("a gap in the numbers of Deltas");
         }
-        self.seq = delta.seq;
+        (self.seq, self.incomplete) = (delta.seq, delta.incomplete);
         if delta.cleared {
             self.blocks.clear();
         }
@@ -279,6 +294,7 @@ impl Told {
             return Ok(false);
         }
         (self.seq, self.blocks, self.begun) = (seq, blocks, true);
+        self.incomplete = baseline.incomplete;
         Ok(true)
     }
 
@@ -329,6 +345,7 @@ impl Agent for Service {
         let Some(Said::Hello(hello)) = inbound.message().await?.and_then(|first| first.message) else {
             return Err(Status::invalid_argument("Hello comes first"));
         };
+        self.0.admit(&hello)?;
         let (way, answers) = mpsc::channel(64);
         let end = CancellationToken::new();
         let welcome = self.0.welcome(hello, token);
@@ -342,6 +359,19 @@ impl Agent for Service {
 }
 
 impl Shared {
+    fn admit(&self, hello: &proto::Hello) -> Result<(), Status> {
+        let least = self.wishes.least_incarnation;
+        if hello.incarnation >= least {
+            return Ok(());
+        }
+        self.book.send_modify(|book| book.refused += 1);
+        let mut status = Status::failed_precondition("the incarnation is older than the registered one");
+        if !self.wishes.says_little {
+            status.metadata_mut().insert("espalier-registered-incarnation", least.into());
+        }
+        Err(status)
+    }
+
     fn welcome(&self, hello: proto::Hello, token: Option<String>) -> proto::Welcome {
         let mut resume = Vec::new();
         let fingerprint = self.space.fingerprint();

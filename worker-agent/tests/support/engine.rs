@@ -33,6 +33,8 @@ pub(crate) struct Setup {
     pub(crate) old: bool,
     /// `/server_info` shows how long the start took.
     pub(crate) shows_start: bool,
+    /// `/server_info` shows when it started.
+    pub(crate) dates_start: bool,
     /// There is a replay socket.
     pub(crate) replays: bool,
     /// `/server_info` shows event sources.
@@ -48,6 +50,7 @@ impl Default for Setup {
             ring: 1000,
             old: false,
             shows_start: true,
+            dates_start: false,
             replays: true,
             events: true,
             api_key: None,
@@ -197,6 +200,11 @@ impl Engine {
         self.publish(rank, &[Change::Stored { path: tokens, from: held }], false).await;
     }
 
+    /// Publishes the last pages of a path of which the first was never published.
+    pub(crate) async fn store_orphans(&mut self, rank: usize, tokens: &[u32]) {
+        self.publish(rank, &[Change::Stored { path: tokens, from: 1 }], true).await;
+    }
+
     /// Evicts the pages of a path after the first `keep`.
     pub(crate) async fn evict(&mut self, rank: usize, tokens: &[u32], keep: usize) {
         let page = self.setup.page;
@@ -295,6 +303,9 @@ fn info(setup: &Setup, ports: &Ports) -> Value {
     });
     if setup.shows_start {
         info["startup_time"] = json!({"scheduler_e2e": start + 0.25});
+    }
+    if setup.dates_start {
+        info["start_time"] = json!(1.7e9 + start);
     }
     if setup.events {
         let source = |(rank, (events, replay)): (usize, &(u16, u16))| {

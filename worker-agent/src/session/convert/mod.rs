@@ -1,13 +1,19 @@
-//! Between this crate's types and the messages of the wire.
+//! Between this crate's types and the messages of the wire; nothing generated leaves this module.
+
+mod call;
+mod incoming;
 
 use espalier_proto as proto;
 use espalier_proto::agent_message::Message;
 use espalier_proto::{AgentMessage, BlockRun};
+use prost::Message as _;
 use router_core::key::SCHEME;
 
 use crate::config::Level;
 use crate::engine::{Eviction, Health, Life, LoadReading, State};
 use crate::translate::{BUCKETS, Run, ViewDelta};
+pub(super) use call::{Inbound, open, outdated};
+pub(super) use incoming::{Incoming, ResumePoint, WantedSpace, Welcome};
 
 /// Most bytes of hashes in one message, so that it stays under 1 MiB whatever else it carries.
 const MAX_PART_BYTES: usize = 900_000;
@@ -18,13 +24,33 @@ const HASH_BYTES: usize = 8;
 /// Version of the protocol spoken here.
 const PROTOCOL_VERSION: u32 = 1;
 
-pub(super) fn hello(
-    life: &Life,
-    worker_url: &str,
-    max_level: Level,
-    resume: Vec<proto::ResumePoint>,
-) -> AgentMessage {
+/// A message to a coordinator.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Outgoing(AgentMessage);
+
+/// What to say of a rank's completeness along with its changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Completeness {
+    /// The agent may miss stores and removals from here on.
+    pub(super) incomplete: bool,
+    /// That is news, to be told even if no block changed.
+    pub(super) news: bool,
+}
+
+impl Outgoing {
+    /// Bytes on the wire, before compression.
+    pub(super) fn len(&self) -> usize {
+        self.0.encoded_len()
+    }
+}
+
+pub(super) fn hello(life: &Life, worker_url: &str, max_level: Level, resume: Vec<ResumePoint>) -> Outgoing {
     let info = &life.info;
+    let point = |point: ResumePoint| proto::ResumePoint {
+        rank: point.rank,
+        acked_seq: point.acked_seq,
+        key_space_fingerprint: point.fingerprint,
+    };
     wrap(Message::Hello(proto::Hello {
         protocol_version: PROTOCOL_VERSION,
         worker_url: worker_url.to_owned(),
@@ -45,17 +71,17 @@ pub(super) fn hello(
         schemes: vec![SCHEME.to_owned()],
         units: vec![proto::KeyUnit::Token.into()],
         max_level: to_level(max_level).into(),
-        resume,
+        resume: resume.into_iter().map(point).collect(),
         agent: concat!("worker-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
     }))
 }
 
-pub(super) fn accept(fingerprint: Option<u64>, reason: String) -> AgentMessage {
+pub(super) fn accept(fingerprint: Option<u64>, reason: String) -> Outgoing {
     wrap(Message::Accept(proto::Accept { fingerprints: fingerprint.into_iter().collect(), reason }))
 }
 
 /// `incarnation`: of a life that begins now, or zero.
-pub(super) fn state(health: &Health, incarnation: u64, reason: String) -> AgentMessage {
+pub(super) fn state(health: &Health, incarnation: u64, reason: String) -> Outgoing {
     let state = match health.state {
         State::Unreachable => proto::WorkerState::Unreachable,
         State::Ready => proto::WorkerState::Ready,
@@ -64,7 +90,7 @@ pub(super) fn state(health: &Health, incarnation: u64, reason: String) -> AgentM
     wrap(Message::State(proto::StateReport { state: state.into(), incarnation, reason }))
 }
 
-pub(super) fn load(rank: u32, reading: &LoadReading, capacity_tokens: u64) -> proto::LoadReport {
+pub(super) fn load(rank: u32, reading: &LoadReading, capacity_tokens: u64) -> Outgoing {
     let stat = &reading.stat;
     let load = proto::Load {
         running_requests: stat.running_requests,
@@ -75,34 +101,33 @@ pub(super) fn load(rank: u32, reading: &LoadReading, capacity_tokens: u64) -> pr
         prefill_tokens_total: stat.prefill_tokens_total.unwrap_or(0),
         prefill_busy_us_total: stat.prefill_busy_us_total.unwrap_or(0),
     };
-    proto::LoadReport { rank, load: Some(load) }
+    wrap(Message::Load(proto::LoadReport { rank, load: Some(load) }))
 }
 
-pub(super) fn load_message(report: proto::LoadReport) -> AgentMessage {
-    wrap(Message::Load(report))
-}
-
-pub(super) fn counts(rank: u32, evicted_tokens_total: u64, cached_tokens: u64) -> AgentMessage {
+pub(super) fn counts(rank: u32, evicted_tokens_total: u64, cached_tokens: u64) -> Outgoing {
     wrap(Message::Counts(proto::Counts { rank, evicted_tokens_total, cached_tokens }))
 }
 
-pub(super) fn set_fingerprint(rank: u32, seq: u64, blocks: u64, buckets: &[u16; BUCKETS]) -> AgentMessage {
+pub(super) fn set_fingerprint(rank: u32, seq: u64, blocks: u64, buckets: &[u16; BUCKETS]) -> Outgoing {
     let buckets: Vec<u8> = buckets.iter().flat_map(|bucket| bucket.to_le_bytes()).collect();
     let unit = proto::KeyUnit::Token.into();
     wrap(Message::SetFingerprint(proto::SetFingerprint { rank, seq, blocks, buckets, unit }))
 }
 
-/// A change as deltas of bounded size, each numbered by `next_seq`; none if nothing changed.
+/// A change as deltas of bounded size, each numbered by `next_seq`; none if there is nothing to tell.
 pub(super) fn deltas(
     rank: u32,
     change: ViewDelta,
+    Completeness { incomplete, news }: Completeness,
     mut next_seq: impl FnMut() -> u64,
-) -> Vec<(u64, AgentMessage)> {
+) -> Vec<(u64, Outgoing)> {
+    let nothing_changed = !change.cleared && change.removed.is_empty() && change.stored.is_empty();
     let mut out = Vec::new();
     let mut push = |cleared, removed: Vec<u64>, stored: Vec<BlockRun>| {
         let seq = next_seq();
         let unit = proto::KeyUnit::Token.into();
-        out.push((seq, wrap(Message::Delta(proto::Delta { rank, seq, cleared, removed, stored, unit }))));
+        let delta = proto::Delta { rank, seq, cleared, removed, stored, unit, incomplete };
+        out.push((seq, wrap(Message::Delta(delta))));
     };
     let ViewDelta { mut cleared, mut removed, stored } = change;
     // Removals of all parts come before stores of all parts.
@@ -113,14 +138,14 @@ pub(super) fn deltas(
     for part in parts(stored, removed.len() * HASH_BYTES) {
         push(std::mem::take(&mut cleared), std::mem::take(&mut removed), part);
     }
-    if cleared || !removed.is_empty() {
+    if cleared || !removed.is_empty() || (news && nothing_changed) {
         push(cleared, removed, Vec::new());
     }
     out
 }
 
 /// Everything held, as the parts of one baseline; at least one.
-pub(super) fn baseline(rank: u32, seq: u64, runs: Vec<Run>) -> Vec<AgentMessage> {
+pub(super) fn baseline(rank: u32, seq: u64, incomplete: bool, runs: Vec<Run>) -> Vec<Outgoing> {
     let mut stored = parts(runs, 0);
     if stored.is_empty() {
         stored.push(Vec::new());
@@ -128,25 +153,17 @@ pub(super) fn baseline(rank: u32, seq: u64, runs: Vec<Run>) -> Vec<AgentMessage>
     let parts = stored.len() as u32;
     let part = |(part, stored)| {
         let unit = proto::KeyUnit::Token.into();
-        wrap(Message::Baseline(proto::Baseline { rank, seq, part: part as u32, parts, stored, unit }))
+        let part = part as u32;
+        wrap(Message::Baseline(proto::Baseline { rank, seq, part, parts, stored, unit, incomplete }))
     };
     stored.into_iter().enumerate().map(part).collect()
 }
 
-pub(super) fn to_level(level: Level) -> proto::ReportLevel {
+fn to_level(level: Level) -> proto::ReportLevel {
     match level {
         Level::Counts => proto::ReportLevel::Counts,
         Level::Removals => proto::ReportLevel::Removals,
         Level::Full => proto::ReportLevel::Full,
-    }
-}
-
-/// A level that this side does not know is served as the one that claims least.
-pub(super) fn from_level(level: proto::ReportLevel) -> Level {
-    match level {
-        proto::ReportLevel::Full => Level::Full,
-        proto::ReportLevel::Removals => Level::Removals,
-        proto::ReportLevel::Counts | proto::ReportLevel::Unspecified => Level::Counts,
     }
 }
 
@@ -176,18 +193,18 @@ fn parts(runs: Vec<Run>, used: usize) -> Vec<Vec<BlockRun>> {
     out
 }
 
-fn wrap(message: Message) -> AgentMessage {
-    AgentMessage { message: Some(message) }
+fn wrap(message: Message) -> Outgoing {
+    Outgoing(AgentMessage { message: Some(message) })
 }
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
-
     use super::*;
 
-    fn delta(message: &AgentMessage) -> &proto::Delta {
-        let Some(Message::Delta(delta)) = &message.message else { panic!("not a delta") };
+    const EXACT: Completeness = Completeness { incomplete: false, news: false };
+
+    fn delta(message: &Outgoing) -> &proto::Delta {
+        let Some(Message::Delta(delta)) = &message.0.message else { panic!("not a delta") };
         delta
     }
 
@@ -203,13 +220,23 @@ mod tests {
             seq += 1;
             seq
         };
-        let messages = deltas(2, change, &mut next);
+        let messages = deltas(2, change, EXACT, &mut next);
         assert_eq!(messages.len(), 1);
         let first = delta(&messages[0].1);
         assert_eq!((first.seq, first.rank, first.cleared, first.removed.len()), (5, 2, true, 1));
-        assert!(deltas(2, ViewDelta::default(), &mut next).is_empty());
+        assert!(deltas(2, ViewDelta::default(), EXACT, &mut next).is_empty());
         let cleared = ViewDelta { cleared: true, ..ViewDelta::default() };
-        assert_eq!(deltas(2, cleared, &mut next).len(), 1);
+        assert_eq!(deltas(2, cleared, EXACT, &mut next).len(), 1);
+    }
+
+    #[test]
+    fn a_doubt_is_told_although_no_block_changed() {
+        let doubt = Completeness { incomplete: true, news: true };
+        let messages = deltas(2, ViewDelta::default(), doubt, || 9);
+        let only = delta(&messages[0].1);
+        assert_eq!((messages.len(), only.seq, only.incomplete), (1, 9, true));
+        let change = ViewDelta { removed: vec![1], ..ViewDelta::default() };
+        assert_eq!(deltas(2, change, doubt, || 9).len(), 1, "once");
     }
 
     #[test]
@@ -217,11 +244,11 @@ mod tests {
         let removed: Vec<u64> = (1..=300_000).map(|hash| hash << 33).collect();
         let stored = vec![run(9, 1..=200_000), run(0, 300_000..=300_001)];
         let mut seq = 0;
-        let messages = deltas(0, ViewDelta { cleared: true, removed, stored }, || {
+        let messages = deltas(0, ViewDelta { cleared: true, removed, stored }, EXACT, || {
             seq += 1;
             seq
         });
-        assert!(messages.iter().all(|(_, message)| message.encoded_len() < 1 << 20));
+        assert!(messages.iter().all(|(_, message)| message.len() < 1 << 20));
         let deltas: Vec<_> = messages.iter().map(|(_, message)| delta(message)).collect();
         assert!(deltas[0].cleared && deltas[1..].iter().all(|delta| !delta.cleared));
         assert_eq!(deltas.iter().map(|delta| delta.removed.len()).sum::<usize>(), 300_000);
@@ -236,11 +263,12 @@ mod tests {
 
     #[test]
     fn a_baseline_of_nothing_has_one_part() {
-        let parts = baseline(1, 7, Vec::new());
-        let Some(Message::Baseline(only)) = &parts[0].message else { panic!("not a baseline") };
+        let parts = baseline(1, 7, true, Vec::new());
+        let Some(Message::Baseline(only)) = &parts[0].0.message else { panic!("not a baseline") };
         assert_eq!((parts.len(), only.part, only.parts, only.seq), (1, 0, 1, 7));
-        let parts = baseline(1, 7, vec![run(0, 1..=400_000)]);
+        assert!(only.incomplete);
+        let parts = baseline(1, 7, false, vec![run(0, 1..=400_000)]);
         assert_eq!(parts.len(), 4);
-        assert!(parts.iter().all(|part| part.encoded_len() < 1 << 20));
+        assert!(parts.iter().all(|part| part.len() < 1 << 20));
     }
 }
