@@ -112,6 +112,8 @@ pub struct Target {
     pub id: TargetId,
     /// Its worker.
     pub worker: Arc<Worker>,
+    /// Its worker takes requests.
+    pub(crate) ready: bool,
     /// Where its claims stand in the index.
     pub slot: Slot,
     pub(crate) tenure: Tenure,
@@ -140,6 +142,8 @@ pub struct Fleet {
     pub workers: Vec<Arc<Worker>>,
     /// Their targets: every rank of every worker.
     pub targets: Vec<Target>,
+    /// Index of the target that has each slot.
+    pub(crate) by_slot: Vec<u32>,
 }
 
 impl Fleet {
@@ -151,6 +155,12 @@ impl Fleet {
     /// A target by its id.
     pub fn target(&self, id: TargetId) -> Option<&Target> {
         self.targets.iter().find(|target| target.id == id)
+    }
+
+    /// The target that has a slot now.
+    pub(crate) fn index_of(&self, slot: Slot) -> Option<usize> {
+        let index = self.by_slot.get(usize::from(slot.0)).map(|index| *index as usize)?;
+        self.targets.get(index).is_some_and(|target| target.slot == slot).then_some(index)
     }
 
     /// The ranks of one worker, in order.

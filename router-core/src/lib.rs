@@ -6,6 +6,7 @@ pub mod index;
 pub mod key;
 pub mod policy;
 
+mod candidates;
 mod digest;
 mod explain;
 mod fleet;
@@ -29,8 +30,8 @@ pub use fleet::{
 };
 pub use in_flight::{InFlight, Usage};
 pub use load::{Load, LoadCounters, ReportedLoad};
-pub use notice::{EventKind, MispredictionCause, Notice};
-pub use report::{AgentReport, BlockRun, Delta, JoinError, SessionId};
+pub use notice::{EventKind, MispredictionCause, Notice, SessionEnd};
+pub use report::{AgentReport, BlockRun, Delta, Introduction, JoinError, Joined, SessionId};
 pub use router::{RouteError, RouteRequest, Router};
 pub use settings::{MAX_TARGETS, Settings};
 pub use snapshot::{IndexSize, Snapshot};

@@ -10,8 +10,12 @@ use crossbeam_utils::CachePadded;
 /// Each is changed by [`InFlight`](crate::InFlight) alone, so that counting cannot be forgotten. Relaxed ordering is
 /// enough: nothing is derived from one counter's order relative to another's.
 #[derive(Debug, Default)]
-pub struct LoadCounters {
-    in_flight: CachePadded<AtomicU64>,
+pub struct LoadCounters(CachePadded<Counters>);
+
+/// All of a target's are read and written together, and no other target's with them.
+#[derive(Debug, Default)]
+struct Counters {
+    in_flight: AtomicU64,
     in_prefill: AtomicU64,
     prefill_tokens: AtomicU64,
     prefill_prompt_tokens: AtomicU64,
@@ -63,33 +67,33 @@ impl LoadCounters {
     /// Reads all counters.
     pub fn read(&self) -> Load {
         Load {
-            in_flight: self.in_flight.load(Relaxed),
-            in_prefill: self.in_prefill.load(Relaxed),
-            prefill_tokens: self.prefill_tokens.load(Relaxed),
-            prefill_prompt_tokens: self.prefill_prompt_tokens.load(Relaxed),
-            backlog: Duration::from_micros(self.backlog_us.load(Relaxed)),
-            context_tokens: self.context_tokens.load(Relaxed),
+            in_flight: self.0.in_flight.load(Relaxed),
+            in_prefill: self.0.in_prefill.load(Relaxed),
+            prefill_tokens: self.0.prefill_tokens.load(Relaxed),
+            prefill_prompt_tokens: self.0.prefill_prompt_tokens.load(Relaxed),
+            backlog: Duration::from_micros(self.0.backlog_us.load(Relaxed)),
+            context_tokens: self.0.context_tokens.load(Relaxed),
         }
     }
 
     pub(crate) fn start(&self, share: Share) {
-        self.in_flight.fetch_add(1, Relaxed);
-        self.in_prefill.fetch_add(1, Relaxed);
-        self.prefill_tokens.fetch_add(share.prefill_tokens, Relaxed);
-        self.prefill_prompt_tokens.fetch_add(share.context_tokens, Relaxed);
-        self.backlog_us.fetch_add(share.prefill_us, Relaxed);
-        self.context_tokens.fetch_add(share.context_tokens, Relaxed);
+        self.0.in_flight.fetch_add(1, Relaxed);
+        self.0.in_prefill.fetch_add(1, Relaxed);
+        self.0.prefill_tokens.fetch_add(share.prefill_tokens, Relaxed);
+        self.0.prefill_prompt_tokens.fetch_add(share.context_tokens, Relaxed);
+        self.0.backlog_us.fetch_add(share.prefill_us, Relaxed);
+        self.0.context_tokens.fetch_add(share.context_tokens, Relaxed);
     }
 
     pub(crate) fn end_prefill(&self, share: Share) {
-        self.in_prefill.fetch_sub(1, Relaxed);
-        self.prefill_tokens.fetch_sub(share.prefill_tokens, Relaxed);
-        self.prefill_prompt_tokens.fetch_sub(share.context_tokens, Relaxed);
-        self.backlog_us.fetch_sub(share.prefill_us, Relaxed);
+        self.0.in_prefill.fetch_sub(1, Relaxed);
+        self.0.prefill_tokens.fetch_sub(share.prefill_tokens, Relaxed);
+        self.0.prefill_prompt_tokens.fetch_sub(share.context_tokens, Relaxed);
+        self.0.backlog_us.fetch_sub(share.prefill_us, Relaxed);
     }
 
     pub(crate) fn end(&self, share: Share) {
-        self.in_flight.fetch_sub(1, Relaxed);
-        self.context_tokens.fetch_sub(share.context_tokens, Relaxed);
+        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.0.context_tokens.fetch_sub(share.context_tokens, Relaxed);
     }
 }

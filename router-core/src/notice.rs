@@ -1,5 +1,6 @@
 //! What the writer has to say.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::fleet::TargetId;
@@ -27,6 +28,20 @@ pub enum Notice {
         /// For people.
         reason: Arc<str>,
     },
+    /// A session has nothing to say any more: close its stream, so that its agent connects again.
+    SessionEnded {
+        /// The session to close.
+        session: SessionId,
+        /// Why.
+        why: SessionEnd,
+    },
+    /// An agent reported blocks below others that nobody has heard of; they were ignored.
+    UnknownParents {
+        /// The target.
+        target: TargetId,
+        /// Runs that were ignored.
+        runs: u64,
+    },
     /// Something worth knowing happened.
     Happened {
         /// When.
@@ -49,6 +64,17 @@ pub enum Notice {
         /// Why they differ; `None` if they do not.
         cause: Option<MispredictionCause>,
     },
+}
+
+/// Why a session has nothing to say any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SessionEnd {
+    /// A later session speaks for its worker.
+    Replaced,
+    /// It was silent for longer than its lease.
+    LeaseEnded,
+    /// Its worker was removed.
+    WorkerRemoved,
 }
 
 /// Kinds of [`Notice::Happened`].
@@ -77,6 +103,18 @@ pub enum MispredictionCause {
     NotYetStored,
     /// More was cached than we knew: output tokens, or another router's traffic.
     OtherTraffic,
+}
+
+impl fmt::Display for SessionEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Replaced => {
+                "another session speaks for this worker by now; run one agent for each worker, with a URL of its own"
+            }
+            Self::LeaseEnded => "nothing was heard for longer than the lease; connect again to resume",
+            Self::WorkerRemoved => "the worker was removed; connecting again registers it anew",
+        })
+    }
 }
 
 impl MispredictionCause {

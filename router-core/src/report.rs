@@ -3,29 +3,41 @@
 use std::sync::Arc;
 
 use crate::digest::SetDigest;
-use crate::fleet::{Incarnation, ReportLevel, WorkerId};
+use crate::fleet::{Incarnation, ReportLevel, WorkerId, WorkerProfile};
 use crate::key::{BlockHash, Unit};
 use crate::load::ReportedLoad;
-use crate::update::Done;
+use crate::update::FleetError;
 
-/// One agent session. A later session of the same worker replaces the earlier, whose messages are ignored from then on.
+/// One agent session. A later session of the same worker replaces the earlier, which is told so by
+/// [`Notice::SessionEnded`](crate::Notice::SessionEnded) and has nothing to say from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId(pub u64);
+
+/// An agent that wants to speak for a worker, registered or not.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    /// The worker's base URL without a slash at the end.
+    pub url: Arc<str>,
+    /// The engine's life.
+    pub incarnation: Incarnation,
+    /// What the agent knows of the engine. Model names that a probe has found out stay.
+    pub profile: WorkerProfile,
+    /// Ranks whose deltas the agent can go on with, and the last sequence number it knows to be applied.
+    pub resume: Vec<(u32, u64)>,
+}
+
+/// A session that speaks for its worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The ranks that resume after these numbers; all others must begin with a baseline.
+    pub resumed: Vec<(u32, u64)>,
+}
 
 /// What an agent said.
 #[derive(Debug)]
 pub enum AgentReport {
-    /// Opened a session.
-    Joined {
-        /// The engine's life.
-        incarnation: Incarnation,
-        /// The level of the session.
-        level: ReportLevel,
-        /// Ranks whose deltas the agent can go on with, and the last sequence number it knows to be applied.
-        resume: Vec<(u32, u64)>,
-        /// The ranks that may resume after these numbers; all others must begin with a baseline.
-        done: Done<Result<Vec<(u32, u64)>, JoinError>>,
-    },
     /// The stream ended. Claims stay until the lease does.
     Left,
     /// Is alive and has nothing else to say.
@@ -91,9 +103,9 @@ pub enum AgentReport {
 /// A session that cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
-    /// The worker is not registered.
-    #[error("{0} is not registered")]
-    UnknownWorker(WorkerId),
+    /// There is no room for the worker or its ranks.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// The incarnation is older than the registered one.
     #[error(
         "incarnation {offered:?} is older than the registered {registered:?}: the engine has restarted since; mint a new one"

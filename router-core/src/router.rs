@@ -2,14 +2,13 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use crate::candidates::{Candidates, Reach, exclusion};
 use crate::explain::{CandidateView, Excluded, Explanation};
-use crate::fleet::{Target, TargetId, WorkerState};
+use crate::fleet::{Target, WorkerId};
 use crate::in_flight::InFlight;
-use crate::index::Matches;
 use crate::key::{KeySpace, PrefixKey, Unit};
-use crate::policy::{Candidate, View};
 use crate::settings::Settings;
 use crate::snapshot::{Snapshot, SnapshotCell};
 use crate::time::Time;
@@ -31,8 +30,8 @@ pub struct RouteRequest<'a> {
     pub model: Option<&'a str>,
     /// The dp rank asked for; `None` for any.
     pub rank: Option<u32>,
-    /// Targets that have been tried.
-    pub tried: &'a [TargetId],
+    /// Workers that have been tried: all ranks of one share its fate.
+    pub tried: &'a [WorkerId],
 }
 
 /// A request that can go nowhere.
@@ -67,8 +66,8 @@ pub enum RouteError {
         /// The rank asked for.
         rank: u32,
     },
-    /// Every target that may be chosen has been tried.
-    #[error("every target has been tried")]
+    /// Every worker that may be chosen has been tried.
+    #[error("every worker that may be chosen has been tried")]
     AllTried,
 }
 
@@ -78,23 +77,11 @@ pub(crate) struct Inner {
     cell: Arc<SnapshotCell>,
     updates: UpdateSender,
     ordinal: AtomicU64,
+    orphaned: AtomicBool,
 }
-
-/// Buffers of one decision, kept per thread.
-#[derive(Default)]
-struct Scratch {
-    matches: Matches,
-    candidates: Vec<Candidate>,
-    /// Index into the fleet's targets, for each candidate.
-    targets: Vec<usize>,
-}
-
-/// Blocks that tell prompts apart for rendezvous hashing. More would separate prompts that should meet; fewer would bring
-/// together all that merely begin with the same system prompt.
-const RENDEZVOUS_BLOCKS: usize = 16;
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static CANDIDATES: RefCell<Candidates> = RefCell::default();
 }
 
 impl Router {
@@ -107,6 +94,7 @@ impl Router {
             cell: writer.cell(),
             updates: UpdateSender::new(queue),
             ordinal: AtomicU64::new(0),
+            orphaned: AtomicBool::new(false),
         };
         (Self { inner: Arc::new(inner) }, writer)
     }
@@ -131,7 +119,25 @@ impl Router {
         self.inner.cell.load_full()
     }
 
+    /// The writer is gone, and nothing is learned any more: from now on requests are decided on the last snapshot, by load
+    /// alone, since nobody says any more what has become of its claims. Call it only when the writer has ended: it publishes.
+    pub fn orphan(&self) {
+        self.inner.orphaned.store(true, Relaxed);
+        let mut last = Snapshot::clone(&self.inner.cell.load_full());
+        last.epoch += 1;
+        last.fleet.targets.iter_mut().for_each(|target| target.doubtful = true);
+        self.inner.cell.store(Arc::new(last));
+    }
+
+    /// Whether the writer is gone: see [`orphan`](Self::orphan).
+    pub fn is_orphaned(&self) -> bool {
+        self.inner.orphaned.load(Relaxed)
+    }
+
     /// Decides a request and counts it as in flight at its target until the returned value is completed or dropped.
+    ///
+    /// With up to 128 targets, and always for policies that want it, every target is considered. Beyond, a decision does not
+    /// grow with the fleet: the policy sees up to 64 holders of the longest matches and 32 targets drawn from all.
     pub fn route(
         &self,
         request: &RouteRequest<'_>,
@@ -140,19 +146,18 @@ impl Router {
     ) -> Result<InFlight, RouteError> {
         let ordinal = self.inner.ordinal.fetch_add(1, Relaxed);
         let snapshot = self.inner.cell.load();
-        SCRATCH.with_borrow_mut(|scratch| {
-            self.collect(&snapshot, request, scratch)?;
-            let view = view(&snapshot, request, &scratch.candidates, ordinal);
+        CANDIDATES.with_borrow_mut(|candidates| {
+            candidates.gather(&snapshot, &self.inner.settings, request, Reach::Sampled(rng))?;
+            let view = candidates.view(&snapshot, request, ordinal);
             let choice = snapshot.policy.choose(&view, rng);
-            let candidate = &scratch.candidates[choice.index];
-            let target = &snapshot.fleet.targets[scratch.targets[choice.index]];
-            let matched_blocks = if target.doubtful { 0 } else { scratch.matches.blocks(target.slot) };
+            let chosen = &view.candidates[choice.index];
+            let (target, matched_blocks) = candidates.target(&snapshot, choice.index);
             let routed = crate::in_flight::Routed {
                 ordinal,
                 epoch: snapshot.epoch,
                 reason: choice.reason,
                 matched_blocks,
-                predicted_tokens: predicted_tokens(target, candidate.matched_tokens, view.prompt_tokens),
+                predicted_tokens: predicted_tokens(target, chosen.matched_tokens, view.prompt_tokens),
                 prompt_tokens: view.prompt_tokens,
                 decided_at: now,
                 key: request.key.cloned(),
@@ -161,18 +166,19 @@ impl Router {
         })
     }
 
-    /// Decides a request without sending it anywhere, and shows every candidate.
+    /// Decides a request without sending it anywhere, and shows every candidate: in a large fleet also those that
+    /// [`route`](Self::route) would have passed over unseen.
     pub fn explain(
         &self,
         request: &RouteRequest<'_>,
         rng: &mut fastrand::Rng,
     ) -> Result<Explanation, RouteError> {
         let snapshot = self.inner.cell.load_full();
-        let mut scratch = Scratch::default();
-        self.collect(&snapshot, request, &mut scratch)?;
-        let view = view(&snapshot, request, &scratch.candidates, self.inner.ordinal.load(Relaxed));
+        let mut candidates = Candidates::default();
+        candidates.gather(&snapshot, &self.inner.settings, request, Reach::Every)?;
+        let view = candidates.view(&snapshot, request, self.inner.ordinal.load(Relaxed));
         let choice = snapshot.policy.choose(&view, rng);
-        let candidates = scratch.candidates.iter().map(|candidate| CandidateView {
+        let shown = view.candidates.iter().map(|candidate| CandidateView {
             target: candidate.id,
             matched_tokens: candidate.matched_tokens,
             load: candidate.load,
@@ -182,14 +188,14 @@ impl Router {
         });
         let excluded = snapshot.fleet.targets.iter().filter_map(|target| {
             let why = exclusion(target, request, &self.inner.settings)?;
-            Some(Excluded { target: target.id, why })
+            Some(Excluded { target: target.id, why: why.to_string().into() })
         });
         Ok(Explanation {
             policy: snapshot.policy.name(),
             chosen: choice.index,
             reason: choice.reason,
             prompt_tokens: view.prompt_tokens,
-            candidates: candidates.collect(),
+            candidates: shown.collect(),
             excluded: excluded.collect(),
             snapshot,
         })
@@ -198,121 +204,6 @@ impl Router {
     /// Where in-flight requests report their blocks; `None` for requests that teach nothing about any cache.
     fn predictions(&self, request: &RouteRequest<'_>) -> Option<UpdateSender> {
         request.key.map(|_| self.inner.updates.clone())
-    }
-
-    /// Fills the scratch with the targets that may be chosen, or says why there are none.
-    fn collect(
-        &self,
-        snapshot: &Snapshot,
-        request: &RouteRequest<'_>,
-        scratch: &mut Scratch,
-    ) -> Result<(), RouteError> {
-        let settings = &self.inner.settings;
-        scratch.candidates.clear();
-        scratch.targets.clear();
-        let hashes = request.key.map_or(&[][..], PrefixKey::hashes);
-        snapshot.tree.match_prefix(hashes, &mut scratch.matches);
-        for (index, target) in snapshot.fleet.targets.iter().enumerate() {
-            if exclusion(target, request, settings).is_none() {
-                let blocks = if target.doubtful { 0 } else { scratch.matches.blocks(target.slot) };
-                scratch.candidates.push(candidate(snapshot, settings, request.key, target, blocks));
-                scratch.targets.push(index);
-            }
-        }
-        if scratch.candidates.is_empty() {
-            return Err(no_candidates(snapshot, request, settings));
-        }
-        Ok(())
-    }
-}
-
-/// Why a target may not be chosen, or `None` if it may.
-fn exclusion(target: &Target, request: &RouteRequest<'_>, settings: &Settings) -> Option<Arc<str>> {
-    let worker = &target.worker;
-    if worker.state != WorkerState::Ready {
-        return Some(format!("{}: {}", worker.state, worker.reason).into());
-    }
-    if !settings.accept_any_model && request.model.is_some_and(|model| !worker.serves(model)) {
-        return Some("serves another model".into());
-    }
-    if request.rank.is_some_and(|rank| rank != target.id.rank) {
-        return Some("another dp rank was asked for".into());
-    }
-    request.tried.contains(&target.id).then(|| "has been tried".into())
-}
-
-fn no_candidates(snapshot: &Snapshot, request: &RouteRequest<'_>, settings: &Settings) -> RouteError {
-    let workers = &snapshot.fleet.workers;
-    if workers.is_empty() {
-        return RouteError::NoWorkers;
-    }
-    if !settings.accept_any_model
-        && request.model.is_some_and(|model| !workers.iter().any(|w| w.serves(model)))
-    {
-        let names =
-            workers.iter().flat_map(|worker| worker.profile.models.iter().map(|model| model.to_string()));
-        let mut served: Vec<String> = names.collect();
-        served.sort_unstable();
-        served.dedup();
-        return RouteError::UnknownModel { served };
-    }
-    let ready = || snapshot.fleet.targets.iter().filter(|target| target.worker.state == WorkerState::Ready);
-    if let Some(rank) = request.rank
-        && ready().next().is_some()
-        && !ready().any(|target| target.id.rank == rank)
-    {
-        return RouteError::UnknownRank { rank };
-    }
-    if ready().any(|target| request.tried.contains(&target.id)) {
-        return RouteError::AllTried;
-    }
-    let count = |state| workers.iter().filter(|worker| worker.state == state).count();
-    RouteError::NoneReady {
-        registered: workers.len(),
-        unreachable: count(WorkerState::Unreachable),
-        draining: count(WorkerState::Draining),
-        updating: count(WorkerState::Updating),
-    }
-}
-
-fn candidate(
-    snapshot: &Snapshot,
-    settings: &Settings,
-    key: Option<&PrefixKey>,
-    target: &Target,
-    blocks: u32,
-) -> Candidate {
-    let load = target.load.read();
-    // The last token is always computed, so that even a prompt that is cached whole has something to prefill.
-    let matched_tokens = key.map_or(0, |key| {
-        let matched = snapshot.tokens_of_blocks(settings.space(key.unit()), u64::from(blocks));
-        matched.min(snapshot.prompt_tokens(key).saturating_sub(1))
-    });
-    Candidate {
-        id: target.id,
-        matched_tokens,
-        load,
-        foreign_waiting_tokens: target.foreign_waiting_tokens,
-        prefill: target.prefill,
-        eviction_pressure: target.eviction_pressure,
-        claimed_tokens: target.claimed_tokens,
-        identity: target.identity(),
-    }
-}
-
-fn view<'a>(
-    snapshot: &Snapshot,
-    request: &RouteRequest<'_>,
-    candidates: &'a [Candidate],
-    ordinal: u64,
-) -> View<'a> {
-    let hashes = request.key.map_or(&[][..], PrefixKey::hashes);
-    let first = hashes.get(..RENDEZVOUS_BLOCKS.min(hashes.len())).and_then(<[_]>::last);
-    View {
-        candidates,
-        prompt_tokens: request.key.map_or(0, |key| snapshot.prompt_tokens(key)),
-        ordinal,
-        first_blocks: first.map(|hash| hash.get()),
     }
 }
 

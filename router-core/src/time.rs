@@ -8,6 +8,9 @@ use std::time::Duration;
 pub struct Time(u64);
 
 impl Time {
+    /// After every other moment.
+    pub const MAX: Self = Self(u64::MAX);
+
     /// The moment `micros` microseconds after the origin.
     pub const fn from_micros(micros: u64) -> Self {
         Self(micros)

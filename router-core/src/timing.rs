@@ -37,8 +37,14 @@ impl Default for PrefillModel {
 impl PrefillModel {
     /// Time to prefill a prompt of `total` tokens of which `cached` are in the cache.
     pub fn prefill_time(&self, total: u64, cached: u64) -> Duration {
-        let seconds = self.unit_work(total, cached) / self.tokens_per_s;
-        Duration::try_from_secs_f64(seconds).map_or(LONGEST, |time| time.min(LONGEST))
+        let micros = self.prefill_us(total, cached);
+        Duration::try_from_secs_f64(micros / 1e6).map_or(LONGEST, |time| time.min(LONGEST))
+    }
+
+    /// The same in microseconds, for those who compare many.
+    #[inline]
+    pub(crate) fn prefill_us(&self, total: u64, cached: u64) -> f64 {
+        self.unit_work(total, cached) / self.tokens_per_s * 1e6
     }
 
     /// Learns from one request that was alone: `total` and `cached` tokens as the engine counted them, and the time to

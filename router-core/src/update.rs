@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 
-use crate::fleet::{Slot, TargetId, Tenure, WorkerId, WorkerProfile};
+use crate::fleet::{ReportLevel, Slot, TargetId, Tenure, WorkerId, WorkerProfile};
 use crate::key::{BlockHash, PrefixKey, Unit};
 use crate::policy::Policy;
-use crate::report::{AgentReport, SessionId};
+use crate::report::{AgentReport, Introduction, JoinError, Joined, SessionId};
 use crate::time::Time;
 
 /// Called once with the result of an update. Must not block: it runs on the writer's thread.
@@ -129,6 +129,27 @@ pub enum FleetUpdate {
         /// For people.
         reason: Arc<str>,
     },
+    /// Asks whether an agent may speak for its worker, and which ranks could resume. Changes nothing.
+    Consider {
+        /// The agent.
+        agent: Introduction,
+        /// The ranks that could resume after these numbers; all others must begin with a baseline.
+        done: Done<Result<Vec<(u32, u64)>, JoinError>>,
+    },
+    /// From now on a session speaks for a worker, which is registered if it was not. All of it happens or nothing: an agent
+    /// that is refused leaves no trace.
+    Join {
+        /// The agent; `resume` names the ranks that it was told could.
+        agent: Introduction,
+        /// The session.
+        session: SessionId,
+        /// The level of the session.
+        level: ReportLevel,
+        /// When its last message arrived.
+        at: Time,
+        /// Its worker, and the ranks that do resume. A rank that was to and cannot any more is asked for a baseline.
+        done: Done<Result<Joined, JoinError>>,
+    },
     /// Puts another policy in force.
     Policy(Arc<dyn Policy>),
 }
@@ -149,7 +170,8 @@ pub enum FleetError {
     UnknownWorker(WorkerId),
     /// No room for more targets.
     #[error(
-        "the fleet is full: {in_use} of {max} targets are in use, {wanted} more are wanted; raise max_targets"
+        "the fleet is full: {in_use} of the {max} targets (workers times dp ranks) that one router decides for are in use, \
+         {wanted} more are wanted; remove workers that are gone, or put them behind another router"
     )]
     Full {
         /// Targets in use.

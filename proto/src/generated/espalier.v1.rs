@@ -7,7 +7,7 @@ pub struct KeySpace {
     /// Units in one block; MUST be greater than zero. A prompt's last, partial block has no hash.
     #[prost(uint32, tag = "2")]
     pub block_size: u32,
-    /// Name and version of the hash, for example "xxh3-64-chain/1". A receiver that does not know the name MUST answer
+    /// Name and version of the hash, for example "nh-64-chain/1". A receiver that does not know the name MUST answer
     /// with an Accept that lacks this key space's fingerprint.
     #[prost(string, tag = "3")]
     pub scheme: ::prost::alloc::string::String,

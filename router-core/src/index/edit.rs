@@ -1,14 +1,15 @@
-//! The writer's side of the index: edits the tree and knows where each run stands.
+//! The writer's side of the index: what slots hold.
 
-use rustc_hash::FxHashMap;
-
-use super::branch::Children;
-use super::holders::Holders;
-use super::run::{Run, RunHashes, RunId};
+use super::record::Holders;
+use super::runs::{MOST_BLOCKS, Runs};
 use super::tree::Tree;
 use crate::fleet::Slot;
-use crate::key::{BlockHash, Unit};
+use crate::key::BlockHash;
 use crate::snapshot::IndexSize;
+
+/// Names a run for the writer's tables. Numbers of runs that are gone are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct RunId(u32);
 
 /// The index under edit.
 ///
@@ -16,29 +17,18 @@ use crate::snapshot::IndexSize;
 /// released from the last block on (`release` of a run needs all runs below it released).
 #[derive(Debug, Default)]
 pub struct Index {
-    tree: Tree,
-    places: Vec<Option<Place>>,
-    free: Vec<RunId>,
-    size: IndexSize,
-    /// Run of every block, once something names blocks by their hash alone.
-    locator: Option<FxHashMap<BlockHash, RunId>>,
+    runs: Runs,
 }
 
-/// Where a run stands.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    parent: Option<RunId>,
-    head: BlockHash,
-    unit: Unit,
-}
-
-/// One run on the path of a claim.
+/// One run on the path of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
     pub(crate) run: RunId,
-    /// Leading blocks of the run that the prompt covers.
+    /// Blocks in the run.
+    pub(crate) len: u32,
+    /// Leading blocks of it that the prompt covers; all but in the last step always all.
     pub(crate) covered: u32,
-    /// Leading blocks that the slot held before.
+    /// The leading blocks that the slot held before: none, all, or all but those that a claim has added.
     pub(crate) held: u32,
 }
 
@@ -49,271 +39,251 @@ pub(crate) struct Split {
     pub(crate) lower: RunId,
     /// Blocks in the upper half.
     pub(crate) at: u32,
-    /// Who held how much of the whole.
-    pub(crate) holders: Vec<(Slot, u32)>,
+    /// Who held it, and now holds both.
+    pub(crate) holders: Vec<Slot>,
 }
 
 impl Index {
-    /// The tree as it is now; it will not change.
-    pub fn snapshot(&self) -> Tree {
-        self.tree.clone()
+    /// Publishes the tree as it is now; it will not change.
+    pub fn snapshot(&mut self) -> Tree {
+        self.runs.publish()
     }
 
     /// Blocks and runs.
     pub fn size(&self) -> IndexSize {
-        self.size
+        self.runs.size()
     }
 
-    /// Claims the whole of `key` for a slot, for those who keep no tables beside the index.
-    pub fn insert(&mut self, unit: Unit, key: &[BlockHash], slot: Slot) {
-        self.claim(unit, key, slot, &mut Vec::new(), &mut Vec::new());
+    /// Claims the whole of `key` for a slot.
+    pub fn insert(&mut self, key: &[BlockHash], slot: Slot) {
+        self.claim(key, slot, |_| true, &mut Vec::new(), &mut Vec::new());
     }
 
-    /// Claims the whole of `key` for a slot. Appends the runs on its path, first to last, and what had to be cut.
+    /// Claims blocks for a slot that follow `parent`, which must be the last block of what it holds of a prompt or stand
+    /// above it. `false`: the slot does not hold `parent`, or blocks are not located.
+    pub fn extend(&mut self, parent: BlockHash, hashes: &[BlockHash], slot: Slot) -> bool {
+        let Some((run, offset)) = self.locate(parent) else { return false };
+        if !self.holds(run, slot) {
+            return false;
+        }
+        let record = self.runs.record(run.0);
+        if offset + 1 < record.len {
+            self.cut(run, offset + 1);
+            let upper = self.runs.parent(run.0).map(RunId);
+            self.claim_below(upper, hashes, slot, |_| true, &mut Vec::new(), &mut Vec::new());
+        } else {
+            self.claim_below(Some(run), hashes, slot, |_| true, &mut Vec::new(), &mut Vec::new());
+        }
+        true
+    }
+
+    /// Takes blocks, and all below them, from a slot. Blocks that it does not hold are passed over. Returns the blocks taken.
+    pub fn remove(&mut self, hashes: &[BlockHash], slot: Slot) -> u64 {
+        let before = self.size();
+        let mut taken = 0;
+        for hash in hashes {
+            let Some((run, offset)) = self.locate(*hash).filter(|(run, _)| self.holds(*run, slot)) else {
+                continue;
+            };
+            if offset > 0 {
+                self.cut(run, offset);
+            }
+            let mut open = vec![run];
+            while let Some(&run) = open.last() {
+                let below = self.held_children(run, slot);
+                if below.is_empty() {
+                    taken += u64::from(self.runs.record(run.0).len);
+                    self.release(run, slot, |_| {});
+                    open.pop();
+                } else {
+                    open.extend(below);
+                }
+            }
+        }
+        debug_assert!(self.size().blocks <= before.blocks, "removing adds nothing");
+        taken
+    }
+
+    /// Takes everything from a slot, in time that grows with the whole index.
+    pub fn clear(&mut self, slot: Slot) {
+        self.runs.clear(slot);
+    }
+
+    /// From now on blocks can be found by their hash alone, as [`extend`](Self::extend) and [`remove`](Self::remove) need.
+    pub fn locate_blocks(&mut self) {
+        self.runs.locate_blocks();
+    }
+
+    /// Claims the whole of `key` for a slot. Appends the runs on its path, first to last, and what had to be cut: the path
+    /// ends where a run ends. A last run that nobody else holds may be lengthened if `may_grow` allows.
     pub(crate) fn claim(
         &mut self,
-        unit: Unit,
         key: &[BlockHash],
         slot: Slot,
+        may_grow: impl Fn(RunId) -> bool,
         steps: &mut Vec<Step>,
         splits: &mut Vec<Split>,
     ) {
         self.walk(key, slot, steps);
         let covered: u32 = steps.iter().map(|step| step.covered).sum();
-        if covered as usize == key.len() && steps.iter().all(|step| step.held >= step.covered) {
-            return;
+        if let Some(last) = steps.last_mut().filter(|last| last.covered < last.len) {
+            let split = self.cut_from(last.run, last.covered);
+            last.run = split.upper;
+            (last.len, last.held) = (last.covered, last.held.min(last.covered));
+            splits.push(split);
         }
-        steps.clear();
-        let mut tree = std::mem::take(&mut self.tree);
-        let mut level = &mut tree.root;
-        let mut rest = key;
-        let mut parent = None;
-        while let Some(head) = rest.first() {
-            if level.get(*head).is_none() {
-                let id = self.add_run(unit, parent, rest, slot, level);
-                steps.push(Step { run: id, covered: rest.len() as u32, held: 0 });
-                break;
-            }
-            let run = level.get_mut(*head).expect("it was there a line ago");
-            let common = run.hashes.common(rest);
-            if common < run.len() && (common as usize) < rest.len() {
-                splits.push(self.split(run, common));
-            }
-            let held = run.holders.held(slot, run.len());
-            if held < common {
-                run.holders.set(slot, common, run.len());
-            }
-            steps.push(Step { run: run.id, covered: common, held });
-            parent = Some(run.id);
-            rest = &rest[common as usize..];
-            level = &mut run.children;
+        for step in steps.iter().filter(|step| step.held == 0) {
+            let record = self.runs.record(step.run.0);
+            let changed = record.holders.with(self.runs.words(), slot);
+            self.runs.set_holders(step.run.0, record, changed);
         }
-        self.tree = tree;
+        let parent = steps.last().map(|step| step.run);
+        self.claim_below(parent, &key[covered as usize..], slot, may_grow, steps, splits);
     }
 
-    /// The runs that `key` leads through, with what a slot holds of them; the last may be covered in part.
+    /// Claims blocks that follow a run which the slot holds whole, and of which none stands there yet.
+    fn claim_below(
+        &mut self,
+        mut parent: Option<RunId>,
+        mut rest: &[BlockHash],
+        slot: Slot,
+        may_grow: impl Fn(RunId) -> bool,
+        steps: &mut Vec<Step>,
+        splits: &mut Vec<Split>,
+    ) {
+        if let Some(head) = rest.first()
+            && self.runs.find(*head).is_some()
+        {
+            // Only `extend` has not walked the path.
+            let mut key =
+                parent.map_or_else(Vec::new, |run| self.key_to(run, self.runs.record(run.0).len - 1));
+            key.extend_from_slice(rest);
+            steps.clear();
+            return self.claim(&key, slot, may_grow, steps, splits);
+        }
+        if let Some(run) = parent
+            && self.is_sole_leaf(run, slot)
+            && steps.last().is_none_or(|step| step.held > 0)
+            && may_grow(run)
+        {
+            let len = self.runs.record(run.0).len;
+            let (more, left) = rest.split_at(rest.len().min((MOST_BLOCKS - len) as usize));
+            if !more.is_empty() {
+                self.runs.grow(run.0, more);
+                if let Some(step) = steps.last_mut() {
+                    step.len += more.len() as u32;
+                    step.covered = step.len;
+                }
+            }
+            rest = left;
+        }
+        for hashes in rest.chunks(MOST_BLOCKS as usize) {
+            let run = RunId(self.runs.add(parent.map(|run| run.0), hashes, slot));
+            let len = hashes.len() as u32;
+            steps.push(Step { run, len, covered: len, held: 0 });
+            parent = Some(run);
+        }
+    }
+
+    /// The runs that `key` leads through, and whether a slot holds them; the last may be covered in part.
     pub(crate) fn walk(&self, key: &[BlockHash], slot: Slot, steps: &mut Vec<Step>) {
-        let mut level = &self.tree.root;
         let mut rest = key;
-        while let Some(run) = rest.first().and_then(|head| level.get(*head)) {
-            let covered = run.hashes.common(rest);
-            steps.push(Step { run: run.id, covered, held: run.holders.held(slot, run.len()) });
-            if covered < run.len() {
+        while let Some(run) = rest.first().and_then(|head| self.runs.find(*head)) {
+            let record = self.runs.record(run);
+            let covered = record.common(self.runs.words(), rest);
+            let held = if record.holders.contains(self.runs.words(), slot) { record.len } else { 0 };
+            steps.push(Step { run: RunId(run), len: record.len, covered, held });
+            if covered < record.len {
                 break;
             }
             rest = &rest[covered as usize..];
-            level = &run.children;
         }
     }
 
-    /// Leaves a slot the first `keep` blocks of a run, of which it holds more. It must hold nothing below the run.
-    pub(crate) fn release(&mut self, id: RunId, slot: Slot, keep: u32) {
-        let path = self.path(id);
-        let Some((head, above)) = path.split_last() else { return };
-        let mut tree = std::mem::take(&mut self.tree);
-        let mut level = &mut tree.root;
-        for step in above {
-            level = &mut level.get_mut(*step).expect("places name runs that are in the tree").children;
+    /// Cuts a run after its first `at` blocks, if these are neither none nor all.
+    pub(crate) fn cut(&mut self, run: RunId, at: u32) -> Option<Split> {
+        (0 < at && at < self.runs.record(run.0).len).then(|| self.cut_from(run, at))
+    }
+
+    fn cut_from(&mut self, run: RunId, at: u32) -> Split {
+        let holders = self.runs.record(run.0).holders.slots(self.runs.words());
+        let upper = RunId(self.runs.split(run.0, at));
+        Split { upper, lower: run, at, holders }
+    }
+
+    /// Takes a slot, which must hold nothing below it, out of a run's holders. `released` sees the run's hashes.
+    pub(crate) fn release(&mut self, run: RunId, slot: Slot, mut released: impl FnMut(BlockHash)) {
+        self.runs.hashes(run.0).for_each(&mut released);
+        let record = self.runs.record(run.0);
+        if record.holders == Holders::one(slot) {
+            self.runs.remove(run.0);
+        } else {
+            let changed = record.holders.without(self.runs.words(), slot);
+            self.runs.set_holders(run.0, record, changed);
         }
-        let run = level.get_mut(*head).expect("places name runs that are in the tree");
-        let len = run.len();
-        run.holders.set(slot, keep, len);
-        let longest = run.holders.longest(len);
-        debug_assert!(
-            longest == len || run.children.is_empty(),
-            "whoever holds a child holds all of its parent"
-        );
-        for hash in &run.hashes.as_slice()[longest as usize..] {
-            if let Some(locator) = &mut self.locator {
-                locator.remove(hash);
-            }
-        }
-        if longest == 0 {
-            level.remove(*head);
-            self.places[id.0 as usize] = None;
-            self.free.push(id);
-            self.size.runs -= 1;
-        } else if longest < len {
-            run.hashes = run.hashes.split(longest).0;
-            run.holders.shorten(longest);
-        }
-        self.size.blocks -= u64::from(len - longest);
-        self.tree = tree;
+    }
+
+    /// Pairs of runs on the path of `key` that nothing tells apart any more, last first: the second is all that hangs from
+    /// the first, and `slot` alone holds both.
+    pub(crate) fn joinable(&self, path: &[Step], slot: Slot) -> Vec<(RunId, RunId)> {
+        let own = Holders::one(slot);
+        let pairs = path.iter().rev().filter_map(|step| {
+            let upper = self.runs.record(step.run.0);
+            let mut children = self.runs.children(step.run.0);
+            let (Some(child), None) = (children.next(), children.next()) else { return None };
+            let lower = self.runs.record(child);
+            let alike = upper.holders == own && lower.holders == own && upper.len + lower.len <= MOST_BLOCKS;
+            alike.then_some((step.run, RunId(child)))
+        });
+        pairs.collect()
+    }
+
+    /// Makes one run of a pair of [`joinable`](Self::joinable); it has the id of the second.
+    pub(crate) fn join(&mut self, upper: RunId, lower: RunId) {
+        self.runs.join(upper.0, lower.0);
     }
 
     /// The hashes of a run.
-    pub(crate) fn hashes(&self, id: RunId) -> &[BlockHash] {
-        self.run(id).map_or(&[], |run| run.hashes.as_slice())
-    }
-
-    /// What a run's blocks are made of.
-    pub(crate) fn unit(&self, id: RunId) -> Option<Unit> {
-        self.place(id).map(|place| place.unit)
+    pub(crate) fn hashes(&self, run: RunId) -> impl Iterator<Item = BlockHash> + '_ {
+        self.runs.hashes(run.0)
     }
 
     /// The run above.
-    pub(crate) fn parent(&self, id: RunId) -> Option<RunId> {
-        self.place(id).and_then(|place| place.parent)
+    pub(crate) fn parent(&self, run: RunId) -> Option<RunId> {
+        self.runs.parent(run.0).map(RunId)
     }
 
-    /// The runs right below that a slot holds some of.
-    pub(crate) fn held_children(&self, id: RunId, slot: Slot) -> Vec<RunId> {
-        let mut held = Vec::new();
-        if let Some(run) = self.run(id) {
-            run.children.for_each(&mut |child| {
-                if child.holders.held(slot, child.len()) > 0 {
-                    held.push(child.id);
-                }
-            });
-        }
-        held
-    }
-
-    /// From now on blocks can be found by their hash alone.
-    pub(crate) fn locate_blocks(&mut self) {
-        if self.locator.is_none() {
-            let mut locator = FxHashMap::default();
-            collect(&self.tree.root, &mut |run| {
-                locator.extend(run.hashes.as_slice().iter().map(|hash| (*hash, run.id)));
-            });
-            self.locator = Some(locator);
-        }
+    /// The runs right below that a slot holds.
+    pub(crate) fn held_children(&self, run: RunId, slot: Slot) -> Vec<RunId> {
+        self.runs.children(run.0).map(RunId).filter(|child| self.holds(*child, slot)).collect()
     }
 
     /// The run of a block and the block's place in it, if blocks are located and it is there.
     pub(crate) fn locate(&self, hash: BlockHash) -> Option<(RunId, u32)> {
-        let id = *self.locator.as_ref()?.get(&hash)?;
-        let offset = self.hashes(id).iter().position(|own| *own == hash)?;
-        Some((id, offset as u32))
+        self.runs.locate(hash).map(|(run, offset)| (RunId(run), offset))
     }
 
     /// All hashes from the first block to block `offset` of a run.
-    pub(crate) fn key_to(&self, id: RunId, offset: u32) -> Vec<BlockHash> {
-        let mut key = Vec::new();
-        let mut level = &self.tree.root;
-        for head in self.path(id) {
-            let Some(run) = level.get(head) else { break };
-            let upto = if run.id == id { offset as usize + 1 } else { run.len() as usize };
-            key.extend_from_slice(&run.hashes.as_slice()[..upto]);
-            level = &run.children;
+    pub(crate) fn key_to(&self, run: RunId, offset: u32) -> Vec<BlockHash> {
+        let mut path = vec![run];
+        while let Some(above) = path.last().and_then(|run| self.parent(*run)) {
+            path.push(above);
         }
-        key
+        let above = path[1..].iter().rev().flat_map(|run| self.hashes(*run));
+        above.chain(self.hashes(run).take(offset as usize + 1)).collect()
     }
 
-    fn add_run(
-        &mut self,
-        unit: Unit,
-        parent: Option<RunId>,
-        hashes: &[BlockHash],
-        slot: Slot,
-        level: &mut Children,
-    ) -> RunId {
-        let id = self.new_id(Place { parent, head: hashes[0], unit });
-        let hashes = RunHashes::new(hashes);
-        let mut holders = Holders::default();
-        holders.set(slot, hashes.len(), hashes.len());
-        self.size.blocks += u64::from(hashes.len());
-        self.size.runs += 1;
-        if let Some(locator) = &mut self.locator {
-            locator.extend(hashes.as_slice().iter().map(|hash| (*hash, id)));
-        }
-        level.insert(Run { id, hashes, holders, children: Children::None });
-        id
+    #[cfg(test)]
+    pub(super) fn slabs(&self) -> usize {
+        self.runs.words().slabs()
     }
 
-    /// Cuts a run after `at` blocks. The upper half stays where it is and gets a new id.
-    fn split(&mut self, run: &mut Run, at: u32) -> Split {
-        let len = run.len();
-        let lower_id = run.id;
-        let place = self.place(lower_id).expect("every run in the tree has a place");
-        let upper_id = self.new_id(place);
-        let record = Split { upper: upper_id, lower: lower_id, at, holders: run.holders.iter(len).collect() };
-        let (upper, lower) = run.hashes.split(at);
-        let (upper_holders, lower_holders) = run.holders.split(at);
-        if let Some(locator) = &mut self.locator {
-            locator.extend(upper.as_slice().iter().map(|hash| (*hash, upper_id)));
-        }
-        self.places[lower_id.0 as usize] =
-            Some(Place { parent: Some(upper_id), head: lower.head(), ..place });
-        self.size.runs += 1;
-        let below = Run {
-            id: lower_id,
-            hashes: lower,
-            holders: lower_holders,
-            children: std::mem::take(&mut run.children),
-        };
-        run.id = upper_id;
-        run.hashes = upper;
-        run.holders = upper_holders;
-        run.children.insert(below);
-        record
+    fn holds(&self, run: RunId, slot: Slot) -> bool {
+        self.runs.record(run.0).holders.contains(self.runs.words(), slot)
     }
 
-    fn new_id(&mut self, place: Place) -> RunId {
-        if let Some(id) = self.free.pop() {
-            self.places[id.0 as usize] = Some(place);
-            return id;
-        }
-        let id = RunId(u32::try_from(self.places.len()).expect("blocks are bounded far below 2^32"));
-        self.places.push(Some(place));
-        id
-    }
-
-    fn place(&self, id: RunId) -> Option<Place> {
-        self.places.get(id.0 as usize).copied().flatten()
-    }
-
-    /// First hashes of the runs from the root to this one.
-    fn path(&self, id: RunId) -> Vec<BlockHash> {
-        let mut heads = Vec::new();
-        let mut next = Some(id);
-        while let Some(place) = next.and_then(|id| self.place(id)) {
-            heads.push(place.head);
-            next = place.parent;
-        }
-        heads.reverse();
-        heads
-    }
-
-    fn run(&self, id: RunId) -> Option<&Run> {
-        let mut level = &self.tree.root;
-        let mut found = None;
-        for head in self.path(id) {
-            let run = level.get(head)?;
-            level = &run.children;
-            found = Some(run);
-        }
-        found
-    }
-}
-
-/// Calls `each` with every run below.
-fn collect(children: &Children, each: &mut dyn FnMut(&Run)) {
-    // A stack of its own: a chain of runs may be longer than the thread's stack allows.
-    let mut runs: Vec<Run> = Vec::new();
-    children.for_each(&mut |run| runs.push(run.clone()));
-    while let Some(run) = runs.pop() {
-        each(&run);
-        run.children.for_each(&mut |child| runs.push(child.clone()));
+    /// Nothing hangs from the run, and nobody else holds it.
+    fn is_sole_leaf(&self, run: RunId, slot: Slot) -> bool {
+        self.runs.children(run.0).next().is_none() && self.runs.record(run.0).holders == Holders::one(slot)
     }
 }

@@ -1,17 +1,19 @@
 //! The result of a lookup: leading blocks held, for every slot.
 
-use super::holders::Holders;
-use super::slot_set::bits;
+use super::record::{Record, slots_of};
+use super::words::{Address, Words};
 use crate::fleet::Slot;
 
 /// How many leading blocks of a prompt each slot holds. Reused between lookups, it does not allocate.
 #[derive(Clone, Debug, Default)]
 pub struct Matches {
     blocks: Vec<u32>,
-    /// Bitmap of the slots that hold everything walked so far.
-    whole: Vec<u64>,
-    /// Blocks walked so far.
-    depth: u32,
+    /// Slots that hold any, those that hold most first.
+    holders: Vec<Slot>,
+    /// The same as a bitmap.
+    seen: Vec<u64>,
+    /// Runs on the path: where their records stand, and the blocks up to where they match.
+    path: Vec<(Address, u32)>,
 }
 
 impl Matches {
@@ -20,69 +22,40 @@ impl Matches {
         self.blocks.get(usize::from(slot.0)).copied().unwrap_or(0)
     }
 
+    /// The slots that hold any, those that hold most first.
+    pub fn holders(&self) -> &[Slot] {
+        &self.holders
+    }
+
     /// Begins a lookup.
-    pub(super) fn clear(&mut self) {
-        self.blocks.fill(0);
-        self.whole.clear();
-        self.depth = 0;
+    pub(super) fn begin(&mut self) {
+        self.holders.drain(..).for_each(|slot| self.blocks[usize::from(slot.0)] = 0);
+        self.seen.fill(0);
+        self.path.clear();
     }
 
-    /// Goes through the first `blocks` blocks of a run. `false` if nobody holds all of them: nobody holds more.
-    pub(super) fn walk(&mut self, holders: &Holders, blocks: u32) -> bool {
-        if self.depth == 0 {
-            holders.whole().for_each_word(|index, word| {
-                self.whole.resize(self.whole.len().max(index + 1), 0);
-                self.whole[index] = word;
+    /// The next run on the path matches up to `depth` blocks.
+    #[inline]
+    pub(super) fn walk(&mut self, record: Address, depth: u32) {
+        self.path.push((record, depth));
+    }
+
+    /// Ends a lookup. Holders only become fewer along a path: from its end back, each slot is met where it holds most.
+    pub(super) fn finish(&mut self, words: &Words) {
+        let Self { blocks, holders, seen, path } = self;
+        for &(record, depth) in path.iter().rev() {
+            Record::of(words.line(record)).holders.for_each_word(words, |number, bits| {
+                if number >= seen.len() {
+                    seen.resize(number + 1, 0);
+                    blocks.resize((number + 1) * u64::BITS as usize, 0);
+                }
+                let fresh = bits & !seen[number];
+                seen[number] |= bits;
+                for slot in slots_of(number, fresh) {
+                    blocks[usize::from(slot.0)] = depth;
+                    holders.push(slot);
+                }
             });
-        } else {
-            self.drop_all_but(holders);
         }
-        for &(slot, held) in holders.part() {
-            self.record(slot, self.depth + held.min(blocks));
-        }
-        self.depth += blocks;
-        self.whole.iter().any(|&word| word != 0)
-    }
-
-    /// Ends a lookup.
-    pub(super) fn finish(&mut self) {
-        let words = std::mem::take(&mut self.whole);
-        for (index, &word) in words.iter().enumerate() {
-            bits(index, word).for_each(|slot| self.record(slot, self.depth));
-        }
-        self.whole = words;
-    }
-
-    /// Records the match of those that do not hold the whole of the next run.
-    fn drop_all_but(&mut self, holders: &Holders) {
-        let mut words = std::mem::take(&mut self.whole);
-        let mut next = 0;
-        holders.whole().for_each_word(|index, word| {
-            for skipped in next..index.min(words.len()) {
-                self.end(skipped, std::mem::take(&mut words[skipped]));
-            }
-            if let Some(own) = words.get_mut(index) {
-                let dropped = *own & !word;
-                *own &= word;
-                self.end(index, dropped);
-            }
-            next = index + 1;
-        });
-        for (index, word) in words.iter_mut().enumerate().skip(next) {
-            self.end(index, std::mem::take(word));
-        }
-        self.whole = words;
-    }
-
-    fn end(&mut self, index: usize, word: u64) {
-        bits(index, word).for_each(|slot| self.record(slot, self.depth));
-    }
-
-    fn record(&mut self, slot: Slot, blocks: u32) {
-        let index = usize::from(slot.0);
-        if index >= self.blocks.len() {
-            self.blocks.resize(index + 1, 0);
-        }
-        self.blocks[index] = blocks;
     }
 }

@@ -1,29 +1,77 @@
-//! The persistent tree and its lookup.
+//! What readers have of the index, and its lookup.
 
-use super::branch::Children;
+use std::sync::Arc;
+
+use super::arena::PAGE_LINES;
+use super::epochs::Guard;
+use super::heads::Heads;
 use super::matches::Matches;
+use super::numbers::Numbers;
+use super::record::Record;
+use super::words::{Address, LINE_WORDS, Line, Words};
 use crate::key::BlockHash;
 
 /// An immutable version of the index. Cloning shares everything.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Tree {
-    pub(super) root: Children,
+    pub(super) words: Words,
+    pub(super) heads: Heads,
+    pub(super) records: Records,
+    /// While this lives, nothing that the version can see is written again.
+    pub(super) _guard: Arc<Guard>,
+}
+
+/// The records of all runs, by their numbers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Records {
+    pub(super) pages: Numbers,
 }
 
 impl Tree {
     /// Finds how many leading blocks of `key` each slot holds, in one walk.
+    ///
+    /// A hash commits to all blocks before it, so every run is found by its first hash alone, and compared by its last.
     pub fn match_prefix(&self, key: &[BlockHash], matches: &mut Matches) {
-        matches.clear();
-        let mut level = &self.root;
-        let mut rest = key;
-        while let Some(run) = rest.first().and_then(|head| level.get(*head)) {
-            let common = run.hashes.common(rest);
-            if !matches.walk(&run.holders, common) || common < run.len() {
+        matches.begin();
+        let mut depth = 0;
+        while let Some((line, record)) = key.get(depth).and_then(|head| self.find(*head)) {
+            let common = record.common(&self.words, &key[depth..]);
+            depth += common as usize;
+            matches.walk(line, depth as u32);
+            if common < record.len {
                 break;
             }
-            rest = &rest[common as usize..];
-            level = &run.children;
         }
-        matches.finish();
+        matches.finish(&self.words);
+    }
+
+    #[inline]
+    fn find(&self, head: BlockHash) -> Option<(Address, Record)> {
+        let mut found = None;
+        self.heads.find(&self.words, head, |run| {
+            let line = self.records.address(run);
+            let is_it = self.words.line(line).get(0) == head.get();
+            if is_it {
+                found = Some(line);
+            }
+            is_it
+        })?;
+        found.map(|line| (line, Record::of(self.words.line(line))))
+    }
+}
+
+impl Records {
+    /// Where the record of a run stands.
+    #[inline]
+    pub(super) fn address(&self, run: u32) -> Address {
+        self.pages.get(run as usize / PAGE_LINES) + (run as usize % PAGE_LINES * LINE_WORDS) as u32
+    }
+
+    pub(super) fn get(&self, words: &Words, run: u32) -> Record {
+        Record::of(self.line(words, run))
+    }
+
+    fn line<'w>(&self, words: &'w Words, run: u32) -> &'w Line {
+        words.line(self.address(run))
     }
 }

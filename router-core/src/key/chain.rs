@@ -89,9 +89,9 @@ impl HashUnit for u8 {
 }
 
 impl ChainKeys {
-    /// Expands a seed into the keys (SplitMix64, Steele et al. 2014).
-    pub(super) fn new(seed: u64) -> Self {
-        let mut state = seed;
+    /// Expands a seed into the keys of one of several domains (SplitMix64, Steele et al. 2014).
+    pub(super) fn new(seed: u64, domain: u64) -> Self {
+        let mut state = seed ^ domain.wrapping_mul(0xD6E8_FEB8_6659_FD93);
         let mut next = || {
             state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
             let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn units_of_both_kinds_hash_as_defined_at_every_size() {
-        let keys = ChainKeys::new(7);
+        let keys = ChainKeys::new(7, 0);
         for block_size in [1, 2, 3, 4, 5, 16, 63, 64, 65, 130] {
             let tokens: Vec<u32> = (0..block_size as u32 * 3).map(|i| i.wrapping_mul(0x9E37_79B9)).collect();
             let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
@@ -240,7 +240,7 @@ mod tests {
     /// Every bit of a block moves about half of the bits of its hash, and of the hash after it.
     #[test]
     fn single_bits_spread() {
-        let keys = ChainKeys::new(1);
+        let keys = ChainKeys::new(1, 0);
         let hash = |tokens: &[u32]| {
             let mut hashes = Vec::new();
             keys.extend(keys.root(0), tokens, 16, &mut hashes);

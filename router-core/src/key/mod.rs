@@ -6,9 +6,11 @@
 //! when their `k`-th hashes are equal, and a whole run of blocks is compared by comparing its last hash.
 
 mod chain;
+mod kind;
 mod prefix;
 mod space;
 
 pub use chain::BlockHash;
+pub use kind::BlockKind;
 pub use prefix::PrefixKey;
 pub use space::{KeySpace, KeySpaceError, MAX_BLOCK_SIZE, SCHEME, Salt, Unit};

@@ -2,24 +2,29 @@
 
 use std::sync::Arc;
 
-use super::{BlockHash, Unit};
+use super::{BlockHash, BlockKind, Unit};
 
 /// The block hashes of one prompt, in order, and the prompt's length. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct PrefixKey {
-    unit: Unit,
+    kind: BlockKind,
     hashes: Arc<[BlockHash]>,
     units: u64,
 }
 
 impl PrefixKey {
-    pub(super) fn new(unit: Unit, hashes: Vec<BlockHash>, units: u64) -> Self {
-        Self { unit, hashes: hashes.into(), units }
+    pub(super) fn new(kind: BlockKind, hashes: Vec<BlockHash>, units: u64) -> Self {
+        Self { kind, hashes: hashes.into(), units }
+    }
+
+    /// What its blocks are of.
+    pub fn kind(&self) -> BlockKind {
+        self.kind
     }
 
     /// What the prompt was cut from.
     pub fn unit(&self) -> Unit {
-        self.unit
+        self.kind.unit()
     }
 
     /// One hash for every full block of the prompt.

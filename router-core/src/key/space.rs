@@ -4,8 +4,8 @@ use std::fmt;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::PrefixKey;
 use super::chain::{BlockHash, ChainKeys};
+use super::{BlockKind, PrefixKey};
 
 /// Name and version of the hash; sides that name another hash differently.
 pub const SCHEME: &str = "nh-64-chain/1";
@@ -34,7 +34,11 @@ pub struct KeySpace {
 
 /// Separates prompts whose KV cache the engine keeps apart although their tokens are equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Salt(u64);
+pub struct Salt {
+    value: u64,
+    /// An extra key is part of it.
+    extra: bool,
+}
 
 /// A key space that cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +57,8 @@ impl KeySpace {
         if block_size == 0 || block_size > MAX_BLOCK_SIZE {
             return Err(KeySpaceError::BlockSize { block_size });
         }
-        let keys = ChainKeys::new(seed);
+        // Text and tokens of equal bytes must not meet in one index.
+        let keys = ChainKeys::new(seed, unit as u64);
         let mut space = Self { unit, block_size, seed, fingerprint: 0, keys };
         space.fingerprint = space.compute_fingerprint();
         Ok(space)
@@ -87,7 +92,8 @@ impl KeySpace {
         assert_eq!(self.unit, Unit::Token, "tokens have no hash in a key space of text");
         let mut hashes = Vec::new();
         self.extend_with_tokens(salt, None, tokens, &mut hashes);
-        PrefixKey::new(self.unit, hashes, tokens.len() as u64)
+        let kind = if salt.extra { BlockKind::SaltedTokens } else { BlockKind::Tokens };
+        PrefixKey::new(kind, hashes, tokens.len() as u64)
     }
 
     /// The key of a prompt given as text.
@@ -97,8 +103,8 @@ impl KeySpace {
     pub fn key_of_text(&self, salt: Salt, text: &[u8]) -> PrefixKey {
         assert_eq!(self.unit, Unit::Text, "text has no hash in a key space of tokens");
         let mut hashes = Vec::new();
-        self.keys.extend(self.keys.root(salt.0), text, self.block_size as usize, &mut hashes);
-        PrefixKey::new(self.unit, hashes, text.len() as u64)
+        self.keys.extend(self.keys.root(salt.value), text, self.block_size as usize, &mut hashes);
+        PrefixKey::new(BlockKind::Text, hashes, text.len() as u64)
     }
 
     /// Appends the hashes of the full blocks of `tokens`, which follow the block `parent` (`None`: begin a prompt).
@@ -115,7 +121,7 @@ impl KeySpace {
         hashes: &mut Vec<BlockHash>,
     ) {
         assert_eq!(self.unit, Unit::Token, "tokens have no hash in a key space of text");
-        let state = parent.map_or_else(|| self.keys.root(salt.0), BlockHash::get);
+        let state = parent.map_or_else(|| self.keys.root(salt.value), BlockHash::get);
         self.keys.extend(state, tokens, self.block_size as usize, hashes);
     }
 
@@ -176,7 +182,7 @@ impl Salt {
             bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
             bytes.extend_from_slice(part.as_bytes());
         }
-        Self(xxh3_64(&bytes).max(1))
+        Self { value: xxh3_64(&bytes).max(1), extra: !extra_key.is_empty() }
     }
 }
 
@@ -216,6 +222,9 @@ mod tests {
         assert_ne!(plain, key(1, Salt::new("lora", "", "")));
         assert_ne!(key(1, Salt::new("ab", "", "")), key(1, Salt::new("a", "b", "")));
         assert_eq!(plain, key(1, Salt::new("", "", "")));
+        let kind = |salt| space(1).key_of_tokens(salt, &tokens).kind();
+        assert_eq!(kind(Salt::new("", "a", "")), BlockKind::Tokens);
+        assert_eq!(kind(Salt::new("", "a", "b")), BlockKind::SaltedTokens);
     }
 
     #[test]

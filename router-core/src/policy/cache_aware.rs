@@ -47,11 +47,9 @@ impl CacheAware {
         let settings = &self.settings;
         let lambda =
             settings.miss_penalty * (1.0 + settings.stiffness * f64::from(candidate.eviction_pressure));
-        let prefill = candidate.prefill.prefill_time(view.prompt_tokens, candidate.matched_tokens);
-        let running = candidate.load.in_flight - candidate.load.in_prefill.min(candidate.load.in_flight);
-        candidate.backlog().as_secs_f64() * 1e6
-            + (1.0 + lambda) * prefill.as_secs_f64() * 1e6
-            + running as f64 * settings.decode_delay_us
+        let prefill_us = candidate.prefill.prefill_us(view.prompt_tokens, candidate.matched_tokens);
+        let running = candidate.load.in_flight.saturating_sub(candidate.load.in_prefill);
+        candidate.backlog_us() + (1.0 + lambda) * prefill_us + running as f64 * settings.decode_delay_us
     }
 }
 
@@ -64,22 +62,34 @@ impl Policy for CacheAware {
         if view.candidates.len() == 1 {
             return Choice { index: 0, reason: Reason::Only };
         }
-        let least = view.candidates.iter().map(|c| self.cost_us(view, c)).fold(f64::INFINITY, f64::min);
-        let whole = view.candidates[0].prefill.prefill_time(view.prompt_tokens, 0).as_secs_f64() * 1e6;
-        let equal = |c: &Candidate| self.cost_us(view, c) <= least + TIE_SHARE * whole;
+        let costs = || view.candidates.iter().map(|candidate| self.cost_us(view, candidate));
+        let least = costs().fold(f64::INFINITY, f64::min);
+        let equal = least + TIE_SHARE * view.candidates[0].prefill.prefill_us(view.prompt_tokens, 0);
         // Among equals the one with the longer match leaves more room elsewhere.
-        let tied = || view.candidates.iter().filter(|c| equal(c));
-        let held = tied().map(|c| c.matched_tokens).max().unwrap_or(0);
-        let several = tied().filter(|c| c.matched_tokens == held).nth(1).is_some();
-        let index = view.break_tie(rng, |c| equal(c) && c.matched_tokens == held);
-        let longest = view.candidates.iter().map(|c| c.matched_tokens).max().unwrap_or(0);
+        let (mut index, mut best, mut tied, mut longest) = (0, (0, 0), 0, 0);
+        for (at, (candidate, cost)) in view.candidates.iter().zip(costs()).enumerate() {
+            longest = longest.max(candidate.matched_tokens);
+            if cost > equal || (tied > 0 && candidate.matched_tokens < best.0) {
+                continue;
+            }
+            tied = if candidate.matched_tokens > best.0 { 1 } else { tied + 1 };
+            let score = (candidate.matched_tokens, view.tie_score(candidate, rng));
+            if score >= best {
+                (index, best) = (at, score);
+            }
+        }
+        let held = view.candidates[index].matched_tokens;
         let reason = match () {
             () if held < longest => Reason::Spill,
-            () if several => Reason::Rendezvous,
+            () if tied > 1 => Reason::Rendezvous,
             () if held == 0 => Reason::LeastCost,
             () => Reason::LongestMatch,
         };
         Choice { index, reason }
+    }
+
+    fn may_sample(&self) -> bool {
+        true
     }
 
     fn cost(&self, view: &View<'_>, candidate: &Candidate) -> Option<f64> {

@@ -33,6 +33,11 @@ pub trait Policy: fmt::Debug + Send + Sync {
     /// The candidate to send the request to. The view has at least one.
     fn choose(&self, view: &View<'_>, rng: &mut fastrand::Rng) -> Choice;
 
+    /// Whether a view of some targets of a large fleet will do: the holders of the longest matches, and others drawn by chance.
+    fn may_sample(&self) -> bool {
+        false
+    }
+
     /// What the policy compares, lower being better, for policies that compare one number.
     fn cost(&self, view: &View<'_>, candidate: &Candidate) -> Option<f64> {
         let _ = (view, candidate);
@@ -146,6 +151,12 @@ impl Candidate {
         self.load.backlog.saturating_add(self.prefill.prefill_time(self.foreign_waiting_tokens, 0))
     }
 
+    /// The same in microseconds.
+    #[inline]
+    pub(crate) fn backlog_us(&self) -> f64 {
+        self.load.backlog.as_micros() as f64 + self.prefill.prefill_us(self.foreign_waiting_tokens, 0)
+    }
+
     /// The rendezvous score of this candidate for a prefix: the highest wins, and stays the winner when others come or go.
     pub fn rendezvous(&self, first_blocks: u64) -> u64 {
         let mut h = self.identity ^ first_blocks.rotate_left(32);
@@ -159,11 +170,14 @@ impl View<'_> {
     /// One of the candidates that `best` accepts, by rendezvous hashing if the prompt has a full block, else by chance.
     fn break_tie(&self, rng: &mut fastrand::Rng, best: impl Fn(&Candidate) -> bool) -> usize {
         let tied = self.candidates.iter().enumerate().filter(|(_, candidate)| best(candidate));
-        let score = |candidate: &Candidate, rng: &mut fastrand::Rng| match self.first_blocks {
-            Some(first) => candidate.rendezvous(first),
-            None => rng.u64(..),
-        };
-        tied.map(|(index, candidate)| (score(candidate, rng), index)).max().map_or(0, |(_, index)| index)
+        tied.map(|(index, candidate)| (self.tie_score(candidate, rng), index))
+            .max()
+            .map_or(0, |(_, index)| index)
+    }
+
+    /// What decides between equals: the higher score wins.
+    fn tie_score(&self, candidate: &Candidate, rng: &mut fastrand::Rng) -> u64 {
+        self.first_blocks.map_or_else(|| rng.u64(..), |first| candidate.rendezvous(first))
     }
 }
 

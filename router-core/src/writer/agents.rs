@@ -3,15 +3,12 @@
 use std::sync::Arc;
 
 use super::State;
-use super::claim::Source;
-use super::gate::Verdict;
 use super::roster::Session;
-use crate::digest::SetDigest;
 use crate::fleet::{Incarnation, ReportLevel, TargetId, WorkerId};
-use crate::key::Unit;
-use crate::notice::{EventKind, Notice};
-use crate::report::{AgentReport, BlockRun, Delta, JoinError, SessionId};
+use crate::notice::{EventKind, Notice, SessionEnd};
+use crate::report::{AgentReport, Introduction, JoinError, Joined, SessionId};
 use crate::time::Time;
+use crate::update::FleetError;
 
 impl State {
     pub(super) fn apply_report(
@@ -21,29 +18,21 @@ impl State {
         at: Time,
         report: AgentReport,
     ) {
-        if let AgentReport::Joined { incarnation, level, resume, done } = report {
-            let joined = self.join(worker, session, at, (incarnation, level), &resume);
-            self.when_published(move || done.call(joined));
-            return;
-        }
         let Some(current) = self.roster.get_mut(worker).and_then(|member| member.session.as_mut()) else {
             return;
         };
-        // Another session speaks for the worker by now.
-        if current.id != session {
+        // Another session speaks for the worker by now, or this one has been told that it ended.
+        if current.id != session || !current.open {
             return;
         }
         current.last_report = at;
-        if !matches!(report, AgentReport::Left) && std::mem::replace(&mut current.open, true) {
-            self.dirty |= matches!(report, AgentReport::Alive);
-        }
         self.apply_open(worker, session, at, report);
     }
 
     fn apply_open(&mut self, worker: WorkerId, session: SessionId, at: Time, report: AgentReport) {
         let target = |rank| TargetId { worker, rank };
         match report {
-            AgentReport::Joined { .. } | AgentReport::Alive => {}
+            AgentReport::Alive => {}
             AgentReport::Left => self.leave(worker, at),
             AgentReport::Level(level) => self.set_level(worker, level),
             AgentReport::Delta { rank, delta } => self.apply_delta(target(rank), session, at, &delta),
@@ -73,47 +62,113 @@ impl State {
         }
     }
 
-    fn join(
-        &mut self,
-        worker: WorkerId,
-        session: SessionId,
-        at: Time,
-        (incarnation, level): (Incarnation, ReportLevel),
-        resume: &[(u32, u64)],
-    ) -> Result<Vec<(u32, u64)>, JoinError> {
-        let member = self.roster.get_mut(worker).ok_or(JoinError::UnknownWorker(worker))?;
-        let registered = member.incarnation;
-        if incarnation < registered {
-            return Err(JoinError::StaleIncarnation { offered: incarnation, registered });
+    /// Whether an agent may speak for its worker, and the ranks that could go on with deltas.
+    pub(super) fn consider(&self, agent: &Introduction) -> Result<Vec<(u32, u64)>, JoinError> {
+        let known = self.roster.by_url(&agent.url);
+        let have = known.map_or(0, |member| member.ranks.len() as u32);
+        self.roster.room_for(agent.profile.dp_size.max(1).saturating_sub(have))?;
+        let Some(member) = known else { return Ok(Vec::new()) };
+        let (offered, registered) = (agent.incarnation, member.incarnation);
+        if offered < registered {
+            return Err(JoinError::StaleIncarnation { offered, registered });
         }
-        member.session = Some(Session { id: session, level, last_report: at, open: true });
-        if incarnation > registered {
-            member.incarnation = incarnation;
-            // The first agent to join says nothing against what was learned so far; a later life does.
-            if registered != Incarnation::default() {
-                self.void_worker(worker, at, "the engine restarted");
-            }
+        if offered > registered {
+            return Ok(Vec::new());
+        }
+        let could = agent.resume.iter().filter_map(|&(index, acked)| {
+            let applied = member.ranks.get(index as usize)?.gate.applied()?;
+            (acked <= applied).then_some((index, applied))
+        });
+        Ok(could.collect())
+    }
+
+    /// From now on a session speaks for a worker.
+    pub(super) fn join(
+        &mut self,
+        agent: Introduction,
+        session: SessionId,
+        level: ReportLevel,
+        at: Time,
+    ) -> Result<Joined, JoinError> {
+        self.consider(&agent)?;
+        let worker = self.enlist(&agent, at)?;
+        let fresh = Session { id: session, level, last_report: at, open: true };
+        let Some(member) = self.roster.get_mut(worker) else {
+            return Err(FleetError::UnknownWorker(worker).into());
+        };
+        let earlier = member.session.replace(fresh).filter(|earlier| earlier.open && earlier.id != session);
+        let registered = std::mem::replace(&mut member.incarnation, agent.incarnation);
+        if let Some(earlier) = earlier {
+            let why = SessionEnd::Replaced;
+            self.notices.push(Notice::SessionEnded { session: earlier.id, why });
+        }
+        // The first agent to join says nothing against what was learned so far; a later life does.
+        if agent.incarnation > registered && registered != Incarnation::default() {
+            self.void_worker(worker, at, "the engine restarted");
         }
         if level > ReportLevel::Counts {
             self.claims.locate_blocks();
         }
-        let Some(member) = self.roster.get_mut(worker) else { return Err(JoinError::UnknownWorker(worker)) };
+        let resumed = self.resume(worker, session, level, &agent.resume);
+        self.happened(worker, None, at, EventKind::AgentConnected, format!("reports {level:?}").into());
+        Ok(Joined { worker, resumed })
+    }
+
+    /// The worker that an agent speaks for, with the profile that the agent says; registered if nobody had.
+    fn enlist(&mut self, agent: &Introduction, at: Time) -> Result<WorkerId, FleetError> {
+        let known = self.roster.by_url(&agent.url).map(|member| (member.id, member.profile.models.clone()));
+        let mut profile = agent.profile.clone();
+        let worker = match known {
+            None => {
+                let worker = self.roster.add(agent.url.clone())?;
+                self.happened(worker, None, at, EventKind::WorkerAdded, Arc::from("its agent announced it"));
+                worker
+            }
+            // What a probe found out, the names above all, is more than an agent says.
+            Some((worker, models)) if !models.is_empty() => {
+                profile.models = models;
+                worker
+            }
+            Some((worker, _)) => worker,
+        };
+        self.roster.set_profile(worker, profile)?;
+        Ok(worker)
+    }
+
+    /// Lets ranks go on with deltas where nothing has been lost; all others wait for a baseline.
+    fn resume(
+        &mut self,
+        worker: WorkerId,
+        session: SessionId,
+        level: ReportLevel,
+        resume: &[(u32, u64)],
+    ) -> Vec<(u32, u64)> {
+        let Some(member) = self.roster.get_mut(worker) else { return Vec::new() };
         let mut resumed = Vec::new();
-        for (index, rank) in member.ranks.iter_mut().enumerate() {
-            let index = index as u32;
+        for (index, rank) in (0_u32..).zip(&mut member.ranks) {
             let offered = resume.iter().find(|(rank, _)| *rank == index).map(|(_, acked)| *acked);
             match (rank.gate.applied(), offered) {
                 (Some(applied), Some(acked)) if acked <= applied => {
                     rank.doubtful = false;
+                    if acked < applied {
+                        // An earlier session was told; this one was not.
+                        rank.acked = None;
+                    }
                     resumed.push((index, applied));
                 }
-                _ => rank.gate.close(),
+                (_, offered) => {
+                    rank.gate.close();
+                    if offered.is_some() {
+                        // It was told that it could, and something has come between: its deltas would be for nothing.
+                        let reason = Arc::from("what this session was to go on from is void by now");
+                        self.notices.push(Notice::ResyncNeeded { session, rank: index, reason });
+                    }
+                }
             }
             // A session of counts will send no baseline that could end a doubt.
             rank.doubtful &= level > ReportLevel::Counts;
         }
-        self.happened(worker, None, at, EventKind::AgentConnected, format!("reports {level:?}").into());
-        Ok(resumed)
+        resumed
     }
 
     fn leave(&mut self, worker: WorkerId, at: Time) {
@@ -141,101 +196,6 @@ impl State {
         }
     }
 
-    fn apply_delta(&mut self, target: TargetId, session: SessionId, at: Time, delta: &Delta) {
-        let Some(rank) = self.roster.rank_mut(target) else { return };
-        match rank.gate.pass(delta.seq) {
-            Verdict::Repeat | Verdict::Closed => {}
-            Verdict::Gap { expected } => {
-                rank.doubtful = true;
-                self.dirty = true;
-                let reason: Arc<str> = format!("delta {} came where {expected} was due", delta.seq).into();
-                let resync = Notice::ResyncNeeded { session, rank: target.rank, reason: reason.clone() };
-                self.notices.push(resync);
-                self.happened(target.worker, Some(target.rank), at, EventKind::Gap, reason);
-            }
-            Verdict::Apply => self.apply_changes(target, at, delta),
-        }
-    }
-
-    fn apply_changes(&mut self, target: TargetId, at: Time, delta: &Delta) {
-        if delta.cleared {
-            let applied = self.roster.rank(target).and_then(|rank| rank.gate.applied());
-            self.roster.void(target);
-            if let (Some(rank), Some(applied)) = (self.roster.rank_mut(target), applied) {
-                rank.gate.open(applied);
-            }
-            let detail = Arc::from("the engine cleared its cache");
-            self.happened(target.worker, Some(target.rank), at, EventKind::ClaimsVoided, detail);
-        }
-        let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
-        let evicted = self.claims.remove(slot, &delta.removed);
-        if let Some(rank) = self.roster.rank_mut(target) {
-            rank.pressure.evicted(evicted);
-        }
-        self.store(target, at, delta.unit, &delta.stored, |_, _| at);
-        self.bound_target(target);
-        self.dirty = true;
-    }
-
-    /// Claims runs that an agent vouches for. `accessed`: the access time of each run's last block.
-    fn store(
-        &mut self,
-        target: TargetId,
-        at: Time,
-        unit: Unit,
-        runs: &[BlockRun],
-        accessed: impl Fn(&Self, &BlockRun) -> Time,
-    ) {
-        let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
-        let mut stored = 0;
-        for run in runs {
-            let key = match run.parent {
-                None => Some(run.hashes.clone()),
-                Some(parent) => self.claims.key_to(parent).map(|mut key| {
-                    key.extend_from_slice(&run.hashes);
-                    key
-                }),
-            };
-            // A run under an unknown parent says nothing about where it stands.
-            if let Some(key) = key {
-                let accessed = accessed(self, run);
-                stored += self.claims.claim(slot, unit, &key, accessed, Source::Confirmed { at });
-            }
-        }
-        if let Some(rank) = self.roster.rank_mut(target) {
-            rank.pressure.stored(stored);
-        }
-    }
-
-    fn apply_baseline(&mut self, target: TargetId, at: Time, unit: Unit, seq: u64, stored: &[BlockRun]) {
-        let Some(old) = self.roster.rank(target).map(|rank| rank.slot) else { return };
-        self.claims.locate_blocks();
-        let predictions = self.claims.predictions(old, at);
-        self.roster.void(target);
-        self.store(target, at, unit, stored, |state, run| state.last_access(old, run).unwrap_or(at));
-        let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
-        // What is on its way there is not in the baseline yet.
-        for (unit, key, accessed, source) in predictions {
-            self.claims.claim(slot, unit, &key, accessed, source);
-        }
-        if let Some(rank) = self.roster.rank_mut(target) {
-            rank.gate.open(seq);
-            rank.doubtful = false;
-            rank.acked = None;
-        }
-        self.bound_target(target);
-        self.dirty = true;
-        let detail = format!("baseline at {seq}: {} runs", stored.len()).into();
-        self.happened(target.worker, Some(target.rank), at, EventKind::Resynced, detail);
-    }
-
-    /// When a slot last used the run that a block stands in.
-    fn last_access(&self, slot: crate::fleet::Slot, run: &BlockRun) -> Option<Time> {
-        let last = run.hashes.last()?;
-        let (id, _) = self.claims.locate(*last)?;
-        self.claims.claim_of(slot, id).map(|claim| claim.last_access)
-    }
-
     fn count_evictions(&mut self, target: TargetId, total: u64) {
         let exact = self.roster.get(target.worker).is_some_and(|member| member.reports_exactly());
         let Some(rank) = self.roster.rank_mut(target) else { return };
@@ -243,18 +203,6 @@ impl State {
         // Exact reports have counted them block by block.
         if let Some(evicted) = before.map(|before| total.saturating_sub(before)).filter(|_| !exact) {
             rank.pressure.evicted(evicted);
-        }
-    }
-
-    fn compare(&mut self, target: TargetId, seq: u64, digest: &SetDigest) {
-        let Some(rank) = self.roster.rank(target).filter(|rank| rank.gate.applied() == Some(seq)) else {
-            return;
-        };
-        let differing = digest.difference(&self.claims.digest(rank.slot));
-        let tokens = differing * self.block_size(Unit::Token);
-        if let Some(rank) = self.roster.rank_mut(target) {
-            rank.divergence_tokens = Some(tokens);
-            self.dirty = true;
         }
     }
 

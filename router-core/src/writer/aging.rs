@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::State;
 use crate::fleet::WorkerId;
-use crate::notice::EventKind;
+use crate::notice::{EventKind, Notice, SessionEnd};
 use crate::time::Time;
 
 /// How often silence is looked for. A lease that ends this much late harms nobody.
@@ -17,10 +17,8 @@ impl State {
             return;
         }
         self.aged = now;
-        while let Some(lease) = self.leases.front().copied().filter(|lease| lease.until <= now) {
-            self.leases.pop_front();
-            self.claims.lapse(lease.slot, lease.run, now);
-            self.dirty = true;
+        while let Some((_, ordinal)) = self.leases.pop_front_if(|(until, _)| *until <= now) {
+            self.take_back(ordinal);
         }
         let stale_after = self.settings.stale_after;
         let sessions = self.roster.members().iter().filter_map(|member| Some((member.id, member.session?)));
@@ -36,16 +34,21 @@ impl State {
         }
     }
 
-    /// The agent has been silent for longer than its lease: what it reported is kept and not followed.
+    /// The agent has been silent for longer than its lease: what it reported is kept and not followed. Its session ends, so
+    /// that an agent that was merely late connects again, and resumes if nothing was lost.
     fn doubt(&mut self, worker: WorkerId, now: Time) {
         let Some(member) = self.roster.get_mut(worker) else { return };
-        let was_open =
-            member.session.as_mut().is_some_and(|session| std::mem::replace(&mut session.open, false));
+        let open = member.session.as_mut().filter(|session| session.open);
+        let ended = open.map(|session| {
+            session.open = false;
+            session.id
+        });
         for rank in &mut member.ranks {
             self.dirty |= !std::mem::replace(&mut rank.doubtful, true);
         }
-        if was_open {
+        if let Some(session) = ended {
             self.dirty = true;
+            self.notices.push(Notice::SessionEnded { session, why: SessionEnd::LeaseEnded });
             self.happened(worker, None, now, EventKind::AgentLost, Arc::from("its lease ended"));
         }
     }

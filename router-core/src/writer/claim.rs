@@ -1,131 +1,217 @@
 //! The claims of one slot: what is held, since when, and who says so.
 
 use std::collections::BTreeSet;
-use std::collections::hash_map::Entry;
 
 use rustc_hash::FxHashMap;
 
 use crate::digest::SetDigest;
 use crate::index::RunId;
+use crate::key::BlockKind;
 use crate::time::Time;
 
 /// Who vouches for a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// We routed the prompt there; nothing has confirmed it. `by`: number of the decision.
-    Predicted { by: u64, until: Time },
+    Predicted { by: u64 },
     /// A response or an agent said so.
     Confirmed { at: Time },
+}
+
+/// Which of a slot's claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    All,
+    /// Blocks that agents can name.
+    Reported,
+    /// Blocks that they cannot.
+    Unreported,
 }
 
 /// The claims of one slot.
 #[derive(Debug)]
 pub(crate) struct SlotClaims {
     pub(super) runs: FxHashMap<RunId, Claim>,
-    /// Runs of which the slot holds no child, oldest access first.
-    pub(super) leaves: BTreeSet<(Time, RunId)>,
-    pub(super) tokens: u64,
+    pub(super) reported: Holding,
+    pub(super) unreported: Holding,
+    /// Of the blocks that agents can name.
     pub(super) digest: SetDigest,
 }
 
-/// A slot's claim on the leading blocks of one run.
-#[derive(Clone, Copy, Debug)]
+/// What is held of reported blocks, or of the others. No prompt has both.
+#[derive(Debug, Default)]
+pub(super) struct Holding {
+    /// Runs of which the slot holds no child, oldest access first.
+    pub(super) leaves: BTreeSet<(Time, RunId)>,
+    pub(super) tokens: u64,
+}
+
+/// A slot's claim on one run.
+#[derive(Clone, Debug)]
 pub(crate) struct Claim {
-    /// Blocks claimed; never zero.
-    pub(crate) held: u32,
-    /// Of these, the leading blocks that are confirmed.
-    pub(crate) confirmed: u32,
-    /// Since when all of those are.
-    pub(crate) confirmed_since: Time,
-    /// For the rest.
-    pub(crate) predicted_by: u64,
-    pub(crate) predicted_until: Time,
-    /// Runs right below of which the slot holds some.
+    pub(super) blocks: u32,
+    pub(super) kind: BlockKind,
+    /// Runs right below that the slot holds too.
     pub(super) children: u32,
+    /// Since when something vouches for it.
+    pub(crate) confirmed_since: Option<Time>,
+    /// While nothing does: the decisions that predicted it and have neither failed nor lapsed.
+    pub(super) predicted_by: Vec<u64>,
     pub(crate) last_access: Time,
     /// When it was last used before the latest decision for it.
     pub(crate) earlier_access: Time,
 }
 
+/// Decisions remembered of one claim. One more is not remembered: if the others fail, it is given up although that one may
+/// still store it.
+const MOST_PREDICTIONS: usize = 64;
+
 impl SlotClaims {
-    /// Makes room for a claim on a run below `parent`, if there is none yet.
-    pub(super) fn begin(&mut self, run: RunId, parent: Option<RunId>, at: Time) {
-        if let Entry::Vacant(vacant) = self.runs.entry(run) {
-            vacant.insert(Claim::new(at));
-            self.leaves.insert((at, run));
-            if let Some(parent) = parent {
-                self.gain_child(parent);
+    pub(super) fn holding(&mut self, kind: BlockKind) -> &mut Holding {
+        if kind.is_reported() { &mut self.reported } else { &mut self.unreported }
+    }
+
+    /// Enters a claim on a run below `parent`.
+    pub(super) fn begin(&mut self, run: RunId, parent: Option<RunId>, claim: Claim) {
+        self.holding(claim.kind).leaves.insert((claim.last_access, run));
+        self.runs.insert(run, claim);
+        if let Some(parent) = parent
+            && let Some(above) = self.runs.get_mut(&parent)
+        {
+            above.children += 1;
+            if above.children == 1 {
+                let (kind, at) = (above.kind, above.last_access);
+                self.holding(kind).leaves.remove(&(at, parent));
             }
         }
+    }
+
+    /// The run has so many blocks now.
+    pub(super) fn grow(&mut self, run: RunId, blocks: u32) {
+        if let Some(claim) = self.runs.get_mut(&run) {
+            claim.blocks = blocks;
+        }
+    }
+
+    /// Takes out the claim on a run below `parent`, of which the slot holds no child.
+    pub(super) fn end(&mut self, run: RunId, parent: Option<RunId>) -> Option<Claim> {
+        let claim = self.runs.remove(&run)?;
+        debug_assert_eq!(claim.children, 0, "a slot gives up what is below first");
+        self.holding(claim.kind).leaves.remove(&(claim.last_access, run));
+        if let Some(parent) = parent
+            && let Some(above) = self.runs.get_mut(&parent)
+        {
+            above.children -= 1;
+            if above.children == 0 {
+                let (kind, at) = (above.kind, above.last_access);
+                self.holding(kind).leaves.insert((at, parent));
+            }
+        }
+        Some(claim)
     }
 
     pub(super) fn refresh(&mut self, run: RunId, at: Time) {
         let Some(claim) = self.runs.get_mut(&run) else { return };
+        let before = claim.last_access;
         // Messages of different requests may be out of order by a little; an access never becomes older.
-        if at <= claim.last_access {
+        if at <= before {
             return;
         }
-        if claim.children == 0 {
-            self.leaves.remove(&(claim.last_access, run));
-            self.leaves.insert((at, run));
-        }
         claim.last_access = at;
-    }
-
-    pub(super) fn gain_child(&mut self, parent: RunId) {
-        if let Some(claim) = self.runs.get_mut(&parent) {
-            if claim.children == 0 {
-                self.leaves.remove(&(claim.last_access, parent));
-            }
-            claim.children += 1;
+        if claim.children == 0 {
+            let kind = claim.kind;
+            let leaves = &mut self.holding(kind).leaves;
+            leaves.remove(&(before, run));
+            leaves.insert((at, run));
         }
     }
 
-    pub(super) fn lose_child(&mut self, parent: RunId) {
-        if let Some(claim) = self.runs.get_mut(&parent) {
-            claim.children -= 1;
-            if claim.children == 0 {
-                self.leaves.insert((claim.last_access, parent));
-            }
+    /// The oldest leaf.
+    pub(super) fn oldest(&self, scope: Scope) -> Option<(Time, RunId)> {
+        let reported = || self.reported.leaves.first().copied();
+        let unreported = || self.unreported.leaves.first().copied();
+        match scope {
+            Scope::Reported => reported(),
+            Scope::Unreported => unreported(),
+            Scope::All => [reported(), unreported()].into_iter().flatten().min(),
+        }
+    }
+
+    pub(super) fn tokens(&self, scope: Scope) -> u64 {
+        match scope {
+            Scope::Reported => self.reported.tokens,
+            Scope::Unreported => self.unreported.tokens,
+            Scope::All => self.reported.tokens + self.unreported.tokens,
         }
     }
 }
 
 impl Claim {
-    pub(super) fn new(at: Time) -> Self {
+    pub(super) fn new(kind: BlockKind, blocks: u32, at: Time) -> Self {
         Self {
-            held: 0,
-            confirmed: 0,
-            confirmed_since: at,
-            predicted_by: 0,
-            predicted_until: at,
+            blocks,
+            kind,
             children: 0,
+            confirmed_since: None,
+            predicted_by: Vec::new(),
             last_access: at,
             earlier_access: at,
         }
     }
 
-    /// The leading `blocks` are confirmed.
-    pub(super) fn confirm(&mut self, blocks: u32, at: Time) {
-        if blocks > self.confirmed {
-            self.confirmed = blocks;
-            self.confirmed_since = at;
+    pub(super) fn vouch(&mut self, source: Source) {
+        match source {
+            Source::Confirmed { at } => {
+                self.confirmed_since.get_or_insert(at);
+                self.predicted_by = Vec::new();
+            }
+            Source::Predicted { by } if self.confirmed_since.is_none() => {
+                if self.predicted_by.len() < MOST_PREDICTIONS && !self.predicted_by.contains(&by) {
+                    self.predicted_by.push(by);
+                }
+            }
+            Source::Predicted { .. } => {}
         }
     }
 
-    /// The claims on both halves of a run that was cut after `at` blocks, of which `held` were held.
-    pub(super) fn split(self, held: u32, at: u32) -> (Self, Option<Self>) {
-        let upper = Self { held: held.min(at), confirmed: self.confirmed.min(at), ..self };
-        if held <= at {
-            return (Self { children: 0, ..upper }, None);
-        }
-        let lower = Self { held: held - at, confirmed: self.confirmed.saturating_sub(at), ..self };
-        (Self { children: 1, ..upper }, Some(lower))
+    /// Blocks that this source vouches for can be added to the claim's own.
+    pub(super) fn may_grow(&self, source: Source) -> bool {
+        self.confirmed_since.is_some() && matches!(source, Source::Confirmed { .. })
+    }
+
+    /// Nothing vouches for it and no decision that predicted it is open.
+    pub(super) fn is_void(&self) -> bool {
+        self.confirmed_since.is_none() && self.predicted_by.is_empty()
+    }
+
+    /// The claims on both halves of a run that was cut after `at` blocks.
+    pub(super) fn split(self, at: u32) -> (Self, Self) {
+        let upper = Self { blocks: at, children: 1, ..self.clone() };
+        (upper, Self { blocks: self.blocks - at, ..self })
+    }
+
+    /// One claim for this run and the one below, if that says the same.
+    pub(super) fn join(&self, below: &Self) -> Option<Self> {
+        let alike = self.last_access == below.last_access
+            && self.confirmed_since.is_some() == below.confirmed_since.is_some()
+            && self.predicted_by == below.predicted_by;
+        alike.then(|| Self {
+            blocks: self.blocks + below.blocks,
+            // Of two times the one from which less follows.
+            confirmed_since: self.confirmed_since.max(below.confirmed_since),
+            earlier_access: self.earlier_access.min(below.earlier_access),
+            ..below.clone()
+        })
     }
 }
 
 impl Default for SlotClaims {
     fn default() -> Self {
-        Self { runs: FxHashMap::default(), leaves: BTreeSet::new(), tokens: 0, digest: SetDigest::empty() }
+        Self {
+            runs: FxHashMap::default(),
+            reported: Holding::default(),
+            unreported: Holding::default(),
+            digest: SetDigest::empty(),
+        }
     }
 }

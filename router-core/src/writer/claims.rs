@@ -1,15 +1,15 @@
-//! What the router believes each target to hold: the index with access times, sources and leases.
+//! What the router believes each target to hold: the index with access times and sources.
 //!
 //! One [`ClaimTable`] owns the index and, for every slot, a [`SlotClaims`]. All changes go through it, so that index, LRU
 //! order, token counts and digests cannot disagree.
 
 use rustc_hash::FxHashMap;
 
-use super::claim::{Claim, SlotClaims, Source};
+use super::claim::{Claim, Scope, SlotClaims, Source};
 use crate::digest::SetDigest;
 use crate::fleet::Slot;
 use crate::index::{Index, RunId, Split, Step, Tree};
-use crate::key::{BlockHash, PrefixKey, Unit};
+use crate::key::{BlockHash, BlockKind, PrefixKey, Unit};
 use crate::snapshot::IndexSize;
 use crate::time::Time;
 
@@ -42,7 +42,7 @@ impl ClaimTable {
         }
     }
 
-    pub(crate) fn tree(&self) -> Tree {
+    pub(crate) fn tree(&mut self) -> Tree {
         self.index.snapshot()
     }
 
@@ -51,13 +51,13 @@ impl ClaimTable {
     }
 
     /// Tokens claimed for a slot.
-    pub(crate) fn tokens(&self, slot: Slot) -> u64 {
-        self.slots.get(usize::from(slot.0)).map_or(0, |claims| claims.tokens)
+    pub(crate) fn tokens(&self, slot: Slot, scope: Scope) -> u64 {
+        self.slot(slot).map_or(0, |claims| claims.tokens(scope))
     }
 
-    /// Digest of the token blocks claimed for a slot.
+    /// Digest of the blocks claimed for a slot that agents can name.
     pub(crate) fn digest(&self, slot: Slot) -> SetDigest {
-        self.slots.get(usize::from(slot.0)).map_or_else(SetDigest::empty, |claims| claims.digest.clone())
+        self.slot(slot).map_or_else(SetDigest::empty, |claims| claims.digest.clone())
     }
 
     /// From now on blocks are found by their hash alone, as agents name them.
@@ -69,7 +69,7 @@ impl ClaimTable {
     pub(crate) fn claim(
         &mut self,
         slot: Slot,
-        unit: Unit,
+        kind: BlockKind,
         hashes: &[BlockHash],
         at: Time,
         source: Source,
@@ -78,76 +78,88 @@ impl ClaimTable {
         let mut splits = std::mem::take(&mut self.splits);
         steps.clear();
         splits.clear();
-        self.index.claim(unit, hashes, slot, &mut steps, &mut splits);
+        let own = self.slots.get(usize::from(slot.0));
+        let may_grow = |run: RunId| {
+            own.and_then(|claims| claims.runs.get(&run)).is_some_and(|claim| claim.may_grow(source))
+        };
+        self.index.claim(hashes, slot, may_grow, &mut steps, &mut splits);
         for split in splits.drain(..) {
             self.follow_split(&split);
         }
-        let before = self.slot_mut(slot).tokens;
+        let block_tokens = self.block_tokens.of(kind);
+        let claims = slot_mut(&mut self.slots, slot);
+        let before = claims.tokens(Scope::All);
         let mut parent = None;
+        let mut rest = hashes;
         for step in &steps {
-            self.claim_run(slot, unit, parent, *step, at, source);
+            let (own, below) = rest.split_at(step.len as usize);
+            if step.held == 0 {
+                claims.begin(step.run, parent, Claim::new(kind, step.len, at));
+            }
+            if step.held < step.len {
+                let fresh = &own[step.held as usize..];
+                claims.grow(step.run, step.len);
+                claims.holding(kind).tokens += fresh.len() as u64 * block_tokens;
+                if kind.is_reported() {
+                    fresh.iter().for_each(|hash| claims.digest.add(*hash));
+                }
+            }
+            touch(claims, step.run, at, source);
             parent = Some(step.run);
+            rest = below;
         }
-        let after = self.slot_mut(slot).tokens;
+        let after = claims.tokens(Scope::All);
+        if steps.len() > 1 {
+            self.join_alike(slot, &steps);
+        }
         self.steps = steps;
         self.splits = splits;
         after - before
     }
 
-    /// Confirms what a slot still claims of `key`, and touches it.
+    /// Confirms what a slot still claims of a prompt, and touches it.
     pub(crate) fn confirm(&mut self, slot: Slot, hashes: &[BlockHash], at: Time) {
-        for step in self.path(slot, hashes) {
-            let claims = self.slot_mut(slot);
-            claims.refresh(step.run, at);
-            if let Some(claim) = claims.runs.get_mut(&step.run) {
-                claim.confirm(step.covered.min(claim.held), at);
-            }
+        let mut path = self.path(slot, hashes);
+        if let Some(last) = path.last_mut().filter(|last| last.covered < last.len)
+            && let Some(upper) = self.cut(last.run, last.covered)
+        {
+            last.run = upper;
         }
+        let claims = slot_mut(&mut self.slots, slot);
+        path.iter().for_each(|step| touch(claims, step.run, at, Source::Confirmed { at }));
     }
 
-    /// Takes back what decision `by` predicted along `key` and nothing has confirmed since.
+    /// Takes back what decision `by` predicted along a prompt and nothing else vouches for.
     pub(crate) fn undo(&mut self, slot: Slot, hashes: &[BlockHash], by: u64) {
-        let path = self.path(slot, hashes);
-        for step in path.iter().rev() {
-            let unconfirmed = |claim: &Claim| claim.confirmed < claim.held && claim.predicted_by == by;
-            let Some(claim) = self.claim_of(slot, step.run).filter(unconfirmed) else { continue };
-            if claim.children == 0 {
-                self.shorten(slot, step.run, claim.confirmed);
+        for step in self.path(slot, hashes).iter().rev() {
+            let claims = slot_mut(&mut self.slots, slot);
+            let Some(claim) = claims.runs.get_mut(&step.run) else { continue };
+            let predictions = claim.predicted_by.len();
+            claim.predicted_by.retain(|other| *other != by);
+            if claim.predicted_by.len() < predictions && claim.is_void() && claim.children == 0 {
+                self.drop_leaf(slot, step.run);
             }
-        }
-    }
-
-    /// Drops what a prediction's lease covered, if it still is only predicted. `run`: the last one on its path.
-    pub(crate) fn lapse(&mut self, slot: Slot, run: RunId, now: Time) {
-        let mut next = Some(run);
-        while let Some(run) = next {
-            next = self.index.parent(run);
-            let lapsed = |claim: &Claim| claim.confirmed < claim.held && claim.predicted_until <= now;
-            match self.claim_of(slot, run).filter(lapsed) {
-                Some(claim) if claim.children == 0 => self.shorten(slot, run, claim.confirmed),
-                _ => break,
-            };
         }
     }
 
     /// The engine no longer holds these blocks, nor what is below them. Returns the tokens dropped.
     pub(crate) fn remove(&mut self, slot: Slot, hashes: &[BlockHash]) -> u64 {
-        let before = self.tokens(slot);
-        let mut keep: FxHashMap<RunId, u32> = FxHashMap::default();
+        let before = self.tokens(slot, Scope::All);
+        let mut first_gone: FxHashMap<RunId, u32> = FxHashMap::default();
         for hash in hashes {
             if let Some((run, offset)) = self.index.locate(*hash) {
-                keep.entry(run).and_modify(|kept| *kept = (*kept).min(offset)).or_insert(offset);
+                first_gone.entry(run).and_modify(|first| *first = (*first).min(offset)).or_insert(offset);
             }
         }
-        for (run, kept) in keep {
-            self.cut(slot, run, kept);
+        for (run, offset) in first_gone {
+            if self.claim_of(slot, run).is_some() {
+                if offset > 0 {
+                    self.cut(run, offset);
+                }
+                self.drop_subtree(slot, run);
+            }
         }
-        before - self.tokens(slot)
-    }
-
-    /// The run of a block and the block's place in it, if it is known.
-    pub(crate) fn locate(&self, hash: BlockHash) -> Option<(RunId, u32)> {
-        self.index.locate(hash)
+        before - self.tokens(slot, Scope::All)
     }
 
     /// All hashes from a prompt's first block to `hash`, if the block is known.
@@ -155,74 +167,70 @@ impl ClaimTable {
         self.index.locate(hash).map(|(run, offset)| self.index.key_to(run, offset))
     }
 
+    /// When a slot last used a block, if it claims it.
+    pub(crate) fn last_access(&self, slot: Slot, hash: BlockHash) -> Option<Time> {
+        let (run, _) = self.index.locate(hash)?;
+        self.claim_of(slot, run).map(|claim| claim.last_access)
+    }
+
     /// Drops the least recently used leaves of a slot until it claims at most `most` tokens. Returns the tokens dropped.
-    pub(crate) fn evict_to(&mut self, slot: Slot, most: u64) -> u64 {
-        let before = self.tokens(slot);
-        while self.tokens(slot) > most {
-            if !self.drop_oldest(slot, Time::from_micros(u64::MAX)) {
-                break;
-            }
-        }
-        before - self.tokens(slot)
+    pub(crate) fn evict_to(&mut self, slot: Slot, scope: Scope, most: u64) -> u64 {
+        let before = self.tokens(slot, scope);
+        while self.tokens(slot, scope) > most && self.drop_oldest(slot, scope, Time::MAX) {}
+        before - self.tokens(slot, scope)
     }
 
     /// Drops every leaf of a slot last accessed before `time`. Returns the tokens dropped.
-    pub(crate) fn move_horizon(&mut self, slot: Slot, time: Time) -> u64 {
-        let before = self.tokens(slot);
-        while self.drop_oldest(slot, time) {}
-        before - self.tokens(slot)
+    pub(crate) fn move_horizon(&mut self, slot: Slot, scope: Scope, time: Time) -> u64 {
+        let before = self.tokens(slot, scope);
+        while self.drop_oldest(slot, scope, time) {}
+        before - self.tokens(slot, scope)
     }
 
     /// The access time of a slot's oldest leaf.
     pub(crate) fn oldest(&self, slot: Slot) -> Option<Time> {
-        self.slots.get(usize::from(slot.0))?.leaves.first().map(|(time, _)| *time)
+        self.slot(slot)?.oldest(Scope::All).map(|(time, _)| time)
     }
 
     /// Drops a slot's oldest leaf if it was last accessed before `time`.
-    pub(crate) fn drop_oldest(&mut self, slot: Slot, time: Time) -> bool {
-        let oldest = self.slot_mut(slot).leaves.first().copied().filter(|(accessed, _)| *accessed < time);
+    pub(crate) fn drop_oldest(&mut self, slot: Slot, scope: Scope, time: Time) -> bool {
+        let oldest = self.slot(slot).and_then(|claims| claims.oldest(scope));
+        let oldest = oldest.filter(|(accessed, _)| *accessed < time);
         oldest.is_some_and(|(_, run)| {
-            self.shorten(slot, run, 0);
+            self.drop_leaf(slot, run);
             true
         })
-    }
-
-    /// Keeps at most the first `keep` blocks of a run for a slot, and nothing below if that is not all of it.
-    pub(crate) fn cut(&mut self, slot: Slot, run: RunId, keep: u32) {
-        let Some(claim) = self.claim_of(slot, run).filter(|claim| claim.held > keep) else { return };
-        if claim.children > 0 {
-            for child in self.index.held_children(run, slot) {
-                self.drop_subtree(slot, child);
-            }
-        }
-        self.shorten(slot, run, keep);
     }
 
     /// Drops a run and everything below it for a slot.
     pub(crate) fn drop_subtree(&mut self, slot: Slot, top: RunId) {
         let mut open = vec![top];
         while let Some(&run) = open.last() {
-            let children = self.index.held_children(run, slot);
-            if children.is_empty() {
-                self.shorten(slot, run, 0);
-                open.pop();
-            } else {
-                open.extend(children);
+            match self.claim_of(slot, run).map(|claim| claim.children) {
+                Some(1..) => open.extend(self.index.held_children(run, slot)),
+                Some(0) => {
+                    self.drop_leaf(slot, run);
+                    open.pop();
+                }
+                None => _ = open.pop(),
             }
         }
     }
 
-    /// The runs right below that a slot holds some of.
+    /// The runs right below that a slot holds.
     pub(crate) fn held_children(&self, slot: Slot, run: RunId) -> Vec<RunId> {
-        self.index.held_children(run, slot)
+        match self.claim_of(slot, run) {
+            Some(claim) if claim.children > 0 => self.index.held_children(run, slot),
+            _ => Vec::new(),
+        }
     }
 
     /// A slot's claim on a run.
-    pub(crate) fn claim_of(&self, slot: Slot, run: RunId) -> Option<Claim> {
-        self.slots.get(usize::from(slot.0))?.runs.get(&run).copied()
+    pub(crate) fn claim_of(&self, slot: Slot, run: RunId) -> Option<&Claim> {
+        self.slot(slot)?.runs.get(&run)
     }
 
-    /// The runs that `hashes` lead through and of which the slot holds some.
+    /// The runs that a prompt leads through and that the slot holds.
     pub(crate) fn path(&self, slot: Slot, hashes: &[BlockHash]) -> Vec<Step> {
         let mut steps = Vec::new();
         self.index.walk(hashes, slot, &mut steps);
@@ -233,47 +241,25 @@ impl ClaimTable {
 
     /// Leading blocks of a prompt that something vouches for.
     pub(crate) fn confirmed_blocks(&self, slot: Slot, key: &PrefixKey) -> u32 {
-        let mut blocks = 0;
-        for step in self.path(slot, key.hashes()) {
-            let confirmed =
-                self.claim_of(slot, step.run).map_or(0, |claim| claim.confirmed.min(step.covered));
-            blocks += confirmed;
-            if confirmed < step.covered {
-                break;
-            }
-        }
-        blocks
+        let confirmed =
+            |step: &Step| self.claim_of(slot, step.run).is_some_and(|claim| claim.confirmed_since.is_some());
+        self.path(slot, key.hashes()).into_iter().take_while(confirmed).map(|step| step.covered).sum()
     }
 
     /// Every block of a unit claimed for a slot.
     pub(crate) fn all(&self, slot: Slot, unit: Unit) -> Vec<BlockHash> {
-        let Some(claims) = self.slots.get(usize::from(slot.0)) else { return Vec::new() };
-        let mut all = Vec::new();
-        for (run, claim) in &claims.runs {
-            if self.index.unit(*run) == Some(unit) {
-                all.extend_from_slice(&self.index.hashes(*run)[..claim.held as usize]);
-            }
-        }
-        all
+        self.blocks(slot, |claim| claim.kind.unit() == unit)
     }
 
-    /// Predictions of a slot whose lease has not ended: key, access time and source of each.
-    pub(crate) fn predictions(&self, slot: Slot, now: Time) -> Vec<(Unit, Vec<BlockHash>, Time, Source)> {
-        let Some(claims) = self.slots.get(usize::from(slot.0)) else { return Vec::new() };
-        let open = |claim: &Claim| claim.confirmed < claim.held && claim.predicted_until > now;
-        let open = claims.runs.iter().filter(|(_, claim)| open(claim));
-        open.filter_map(|(run, claim)| {
-            let key = self.index.key_to(*run, claim.held - 1);
-            let source = Source::Predicted { by: claim.predicted_by, until: claim.predicted_until };
-            Some((self.index.unit(*run)?, key, claim.last_access, source))
-        })
-        .collect()
+    /// Every block claimed for a slot that agents can name and something vouches for.
+    pub(crate) fn vouched(&self, slot: Slot) -> Vec<BlockHash> {
+        self.blocks(slot, |claim| claim.kind.is_reported() && claim.confirmed_since.is_some())
     }
 
     /// Releases runs of a slot that is no longer used, as many as the budget has. `true` when nothing is left.
     pub(crate) fn sweep(&mut self, slot: Slot, budget: &mut usize) -> bool {
         while *budget > 0 {
-            if !self.drop_oldest(slot, Time::from_micros(u64::MAX)) {
+            if !self.drop_oldest(slot, Scope::All, Time::MAX) {
                 return true;
             }
             *budget -= 1;
@@ -281,102 +267,82 @@ impl ClaimTable {
         false
     }
 
-    fn claim_run(
-        &mut self,
-        slot: Slot,
-        unit: Unit,
-        parent: Option<RunId>,
-        step: Step,
-        at: Time,
-        source: Source,
-    ) {
-        let block_tokens = self.block_tokens.of(unit);
-        let hashes = self.index.hashes(step.run);
-        let claims = slot_mut(&mut self.slots, slot);
-        let held = step.covered.max(step.held);
-        if held > step.held {
-            claims.tokens += u64::from(held - step.held) * block_tokens;
-            if unit == Unit::Token {
-                hashes[step.held as usize..held as usize].iter().for_each(|hash| claims.digest.add(*hash));
+    fn blocks(&self, slot: Slot, wanted: impl Fn(&Claim) -> bool) -> Vec<BlockHash> {
+        let claims = self.slot(slot).into_iter().flat_map(|claims| &claims.runs);
+        claims.filter(|(_, claim)| wanted(claim)).flat_map(|(run, _)| self.index.hashes(*run)).collect()
+    }
+
+    /// Joins neighbours on the path of a prompt that nothing tells apart any more, neither holders nor times nor sources.
+    fn join_alike(&mut self, slot: Slot, path: &[Step]) {
+        for (upper, lower) in self.index.joinable(path, slot) {
+            let claims = slot_mut(&mut self.slots, slot);
+            let pair = (claims.runs.get(&upper), claims.runs.get(&lower));
+            let (Some(above), Some(below)) = pair else { continue };
+            if let Some(joined) = above.join(below) {
+                claims.runs.remove(&upper);
+                claims.runs.insert(lower, joined);
+                self.index.join(upper, lower);
             }
-        }
-        // A request's decision is an access of its own; what confirms it later belongs to the same one.
-        if let (Source::Predicted { .. }, Some(claim)) = (source, claims.runs.get_mut(&step.run)) {
-            claim.earlier_access = claim.last_access;
-        }
-        claims.begin(step.run, parent, at);
-        claims.refresh(step.run, at);
-        let claim = claims.runs.get_mut(&step.run).expect("inserted above if it was not there");
-        claim.held = held;
-        match source {
-            Source::Confirmed { at } => claim.confirm(step.covered, at),
-            Source::Predicted { by, until } if claim.confirmed < claim.held => {
-                claim.predicted_by = by;
-                claim.predicted_until = until;
-            }
-            Source::Predicted { .. } => {}
         }
     }
 
-    /// Leaves a slot the first `keep` blocks of a run of which it holds no child.
-    fn shorten(&mut self, slot: Slot, run: RunId, keep: u32) {
-        let Some(unit) = self.index.unit(run) else { return };
+    /// Cuts a run for everybody; returns the upper half.
+    fn cut(&mut self, run: RunId, at: u32) -> Option<RunId> {
+        let split = self.index.cut(run, at)?;
+        self.follow_split(&split);
+        Some(split.upper)
+    }
+
+    /// Drops a run of which a slot holds no child.
+    fn drop_leaf(&mut self, slot: Slot, run: RunId) {
         let parent = self.index.parent(run);
         let claims = slot_mut(&mut self.slots, slot);
-        let Some(claim) = claims.runs.get_mut(&run).filter(|claim| claim.held > keep) else { return };
-        debug_assert_eq!(claim.children, 0, "a slot gives up what is below first");
-        let dropped = keep as usize..claim.held as usize;
-        claims.tokens -= dropped.len() as u64 * self.block_tokens.of(unit);
-        if unit == Unit::Token {
-            self.index.hashes(run)[dropped].iter().for_each(|hash| claims.digest.remove(*hash));
-        }
-        claim.held = keep;
-        claim.confirmed = claim.confirmed.min(keep);
-        if keep == 0 {
-            let accessed = claim.last_access;
-            claims.runs.remove(&run);
-            claims.leaves.remove(&(accessed, run));
-            if let Some(parent) = parent {
-                claims.lose_child(parent);
+        let Some(claim) = claims.end(run, parent) else { return };
+        claims.holding(claim.kind).tokens -= u64::from(claim.blocks) * self.block_tokens.of(claim.kind);
+        let digest = &mut claims.digest;
+        self.index.release(run, slot, |hash| {
+            if claim.kind.is_reported() {
+                digest.remove(hash);
             }
-        }
-        self.index.release(run, slot, keep);
+        });
     }
 
     /// Gives every holder of a run that was cut in two its claims on both halves.
     fn follow_split(&mut self, split: &Split) {
-        for &(slot, held) in &split.holders {
+        for &slot in &split.holders {
             let claims = slot_mut(&mut self.slots, slot);
-            let Some(old) = claims.runs.remove(&split.lower) else { continue };
-            claims.leaves.remove(&(old.last_access, split.lower));
-            let (upper, lower) = old.split(held, split.at);
+            // The slot that a run is cut for holds the upper half by now, and may not have held the whole.
+            let Some(claim) = claims.runs.remove(&split.lower) else { continue };
+            let (upper, lower) = claim.split(split.at);
             claims.runs.insert(split.upper, upper);
-            match lower {
-                Some(lower) => {
-                    claims.runs.insert(split.lower, lower);
-                    if lower.children == 0 {
-                        claims.leaves.insert((lower.last_access, split.lower));
-                    }
-                }
-                None => {
-                    claims.leaves.insert((upper.last_access, split.upper));
-                }
-            }
+            claims.runs.insert(split.lower, lower);
         }
     }
 
-    fn slot_mut(&mut self, slot: Slot) -> &mut SlotClaims {
-        slot_mut(&mut self.slots, slot)
+    fn slot(&self, slot: Slot) -> Option<&SlotClaims> {
+        self.slots.get(usize::from(slot.0))
     }
 }
 
 impl BlockTokens {
-    fn of(self, unit: Unit) -> u64 {
-        match unit {
+    fn of(self, kind: BlockKind) -> u64 {
+        match kind.unit() {
             Unit::Token => self.token,
             Unit::Text => self.text,
         }
     }
+}
+
+/// A run is used, and somebody vouches for its being there.
+fn touch(claims: &mut SlotClaims, run: RunId, at: Time, source: Source) {
+    if let Some(claim) = claims.runs.get_mut(&run) {
+        // A request's decision is an access of its own; what confirms it later belongs to the same one.
+        if let Source::Predicted { .. } = source {
+            claim.earlier_access = claim.last_access;
+        }
+        claim.vouch(source);
+    }
+    claims.refresh(run, at);
 }
 
 fn slot_mut(slots: &mut Vec<SlotClaims>, slot: Slot) -> &mut SlotClaims {

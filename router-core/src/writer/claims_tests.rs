@@ -1,15 +1,15 @@
 //! The claim table and its index against their specification, under random operations.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::claim::Source;
+use super::claim::{Scope, Source};
 use super::claims::{BlockTokens, ClaimTable};
 use crate::digest::SetDigest;
 use crate::fleet::Slot;
 use crate::index::{Matches, NaiveIndex, Tree};
-use crate::key::{BlockHash, KeySpace, Salt, Unit};
+use crate::key::{BlockHash, BlockKind, KeySpace, Salt, Unit};
 use crate::time::Time;
 
 const SLOTS: u16 = 5;
@@ -17,14 +17,38 @@ const BLOCK_TOKENS: u64 = 3;
 
 #[derive(Clone, Debug)]
 enum Operation {
-    Claim { slot: u16, prompt: Vec<u32> },
-    Predict { slot: u16, prompt: Vec<u32>, by: u64 },
-    Undo { slot: u16, prompt: Vec<u32>, by: u64 },
-    Confirm { slot: u16, prompt: Vec<u32> },
-    Remove { slot: u16, prompt: Vec<u32>, depths: Vec<usize> },
-    Evict { slot: u16, most_blocks: u64 },
-    Horizon { slot: u16, back: u64 },
-    Clear { slot: u16 },
+    Claim {
+        slot: u16,
+        prompt: Vec<u32>,
+    },
+    Predict {
+        slot: u16,
+        prompt: Vec<u32>,
+    },
+    /// Takes back one of the open predictions.
+    Undo {
+        pick: usize,
+    },
+    Confirm {
+        slot: u16,
+        prompt: Vec<u32>,
+    },
+    Remove {
+        slot: u16,
+        prompt: Vec<u32>,
+        depths: Vec<usize>,
+    },
+    Evict {
+        slot: u16,
+        most_blocks: u64,
+    },
+    Horizon {
+        slot: u16,
+        back: u64,
+    },
+    Clear {
+        slot: u16,
+    },
     Snapshot,
 }
 
@@ -38,8 +62,8 @@ fn operation() -> impl Strategy<Value = Operation> {
     let slot = 0..SLOTS;
     prop_oneof![
         6 => (slot.clone(), prompt()).prop_map(|(slot, prompt)| Claim { slot, prompt }),
-        4 => (slot.clone(), prompt(), 0_u64..4).prop_map(|(slot, prompt, by)| Predict { slot, prompt, by }),
-        2 => (slot.clone(), prompt(), 0_u64..4).prop_map(|(slot, prompt, by)| Undo { slot, prompt, by }),
+        4 => (slot.clone(), prompt()).prop_map(|(slot, prompt)| Predict { slot, prompt }),
+        3 => any::<usize>().prop_map(|pick| Undo { pick }),
         2 => (slot.clone(), prompt()).prop_map(|(slot, prompt)| Confirm { slot, prompt }),
         4 => (slot.clone(), prompt(), prop::collection::vec(0_usize..14, 1..4))
             .prop_map(|(slot, prompt, depths)| Remove { slot, prompt, depths }),
@@ -60,6 +84,10 @@ struct Pair {
     table: ClaimTable,
     naive: NaiveIndex,
     taken: Vec<(Tree, NaiveIndex)>,
+    /// Predictions that have not been taken back: slot, decision, prompt.
+    predictions: Vec<(u16, u64, Vec<u32>)>,
+    /// The decisions that predict each block of a slot that nothing vouches for.
+    predicted: BTreeMap<(u16, BlockHash), BTreeSet<u64>>,
     now: u64,
 }
 
@@ -67,7 +95,14 @@ impl Pair {
     fn new() -> Self {
         let mut table = ClaimTable::new(BlockTokens { token: BLOCK_TOKENS, text: 1 });
         table.locate_blocks();
-        Self { table, naive: NaiveIndex::default(), taken: Vec::new(), now: 0 }
+        Self {
+            table,
+            naive: NaiveIndex::default(),
+            taken: Vec::new(),
+            predictions: Vec::new(),
+            predicted: BTreeMap::new(),
+            now: 0,
+        }
     }
 
     fn apply(&mut self, operation: Operation) {
@@ -75,18 +110,16 @@ impl Pair {
         let at = Time::from_micros(self.now);
         match operation {
             Operation::Claim { slot, prompt } => self.claim(slot, &prompt, Source::Confirmed { at }),
-            Operation::Predict { slot, prompt, by } => {
-                self.claim(slot, &prompt, Source::Predicted { by, until: Time::from_micros(u64::MAX) });
+            Operation::Predict { slot, prompt } => {
+                let by = self.now;
+                self.claim(slot, &prompt, Source::Predicted { by });
+                let vouched = self.table.vouched(Slot(slot));
+                for hash in hashes(&prompt).into_iter().filter(|hash| !vouched.contains(hash)) {
+                    self.predicted.entry((slot, hash)).or_default().insert(by);
+                }
+                self.predictions.push((slot, by, prompt));
             }
-            Operation::Undo { slot, prompt, by } => {
-                let before = self.held(slot);
-                let confirmed = self.confirmed(slot);
-                self.table.undo(Slot(slot), &hashes(&prompt), by);
-                let after = self.held(slot);
-                assert!(after.is_subset(&before), "undoing claims nothing");
-                assert!(confirmed.is_subset(&after), "undoing keeps what is confirmed");
-                self.follow(slot);
-            }
+            Operation::Undo { pick } => self.undo(pick),
             Operation::Confirm { slot, prompt } => {
                 let before = self.held(slot);
                 self.table.confirm(Slot(slot), &hashes(&prompt), at);
@@ -100,7 +133,7 @@ impl Pair {
             }
             Operation::Evict { slot, most_blocks } => {
                 let before = self.held(slot);
-                let evicted = self.table.evict_to(Slot(slot), most_blocks * BLOCK_TOKENS);
+                let evicted = self.table.evict_to(Slot(slot), Scope::All, most_blocks * BLOCK_TOKENS);
                 let after = self.held(slot);
                 assert!(after.is_subset(&before) && after.len() as u64 <= most_blocks);
                 assert_eq!(evicted, (before.len() - after.len()) as u64 * BLOCK_TOKENS);
@@ -108,7 +141,7 @@ impl Pair {
             }
             Operation::Horizon { slot, back } => {
                 let horizon = Time::from_micros(self.now.saturating_sub(back));
-                self.table.move_horizon(Slot(slot), horizon);
+                self.table.move_horizon(Slot(slot), Scope::All, horizon);
                 assert!(self.table.oldest(Slot(slot)).is_none_or(|oldest| oldest >= horizon));
                 self.follow(slot);
             }
@@ -118,12 +151,43 @@ impl Pair {
             }
             Operation::Snapshot => self.taken.push((self.table.tree(), self.naive.clone())),
         }
+        // Nothing predicts what is not claimed any more, or what something vouches for.
+        for slot in 0..SLOTS {
+            let (held, vouched) = (self.held(slot), self.table.vouched(Slot(slot)));
+            self.predicted.retain(|(other, hash), _| {
+                *other != slot || (held.contains(hash) && !vouched.contains(hash))
+            });
+        }
+    }
+
+    fn undo(&mut self, pick: usize) {
+        if self.predictions.is_empty() {
+            return;
+        }
+        let (slot, by, prompt) = self.predictions.swap_remove(pick % self.predictions.len());
+        // What stays is what something vouches for or another decision still predicts.
+        let mut kept: BTreeSet<_> = self.table.vouched(Slot(slot)).into_iter().collect();
+        for ((_, hash), decisions) in self.predicted.iter_mut().filter(|((other, _), _)| *other == slot) {
+            decisions.remove(&by);
+            if !decisions.is_empty() {
+                kept.insert(*hash);
+            }
+        }
+        let before = self.held(slot);
+        self.table.undo(Slot(slot), &hashes(&prompt), by);
+        assert_eq!(self.held(slot), before.intersection(&kept).copied().collect());
+        self.follow(slot);
     }
 
     fn claim(&mut self, slot: u16, prompt: &[u32], source: Source) {
         let before = self.held(slot).len();
-        let claimed =
-            self.table.claim(Slot(slot), Unit::Token, &hashes(prompt), Time::from_micros(self.now), source);
+        let claimed = self.table.claim(
+            Slot(slot),
+            BlockKind::Tokens,
+            &hashes(prompt),
+            Time::from_micros(self.now),
+            source,
+        );
         self.naive.claim(&hashes(prompt), Slot(slot));
         assert_eq!(claimed, (self.held(slot).len() - before) as u64 * BLOCK_TOKENS);
     }
@@ -133,14 +197,6 @@ impl Pair {
         let set: BTreeSet<_> = all.iter().copied().collect();
         assert_eq!(set.len(), all.len(), "every block is claimed once");
         set
-    }
-
-    fn confirmed(&self, slot: u16) -> BTreeSet<BlockHash> {
-        let is_confirmed = |hash: &BlockHash| {
-            let (run, offset) = self.table.locate(*hash).unwrap();
-            offset < self.table.claim_of(Slot(slot), run).unwrap().confirmed
-        };
-        self.held(slot).into_iter().filter(is_confirmed).collect()
     }
 
     /// Lets the specification forget what the table was free to drop.
@@ -153,11 +209,11 @@ impl Pair {
         }
     }
 
-    fn check(&self, probes: &[Vec<u32>]) {
+    fn check(&mut self, probes: &[Vec<u32>]) {
         for slot in 0..SLOTS {
             let held = self.held(slot);
             assert_eq!(held, self.naive.claims(Slot(slot)));
-            assert_eq!(self.table.tokens(Slot(slot)), held.len() as u64 * BLOCK_TOKENS);
+            assert_eq!(self.table.tokens(Slot(slot), Scope::All), held.len() as u64 * BLOCK_TOKENS);
             let mut digest = SetDigest::empty();
             held.iter().for_each(|hash| digest.add(*hash));
             assert_eq!(self.table.digest(Slot(slot)), digest);
@@ -218,14 +274,63 @@ fn the_least_recently_used_leaf_goes_first() {
 }
 
 #[test]
-fn a_prediction_lapses_and_what_was_confirmed_stays() {
+fn each_decision_takes_back_its_own_predictions() {
     let mut pair = Pair::new();
     pair.apply(Operation::Claim { slot: 0, prompt: vec![0, 1] });
-    let until = Time::from_micros(50);
-    pair.claim(0, &[0, 1, 2, 2], Source::Predicted { by: 1, until });
-    let run = pair.table.path(Slot(0), &hashes(&[0, 1, 2, 2])).last().unwrap().run;
-    pair.table.lapse(Slot(0), run, Time::from_micros(49));
-    assert_eq!(pair.held(0).len(), 4);
-    pair.table.lapse(Slot(0), run, until);
-    assert_eq!(pair.held(0).len(), 2);
+    pair.apply(Operation::Predict { slot: 0, prompt: vec![0, 1, 2, 2, 1] });
+    pair.apply(Operation::Predict { slot: 0, prompt: vec![0, 1, 2] });
+    let undo = |pair: &mut Pair, prompt: &[u32], by| pair.table.undo(Slot(0), &hashes(prompt), by);
+    undo(&mut pair, &[0, 1, 2, 2, 1], 2);
+    assert_eq!(pair.held(0).len(), 3, "the other decision still predicts the third block");
+    undo(&mut pair, &[0, 1, 2], 3);
+    assert_eq!(pair.held(0).len(), 2, "what was confirmed stays");
+}
+
+#[test]
+fn a_shorter_prompt_touches_its_own_blocks_only() {
+    let mut pair = Pair::new();
+    for prompt in [vec![0, 0, 0, 0], vec![1, 1], vec![0, 0]] {
+        pair.apply(Operation::Claim { slot: 0, prompt });
+    }
+    // The tail of [0, 0, 0, 0] is older than [1, 1]; its head is not.
+    pair.apply(Operation::Evict { slot: 0, most_blocks: 4 });
+    let of = |prompt: &[u32]| pair.naive.match_prefix(&hashes(prompt), Slot(0));
+    assert_eq!((of(&[0, 0, 0, 0]), of(&[1, 1])), (2, 2));
+}
+
+#[test]
+fn a_prompt_that_grows_is_one_run() {
+    let mut pair = Pair::new();
+    let prompt: Vec<u32> = (0..60).map(|i| i % 3).collect();
+    for len in 1..=60 {
+        pair.apply(Operation::Claim { slot: 0, prompt: prompt[..len].to_vec() });
+    }
+    assert_eq!(pair.table.size().runs, 1);
+    pair.check(std::slice::from_ref(&prompt));
+    // Another holder of a part tells it apart again.
+    pair.apply(Operation::Claim { slot: 1, prompt: prompt[..20].to_vec() });
+    pair.apply(Operation::Remove { slot: 0, prompt: prompt.clone(), depths: vec![40] });
+    assert_eq!(pair.table.size(), crate::IndexSize { blocks: 40, runs: 2 });
+    pair.check(std::slice::from_ref(&prompt));
+}
+
+#[test]
+fn a_chain_of_many_runs_is_dropped_without_deep_recursion() {
+    let mut pair = Pair::new();
+    let prompt: Vec<u32> = (0..20_000).map(|i| i % 3).collect();
+    let key = hashes(&prompt);
+    for (slot, len) in (0..SLOTS).cycle().zip((1..=key.len()).rev().step_by(2)) {
+        pair.table.claim(
+            Slot(slot),
+            BlockKind::Tokens,
+            &key[..len],
+            Time::default(),
+            Source::Predicted { by: 1 },
+        );
+        if len < key.len() - 400 {
+            break;
+        }
+    }
+    assert!(pair.table.size().runs > 100);
+    drop(pair);
 }

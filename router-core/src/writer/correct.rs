@@ -7,12 +7,12 @@
 //! 3. a block last used at `t` was evicted, so every leaf last used before `t` is gone.
 //!
 //! If nothing had confirmed the block, the request that was to store it had not been prefilled yet, and nothing follows.
-//! Nothing is inferred where an agent reports removals exactly, or where the engine evicts by another rule.
+//! Nothing is inferred of blocks whose removals an agent reports exactly, or where the engine evicts by another rule.
 
 use super::State;
-use super::claim::Claim;
+use super::claim::{Claim, Scope};
 use crate::index::RunId;
-use crate::key::Unit;
+use crate::key::{BlockKind, Unit};
 use crate::notice::{MispredictionCause, Notice};
 use crate::time::Time;
 use crate::update::{Observation, Traffic};
@@ -36,7 +36,7 @@ impl State {
         let may_infer = in_place
             && self.settings.correct_from_responses
             && member.profile.evicts_lru
-            && !member.reports_exactly();
+            && !self.is_exact(traffic.target, traffic.key.kind());
         if may_infer && cause == Some(MispredictionCause::Evicted) {
             self.infer_evictions(traffic, observation);
         }
@@ -62,7 +62,7 @@ impl State {
         let Some((run, claim)) = self.first_missing(traffic, observation) else { return };
         let mut evicted = 0;
         let path = self.claims.path(traffic.slot, traffic.key.hashes());
-        let before = self.claims.tokens(traffic.slot);
+        let before = self.claims.tokens(traffic.slot, Scope::All);
         for step in path.iter().skip_while(|step| step.run != run) {
             for child in self.claims.held_children(traffic.slot, step.run) {
                 let own_path = path.iter().any(|step| step.run == child);
@@ -75,9 +75,11 @@ impl State {
                 }
             }
         }
-        evicted += before - self.claims.tokens(traffic.slot);
+        evicted += before - self.claims.tokens(traffic.slot, Scope::All);
         if let Some(last_used) = last_use_before(&claim, traffic.decided_at) {
-            evicted += self.claims.move_horizon(traffic.slot, last_used);
+            let exact = self.is_exact(traffic.target, BlockKind::Tokens);
+            let scope = if exact { Scope::Unreported } else { Scope::All };
+            evicted += self.claims.move_horizon(traffic.slot, scope, last_used);
         }
         if let Some(rank) = self.roster.rank_mut(traffic.target) {
             rank.pressure.evicted(evicted);
@@ -92,10 +94,8 @@ impl State {
         for step in self.claims.path(traffic.slot, traffic.key.hashes()) {
             if passed + u64::from(step.covered) > cached_blocks {
                 let claim = self.claims.claim_of(traffic.slot, step.run)?;
-                let offset = cached_blocks - passed;
-                let confirmed =
-                    offset < u64::from(claim.confirmed) && claim.confirmed_since < traffic.decided_at;
-                return confirmed.then_some((step.run, claim));
+                let confirmed = claim.confirmed_since.is_some_and(|since| since < traffic.decided_at);
+                return confirmed.then(|| (step.run, claim.clone()));
             }
             passed += u64::from(step.covered);
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::State;
 use crate::fleet::{WorkerId, WorkerState};
-use crate::notice::EventKind;
+use crate::notice::{EventKind, Notice, SessionEnd};
 use crate::time::Time;
 use crate::update::{FleetError, FleetUpdate};
 
@@ -19,11 +19,7 @@ impl State {
                 self.when_published(move || done.call(added));
             }
             FleetUpdate::Remove { worker, done } => {
-                self.happened(worker, None, now, EventKind::WorkerRemoved, Arc::from("removed"));
-                let removed = self.roster.remove(worker).map(|(_, in_flight)| in_flight);
-                if removed.is_err() {
-                    self.notices.pop();
-                }
+                let removed = self.remove(worker, now);
                 self.when_published(move || done.call(removed));
             }
             FleetUpdate::Profile { worker, profile, done } => {
@@ -47,11 +43,33 @@ impl State {
                     self.void_worker(worker, now, &reason);
                 }
             }
+            FleetUpdate::Consider { agent, done } => done.call(self.consider(&agent)),
+            FleetUpdate::Join { agent, session, level, at, done } => {
+                let joined = self.join(agent, session, level, at);
+                self.when_published(move || done.call(joined));
+            }
             FleetUpdate::Policy(policy) => {
                 self.policy = policy;
                 self.dirty = true;
             }
         }
+    }
+
+    fn remove(&mut self, worker: WorkerId, now: Time) -> Result<u64, FleetError> {
+        let (member, in_flight) = self.roster.remove(worker)?;
+        let (url, detail) = (member.url, Arc::from("removed"));
+        self.notices.push(Notice::Happened {
+            at: now,
+            kind: EventKind::WorkerRemoved,
+            url,
+            rank: None,
+            detail,
+        });
+        if let Some(session) = member.session.filter(|session| session.open) {
+            let why = SessionEnd::WorkerRemoved;
+            self.notices.push(Notice::SessionEnded { session: session.id, why });
+        }
+        Ok(in_flight)
     }
 
     fn drain(&mut self, worker: WorkerId, on: bool, now: Time) -> Result<(), FleetError> {

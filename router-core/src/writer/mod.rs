@@ -1,11 +1,12 @@
 //! The single writer: applies updates in order and publishes snapshots.
 //!
 //! Two loops meet here: what this router routed and what the responses said about it ([`traffic`]), and what the agents
-//! report ([`agents`]). Both become claims in one table ([`claims`]); [`roster`] knows whose they are, and [`aging`] lets
+//! report ([`agents`], [`blocks`]). Both become claims in one table ([`claims`]); [`roster`] knows whose they are, and [`aging`] lets
 //! leases and silence take their effect. Nothing here reads a clock or blocks, except [`Writer::wait`] on its queue.
 
 mod agents;
 mod aging;
+mod blocks;
 mod claim;
 mod claims;
 #[cfg(test)]
@@ -24,12 +25,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
+use rustc_hash::FxHashMap;
 
+use self::claim::Scope;
 use self::claims::{BlockTokens, ClaimTable};
 use self::roster::Roster;
-use crate::fleet::{Slot, TargetId, WorkerId};
-use crate::index::RunId;
-use crate::key::Unit;
+use crate::fleet::{TargetId, Tenure, WorkerId};
+use crate::key::{BlockKind, PrefixKey, Unit};
 use crate::notice::{EventKind, Notice};
 use crate::policy::Policy;
 use crate::settings::Settings;
@@ -75,8 +77,10 @@ struct State {
     policy: Arc<dyn Policy>,
     roster: Roster,
     claims: ClaimTable,
-    /// Leases of predictions, oldest first.
-    leases: VecDeque<Lease>,
+    /// Decisions whose predictions nothing has confirmed or taken back yet.
+    open: FxHashMap<u64, OpenDecision>,
+    /// When the predictions of each decision lapse, oldest first.
+    leases: VecDeque<(Time, u64)>,
     text_bytes_per_token: f64,
     notices: Vec<Notice>,
     /// To be called when what they wait for can be seen.
@@ -88,13 +92,13 @@ struct State {
 /// A call that tells somebody that an update is in force.
 struct AfterPublication(Box<dyn FnOnce() + Send>);
 
-/// A prediction that lapses unless something confirms it.
-#[derive(Clone, Copy, Debug)]
-struct Lease {
-    until: Time,
-    slot: Slot,
-    /// The last run on its path.
-    run: RunId,
+/// A decision that predicted what its target will hold.
+#[derive(Clone, Debug)]
+struct OpenDecision {
+    target: TargetId,
+    tenure: Tenure,
+    key: PrefixKey,
+    decided_at: Time,
 }
 
 /// Updates applied in one turn at most, so that a flood cannot keep a snapshot from being published.
@@ -114,7 +118,7 @@ const LEASES_KEPT: usize = 1 << 20;
 
 impl Writer {
     pub(crate) fn new(settings: Settings, updates: Receiver<Update>) -> Self {
-        let state = State::new(settings);
+        let mut state = State::new(settings);
         let first = Arc::new(state.snapshot(0, Time::default()));
         Self {
             updates,
@@ -201,6 +205,7 @@ impl State {
             roster: Roster::new(settings.max_targets.min(crate::MAX_TARGETS)),
             claims: ClaimTable::new(block_tokens),
             settings,
+            open: FxHashMap::default(),
             leases: VecDeque::new(),
             text_bytes_per_token,
             notices: Vec::new(),
@@ -210,11 +215,11 @@ impl State {
         }
     }
 
-    fn snapshot(&self, epoch: u64, now: Time) -> Snapshot {
+    fn snapshot(&mut self, epoch: u64, now: Time) -> Snapshot {
         Snapshot {
             epoch,
             published: now,
-            fleet: self.roster.publish(|slot| self.claims.tokens(slot)),
+            fleet: self.roster.publish(|slot| self.claims.tokens(slot, Scope::All)),
             policy: self.policy.clone(),
             text_bytes_per_token: self.text_bytes_per_token,
             size: self.claims.size(),
@@ -268,10 +273,15 @@ impl State {
             0 => self.settings.default_capacity_tokens,
             known => known,
         };
-        // An exact agent reports what is evicted for a prediction when it happens; until then both are claimed, also of a
-        // long queue, and guessing which leaf will go would lose one that stays.
-        let most = if member.reports_exactly() { capacity.saturating_mul(2) } else { capacity };
-        let evicted = self.claims.evict_to(rank.slot, most);
+        let slot = rank.slot;
+        let evicted = if member.reports_exactly() {
+            // It reports what is evicted for a prediction when it happens; until then both are claimed, also of a long queue,
+            // and guessing which leaf will go would lose one that stays. What it cannot name has to be guessed.
+            let named = self.claims.evict_to(slot, Scope::Reported, capacity.saturating_mul(2));
+            named + self.claims.evict_to(slot, Scope::Unreported, capacity)
+        } else {
+            self.claims.evict_to(slot, Scope::All, capacity)
+        };
         if let Some(rank) = self.roster.rank_mut(target) {
             rank.pressure.evicted(evicted);
         }
@@ -283,7 +293,7 @@ impl State {
             let slots = self.roster.targets().map(|(_, _, rank)| rank.slot);
             let oldest = slots.filter_map(|slot| Some((self.claims.oldest(slot)?, slot))).min();
             let Some((_, slot)) = oldest else { break };
-            self.claims.drop_oldest(slot, Time::from_micros(u64::MAX));
+            self.claims.drop_oldest(slot, Scope::All, Time::MAX);
             self.dirty = true;
         }
     }
@@ -308,6 +318,11 @@ impl State {
     fn when_published(&mut self, call: impl FnOnce() + Send + 'static) {
         self.dirty = true;
         self.after_publication.push(AfterPublication(Box::new(call)));
+    }
+
+    /// An agent tells all that becomes of the target's blocks of this kind, so that nothing has to be inferred.
+    fn is_exact(&self, target: TargetId, kind: BlockKind) -> bool {
+        kind.is_reported() && self.roster.get(target.worker).is_some_and(|member| member.reports_exactly())
     }
 
     fn block_size(&self, unit: Unit) -> u64 {

@@ -96,7 +96,7 @@ impl Roster {
 
     /// Registers a worker with one rank, not yet reachable.
     pub(crate) fn add(&mut self, url: Arc<str>) -> Result<WorkerId, FleetError> {
-        if let Some(member) = self.workers.iter().find(|member| member.url == url) {
+        if let Some(member) = self.by_url(&url) {
             return Err(FleetError::AlreadyRegistered { url, worker: member.id });
         }
         self.room_for(1)?;
@@ -178,6 +178,10 @@ impl Roster {
         self.slots.free.extend(swept);
     }
 
+    pub(crate) fn by_url(&self, url: &str) -> Option<&Member> {
+        self.workers.iter().find(|member| &*member.url == url)
+    }
+
     pub(crate) fn get(&self, id: WorkerId) -> Option<&Member> {
         self.workers.iter().find(|member| member.id == id)
     }
@@ -216,7 +220,13 @@ impl Roster {
         for member in &self.workers {
             let worker = Arc::new(member.publish());
             for (rank, state) in member.ranks.iter().enumerate() {
+                let slot = usize::from(state.slot.0);
+                if slot >= fleet.by_slot.len() {
+                    fleet.by_slot.resize(slot + 1, u32::MAX);
+                }
+                fleet.by_slot[slot] = fleet.targets.len() as u32;
                 fleet.targets.push(Target {
+                    ready: worker.state == WorkerState::Ready,
                     id: TargetId { worker: member.id, rank: rank as u32 },
                     worker: worker.clone(),
                     slot: state.slot,
@@ -236,7 +246,8 @@ impl Roster {
         fleet
     }
 
-    fn room_for(&self, wanted: u32) -> Result<(), FleetError> {
+    /// Whether so many more targets fit.
+    pub(crate) fn room_for(&self, wanted: u32) -> Result<(), FleetError> {
         let in_use = self.workers.iter().map(|member| member.ranks.len()).sum::<usize>();
         if in_use + wanted as usize > usize::from(self.max_targets) {
             return Err(FleetError::Full { in_use, max: self.max_targets, wanted });

@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::Writer;
 use crate::key::{BlockHash, PrefixKey, Salt, Unit};
 use crate::{
-    AgentReport, BlockRun, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight, Incarnation, JoinError,
-    MispredictionCause, Notice, Query, ReportLevel, RouteError, RouteRequest, Router, SessionId, SetDigest,
-    Settings, TargetId, Time, Update, Usage, WorkerId, WorkerProfile, WorkerState,
+    AgentReport, BlockRun, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight, Incarnation,
+    Introduction, JoinError, Joined, MispredictionCause, Notice, Query, ReportLevel, RouteError,
+    RouteRequest, Router, SessionEnd, SessionId, SetDigest, Settings, TargetId, Time, Update, Usage,
+    WorkerId, WorkerProfile, WorkerState,
 };
 
 /// Tokens in a block of the tests' key space.
@@ -89,18 +90,25 @@ impl Story {
         incarnation: u64,
         resume: Vec<(u32, u64)>,
     ) -> Result<Vec<(u32, u64)>, JoinError> {
-        let at = self.now;
-        self.ask(|done| Update::Agent {
-            worker,
-            session: SessionId(session),
-            at,
-            report: AgentReport::Joined {
-                incarnation: Incarnation(incarnation),
-                level: ReportLevel::Full,
-                resume,
-                done,
-            },
-        })
+        let agent = self.introduction(worker, incarnation, resume);
+        self.join_as(agent, session).map(|joined| joined.resumed)
+    }
+
+    fn join_as(&mut self, agent: Introduction, session: u64) -> Result<Joined, JoinError> {
+        let (session, level, at) = (SessionId(session), ReportLevel::Full, self.now);
+        self.ask(|done| Update::Fleet(FleetUpdate::Join { agent, session, level, at, done }))
+    }
+
+    fn consider(&mut self, agent: Introduction) -> Result<Vec<(u32, u64)>, JoinError> {
+        self.ask(|done| Update::Fleet(FleetUpdate::Consider { agent, done }))
+    }
+
+    /// The agent of a registered worker, with nothing new to say about its engine.
+    fn introduction(&self, worker: WorkerId, incarnation: u64, resume: Vec<(u32, u64)>) -> Introduction {
+        let snapshot = self.router.snapshot();
+        let worker = snapshot.fleet.workers.iter().find(|known| known.id == worker).unwrap();
+        let (url, profile) = (worker.url.clone(), worker.profile.clone());
+        Introduction { url, incarnation: Incarnation(incarnation), profile, resume }
     }
 
     fn baseline(&mut self, worker: WorkerId, session: u64, seq: u64, stored: Vec<BlockRun>) -> Vec<Notice> {
@@ -541,8 +549,7 @@ fn requests_that_can_go_nowhere_say_why() {
     assert_eq!(route(&mut story, &other), RouteError::UnknownModel { served: vec!["llama".into()] });
     let rank = RouteRequest { rank: Some(3), ..RouteRequest::default() };
     assert_eq!(route(&mut story, &rank), RouteError::UnknownRank { rank: 3 });
-    let tried = [TargetId { worker, rank: 0 }];
-    let tried = RouteRequest { tried: &tried, ..RouteRequest::default() };
+    let tried = RouteRequest { tried: &[worker], ..RouteRequest::default() };
     assert_eq!(route(&mut story, &tried), RouteError::AllTried);
     let adapter = RouteRequest { model: Some("llama:adapter"), ..RouteRequest::default() };
     assert!(story.router.route(&adapter, story.now, &mut story.rng).is_ok());
@@ -599,4 +606,276 @@ fn a_full_queue_refuses_counts_and_claims_less() {
     story.turn();
     let counters = story.router.snapshot().fleet.targets[0].load.read();
     assert_eq!(counters, crate::Load::default());
+}
+
+fn ended(notices: &[Notice]) -> Vec<(u64, SessionEnd)> {
+    let ended = |notice: &Notice| match notice {
+        Notice::SessionEnded { session, why } => Some((session.0, *why)),
+        _ => None,
+    };
+    notices.iter().filter_map(ended).collect()
+}
+
+#[test]
+fn a_later_session_ends_the_earlier_and_one_that_only_asks_does_not() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 4, vec![stored(None, &key)]);
+    let rival = story.introduction(worker, 10, vec![(0, 3), (7, 1)]);
+    assert_eq!(story.consider(rival.clone()), Ok(vec![(0, 4)]));
+    let notices = story.delta(worker, 1, Delta { removed: vec![key[7]], ..delta(5) });
+    assert!(notices.contains(&Notice::Acked { session: SessionId(1), rank: 0, seq: 5 }), "{notices:?}");
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 7, "whoever only asks changes nothing");
+    let (at, session) = (story.now, SessionId(2));
+    let join =
+        FleetUpdate::Join { agent: rival, session, level: ReportLevel::Full, at, done: Done::ignore() };
+    let notices = story.send(Update::Fleet(join));
+    assert_eq!(ended(&notices), [(1, SessionEnd::Replaced)]);
+    assert!(notices.contains(&Notice::Acked { session, rank: 0, seq: 5 }), "what it missed is acknowledged");
+    story.delta(worker, 1, Delta { cleared: true, ..delta(6) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 7);
+}
+
+#[test]
+fn a_rank_that_was_to_resume_and_cannot_any_more_is_asked_for_a_baseline() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 4, Vec::new());
+    let agent = story.introduction(worker, 10, vec![(0, 4)]);
+    assert_eq!(story.consider(agent.clone()), Ok(vec![(0, 4)]));
+    // Between the two the earlier session finds a gap.
+    story.delta(worker, 1, delta(9));
+    let (at, session) = (story.now, SessionId(2));
+    let join = FleetUpdate::Join { agent, session, level: ReportLevel::Full, at, done: Done::ignore() };
+    let notices = story.send(Update::Fleet(join));
+    let asked =
+        |notice: &Notice| matches!(notice, Notice::ResyncNeeded { session: s, rank: 0, .. } if *s == session);
+    assert!(notices.iter().any(asked), "{notices:?}");
+}
+
+#[test]
+fn an_agent_that_is_refused_leaves_no_trace() {
+    let mut story = Story::with(1, WorkerProfile::default(), |settings| settings.max_targets = 2);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    let profile = WorkerProfile { dp_size: 2, ..WorkerProfile::default() };
+    let stale = Introduction { profile: profile.clone(), ..story.introduction(worker, 9, Vec::new()) };
+    let refused = JoinError::StaleIncarnation { offered: Incarnation(9), registered: Incarnation(10) };
+    assert_eq!(story.consider(stale.clone()), Err(refused.clone()));
+    assert_eq!(story.join_as(stale.clone(), 2), Err(refused));
+    let full = JoinError::Fleet(FleetError::Full { in_use: 1, max: 2, wanted: 2 });
+    let other = Introduction { url: "http://other".into(), ..stale };
+    assert_eq!(story.join_as(other, 3), Err(full));
+    let fleet = story.router.snapshot().fleet.clone();
+    assert_eq!((fleet.workers.len(), fleet.targets.len()), (1, 1));
+    assert!(fleet.workers[0].agent.is_some(), "the good session goes on");
+    let newer = Introduction { profile, ..story.introduction(worker, 10, Vec::new()) };
+    assert_eq!(story.join_as(newer, 4), Ok(Joined { worker, resumed: Vec::new() }));
+    assert_eq!(story.router.snapshot().fleet.targets.len(), 2);
+}
+
+#[test]
+fn an_agent_that_was_late_is_sent_away_once_and_resumes_without_a_doubt() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 4, vec![stored(None, &key)]);
+    assert_eq!(ended(&story.pass(Duration::from_secs(16))), [(1, SessionEnd::LeaseEnded)]);
+    assert_eq!(ended(&story.pass(Duration::from_secs(1))), []);
+    story.delta(worker, 1, Delta { cleared: true, ..delta(5) });
+    assert_eq!(story.claimed(worker), 8, "an ended session has nothing to say");
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    assert_eq!(story.join(worker, 2, 10, vec![(0, 4)]), Ok(vec![(0, 4)]));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+    // Twice the lease later its reports are forgotten; it begins anew.
+    story.pass(Duration::from_secs(16));
+    story.pass(Duration::from_secs(16));
+    assert_eq!(story.join(worker, 3, 10, vec![(0, 4)]), Ok(Vec::new()));
+    story.baseline(worker, 3, 9, vec![stored(None, &key)]);
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+}
+
+#[test]
+fn removing_a_worker_ends_its_session() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let agent = story.introduction(worker, 10, Vec::new());
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    let notices = story.send(Update::Fleet(FleetUpdate::Remove { worker, done: Done::ignore() }));
+    assert!(happened(&notices, EventKind::WorkerRemoved));
+    assert_eq!(ended(&notices), [(1, SessionEnd::WorkerRemoved)]);
+    let again = story.join_as(agent, 2).unwrap().worker;
+    assert_ne!(again, worker);
+    story.healthy(again, true);
+    let key = story.hashes(&prompt(1, 8));
+    story.baseline(again, 2, 0, vec![stored(None, &key)]);
+    assert_eq!(story.matched(again, &prompt(1, 8)), 8);
+}
+
+#[test]
+fn blocks_below_unknown_parents_are_ignored_and_counted() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    let runs = vec![stored(Some(key[3]), &key[4..]), stored(None, &key[..2])];
+    let notices = story.baseline(worker, 1, 0, runs);
+    let target = TargetId { worker, rank: 0 };
+    assert!(notices.contains(&Notice::UnknownParents { target, runs: 1 }), "{notices:?}");
+    assert_eq!(story.claimed(worker), 2);
+}
+
+#[test]
+fn all_ranks_of_a_tried_worker_are_passed_over() {
+    let profile = WorkerProfile { dp_size: 3, ..WorkerProfile::default() };
+    let mut story = Story::with(2, profile, |_| {});
+    let first = story.route(&prompt(1, 8)).target().worker;
+    for _ in 0..10 {
+        let request = RouteRequest { tried: &[first], ..RouteRequest::default() };
+        let routed = story.router.route(&request, story.now, &mut story.rng).unwrap();
+        assert_ne!(routed.target().worker, first);
+    }
+}
+
+#[test]
+fn without_its_writer_a_router_serves_on_by_load_alone() {
+    let mut story = Story::with_workers(2);
+    let (holder, _) = story.serve(&prompt(1, 8), 0);
+    assert_eq!(story.matched(holder.worker, &prompt(1, 8)), 8);
+    let Story { router, writer, now, mut rng } = story;
+    drop(writer);
+    router.orphan();
+    assert!(router.is_orphaned());
+    let key = router.key_space(Unit::Token).key_of_tokens(Salt::default(), &prompt(1, 8));
+    let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
+    let routed: Vec<_> = (0..4).map(|_| router.route(&request, now, &mut rng).unwrap()).collect();
+    assert!(routed.iter().all(|request| request.predicted_tokens() == 0));
+    let at_holder = routed.iter().filter(|request| request.target() == holder).count();
+    assert_eq!(at_holder, 2, "load decides");
+    drop(routed);
+    assert!(router.snapshot().fleet.targets.iter().all(|target| target.load.read().in_flight == 0));
+}
+
+#[test]
+fn a_baseline_touches_nothing_that_its_agent_cannot_name() {
+    let mut story = Story::with_workers(1);
+    let worker = WorkerId(0);
+    story.serve(&prompt(1, 6), 0);
+    let text_space = story.router.key_space(Unit::Text).clone();
+    let text = text_space.key_of_text(Salt::default(), &[b'x'; 160]);
+    let salted = {
+        let space = story.router.key_space(Unit::Token);
+        space.key_of_tokens(Salt::new("", "", "tenant"), &prompt(1, 6))
+    };
+    for key in [&text, &salted] {
+        let request = RouteRequest { key: Some(key), ..RouteRequest::default() };
+        let routed = story.router.route(&request, story.now, &mut story.rng).unwrap();
+        routed.complete(story.now);
+    }
+    story.join(worker, 1, 7, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, Vec::new());
+    assert_eq!(story.matched(worker, &prompt(1, 6)), 0, "the agent does not hold it");
+    let blocks = |story: &mut Story, key: &PrefixKey| {
+        story.ask(|done| Update::Query(Query::Confirmed { key: key.clone(), done })).first().map(|(_, n)| *n)
+    };
+    assert_eq!((blocks(&mut story, &text), blocks(&mut story, &salted)), (Some(10), Some(6)));
+}
+
+#[test]
+fn an_exact_agent_does_not_stop_what_responses_teach_of_other_blocks() {
+    let mut story = Story::with_workers(1);
+    let worker = WorkerId(0);
+    story.join(worker, 1, 7, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, Vec::new());
+    let text = |first: u8| {
+        let bytes: Vec<u8> = (0..1_600).map(|i| if i == 0 { first } else { b'a' + (i % 13) as u8 }).collect();
+        bytes
+    };
+    let serve = |story: &mut Story, first: u8, cached_tokens: u64| {
+        let key = story.router.key_space(Unit::Text).key_of_text(Salt::default(), &text(first));
+        let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
+        let mut routed = story.router.route(&request, story.now, &mut story.rng).unwrap();
+        story.turn();
+        routed.first_token(story.now);
+        routed.usage(Usage { prompt_tokens: 400, cached_tokens }, true);
+        routed.complete(story.now);
+        story.turn();
+    };
+    serve(&mut story, b'1', 0);
+    serve(&mut story, b'2', 0);
+    let target = TargetId { worker, rank: 0 };
+    let held = |story: &mut Story| {
+        story.ask(|done| Update::Query(Query::Claims { target, unit: Unit::Text, done })).len()
+    };
+    assert_eq!(held(&mut story), 200);
+    // The second had been confirmed and is gone: so is what was used before it.
+    serve(&mut story, b'2', 0);
+    assert_eq!(held(&mut story), 100);
+}
+
+#[test]
+fn a_prediction_outlives_a_baseline_and_can_still_be_taken_back() {
+    let mut story = Story::with_workers(1);
+    let worker = WorkerId(0);
+    story.join(worker, 1, 7, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, Vec::new());
+    let on_its_way = story.route(&prompt(1, 6));
+    story.turn();
+    story.baseline(worker, 1, 0, Vec::new());
+    assert_eq!(story.matched(worker, &prompt(1, 6)), 6);
+    drop(on_its_way);
+    assert_eq!(story.matched(worker, &prompt(1, 6)), 0);
+}
+
+#[test]
+fn what_decisions_of_an_earlier_tenure_say_changes_nothing() {
+    let mut story = Story::with_workers(1);
+    let worker = WorkerId(0);
+    story.join(worker, 1, 7, Vec::new()).unwrap();
+    let mut earlier = story.route(&prompt(1, 6));
+    story.turn();
+    // Two lives later the target may stand in the slot that it had then.
+    for incarnation in 8..12 {
+        story.report(worker, 1, AgentReport::NewIncarnation(Incarnation(incarnation)));
+    }
+    earlier.first_token(story.now);
+    assert_eq!(story.matched(worker, &prompt(1, 6)), 0);
+}
+
+#[test]
+fn slots_never_run_out_however_often_claims_are_voided() {
+    let profile = WorkerProfile { dp_size: 64, capacity_tokens: 4_000, ..WorkerProfile::default() };
+    let mut story = Story::with(1, profile, |_| {});
+    let worker = WorkerId(0);
+    story.join(worker, 1, 1, Vec::new()).unwrap();
+    let at = story.now;
+    for incarnation in 2..1_202 {
+        let report = AgentReport::NewIncarnation(Incarnation(incarnation));
+        let update = Update::Agent { worker, session: SessionId(1), at, report };
+        story.router.updates().try_send(update).unwrap();
+    }
+    story.turn();
+    assert_eq!(story.router.snapshot().fleet.targets.len(), 64);
+}
+
+#[test]
+fn a_large_fleet_is_sampled_and_its_holders_are_not_missed() {
+    let mut story = Story::with_workers(300);
+    for first in 0..20 {
+        let (holder, _) = story.serve(&prompt(first, 200), 0);
+        for _ in 0..5 {
+            assert_eq!(story.serve(&prompt(first, 200), 800).0, holder);
+        }
+    }
+    let explained = story.router.explain(&RouteRequest::default(), &mut story.rng).unwrap();
+    assert_eq!(explained.candidates.len(), 300, "explaining shows every one");
+    // One that is ready is found among many that are not.
+    for worker in (0..300).filter(|worker| *worker != 123) {
+        story.healthy(WorkerId(worker), false);
+    }
+    assert_eq!(story.route(&prompt(1, 200)).target().worker, WorkerId(123));
 }

@@ -1,7 +1,7 @@
 //! What the data plane tells: predictions, confirmations, and what responses said.
 
 use super::claim::Source;
-use super::{LEASES_KEPT, Lease, State};
+use super::{LEASES_KEPT, OpenDecision, State};
 use crate::time::Time;
 use crate::update::{Traffic, TrafficEvent};
 
@@ -11,36 +11,49 @@ impl State {
         let in_place = self.roster.rank(traffic.target).is_some_and(|rank| rank.tenure == traffic.tenure);
         match traffic.event {
             TrafficEvent::Routed if in_place && self.settings.predict => self.predict(traffic),
-            TrafficEvent::Prefilled { at } if in_place => self.confirm(traffic, at),
-            TrafficEvent::Undone if in_place => {
-                self.claims.undo(traffic.slot, traffic.key.hashes(), traffic.ordinal);
-                self.dirty = true;
+            TrafficEvent::Prefilled { at } => {
+                self.open.remove(&traffic.ordinal);
+                if in_place {
+                    self.confirm(traffic, at);
+                }
             }
+            TrafficEvent::Undone => self.take_back(traffic.ordinal),
             TrafficEvent::Observed(observation) => self.observe(traffic, &observation, in_place),
-            _ => {}
+            TrafficEvent::Routed => {}
+        }
+    }
+
+    /// Takes back what a decision predicted: it failed, or nothing was heard of it for too long.
+    pub(super) fn take_back(&mut self, ordinal: u64) {
+        let Some(decision) = self.open.remove(&ordinal) else { return };
+        let rank = self.roster.rank(decision.target).filter(|rank| rank.tenure == decision.tenure);
+        if let Some(slot) = rank.map(|rank| rank.slot) {
+            self.claims.undo(slot, decision.key.hashes(), ordinal);
+            self.dirty = true;
         }
     }
 
     fn predict(&mut self, traffic: &Traffic) {
-        let until = traffic.decided_at + self.settings.predicted_ttl;
-        let source = Source::Predicted { by: traffic.ordinal, until };
-        self.claim_prompt(traffic, traffic.decided_at, source);
-        let last = self.claims.path(traffic.slot, traffic.key.hashes()).last().map(|step| step.run);
-        if let Some(run) = last {
-            self.leases.push_back(Lease { until, slot: traffic.slot, run });
-        }
+        self.claim_prompt(traffic, traffic.decided_at, Source::Predicted { by: traffic.ordinal });
+        let decision = OpenDecision {
+            target: traffic.target,
+            tenure: traffic.tenure,
+            key: traffic.key.clone(),
+            decided_at: traffic.decided_at,
+        };
+        self.open.insert(traffic.ordinal, decision);
+        self.leases.push_back((traffic.decided_at + self.settings.predicted_ttl, traffic.ordinal));
         if self.leases.len() > LEASES_KEPT
-            && let Some(lease) = self.leases.pop_front()
+            && let Some((_, oldest)) = self.leases.pop_front()
         {
-            self.claims.lapse(lease.slot, lease.run, lease.until);
+            self.take_back(oldest);
         }
     }
 
     /// The target has computed the whole prompt, whatever became of earlier claims on it.
     fn confirm(&mut self, traffic: &Traffic, at: Time) {
         // An exact agent is the better witness of what is still there; without one, the response is.
-        let exact = self.roster.get(traffic.target.worker).is_some_and(|member| member.reports_exactly());
-        if exact || !self.settings.predict {
+        if self.is_exact(traffic.target, traffic.key.kind()) || !self.settings.predict {
             self.claims.confirm(traffic.slot, traffic.key.hashes(), at);
         } else {
             self.claim_prompt(traffic, at, Source::Confirmed { at });
@@ -49,7 +62,8 @@ impl State {
     }
 
     fn claim_prompt(&mut self, traffic: &Traffic, at: Time, source: Source) {
-        let stored = self.claims.claim(traffic.slot, traffic.key.unit(), traffic.key.hashes(), at, source);
+        let (kind, hashes) = (traffic.key.kind(), traffic.key.hashes());
+        let stored = self.claims.claim(traffic.slot, kind, hashes, at, source);
         if let Some(rank) = self.roster.rank_mut(traffic.target) {
             rank.pressure.stored(stored);
         }

@@ -1,0 +1,244 @@
+//! Which targets may be chosen for a request, and what a policy sees of them.
+
+use std::fmt;
+
+use crate::fleet::{Target, Worker, WorkerState};
+use crate::index::Matches;
+use crate::key::PrefixKey;
+use crate::policy::{Candidate, View};
+use crate::router::{RouteError, RouteRequest};
+use crate::settings::Settings;
+use crate::snapshot::Snapshot;
+
+/// Buffers of one decision. Used again, they do not allocate.
+#[derive(Debug, Default)]
+pub(crate) struct Candidates {
+    matches: Matches,
+    seen: Vec<Candidate>,
+    /// Index into the fleet's targets, and matched blocks, for each candidate.
+    targets: Vec<(u32, u32)>,
+}
+
+/// How many targets are looked at.
+#[derive(Debug)]
+pub(crate) enum Reach<'r> {
+    /// All of them.
+    Every,
+    /// All of a small fleet; of a large one those that matter and some drawn by chance, if the policy bears that.
+    Sampled(&'r mut fastrand::Rng),
+}
+
+/// Why a target may not be chosen; in words only for those who ask.
+#[derive(Debug)]
+pub(crate) enum Exclusion<'a> {
+    NotReady(&'a Worker),
+    OtherModel,
+    OtherRank,
+    Tried,
+}
+
+/// Targets up to which every one is a candidate.
+const FEW_TARGETS: usize = 128;
+
+/// Of more, so many holders of the longest matches are candidates,
+const HOLDERS: usize = 64;
+
+/// and so many targets drawn from all: the least loaded of 32 is among the least loaded 7 % nine times out of ten.
+const DRAWN: usize = 32;
+
+/// Blocks that tell prompts apart for rendezvous hashing. More would separate prompts that should meet; fewer would bring
+/// together all that merely begin with the same system prompt.
+const RENDEZVOUS_BLOCKS: usize = 16;
+
+impl Candidates {
+    /// Finds the targets that may be chosen, or says why there are none.
+    pub(crate) fn gather(
+        &mut self,
+        snapshot: &Snapshot,
+        settings: &Settings,
+        request: &RouteRequest<'_>,
+        reach: Reach<'_>,
+    ) -> Result<(), RouteError> {
+        self.seen.clear();
+        self.targets.clear();
+        let hashes = request.key.map_or(&[][..], PrefixKey::hashes);
+        snapshot.tree.match_prefix(hashes, &mut self.matches);
+        let targets = snapshot.fleet.targets.len();
+        if let Reach::Sampled(rng) = reach
+            && targets > FEW_TARGETS
+            && snapshot.policy.may_sample()
+        {
+            self.add_holders(snapshot, settings, request);
+            self.add_drawn(snapshot, settings, request, rng);
+        }
+        if self.seen.is_empty() {
+            (0..targets).for_each(|index| self.consider(snapshot, settings, request, index));
+        }
+        if self.seen.is_empty() {
+            return Err(no_candidates(snapshot, request, settings));
+        }
+        Ok(())
+    }
+
+    /// What the policy sees.
+    pub(crate) fn view(&self, snapshot: &Snapshot, request: &RouteRequest<'_>, ordinal: u64) -> View<'_> {
+        let hashes = request.key.map_or(&[][..], PrefixKey::hashes);
+        let first = hashes.get(..RENDEZVOUS_BLOCKS.min(hashes.len())).and_then(<[_]>::last);
+        View {
+            candidates: &self.seen,
+            prompt_tokens: request.key.map_or(0, |key| snapshot.prompt_tokens(key)),
+            ordinal,
+            first_blocks: first.map(|hash| hash.get()),
+        }
+    }
+
+    /// A candidate's target, and the blocks that it holds of the prompt.
+    pub(crate) fn target<'s>(&self, snapshot: &'s Snapshot, candidate: usize) -> (&'s Target, u32) {
+        let (index, blocks) = self.targets[candidate];
+        (&snapshot.fleet.targets[index as usize], blocks)
+    }
+
+    fn add_holders(&mut self, snapshot: &Snapshot, settings: &Settings, request: &RouteRequest<'_>) {
+        for at in 0..self.matches.holders().len() {
+            if let Some(index) = snapshot.fleet.index_of(self.matches.holders()[at]) {
+                self.consider(snapshot, settings, request, index);
+            }
+            if self.seen.len() == HOLDERS {
+                break;
+            }
+        }
+    }
+
+    fn add_drawn(
+        &mut self,
+        snapshot: &Snapshot,
+        settings: &Settings,
+        request: &RouteRequest<'_>,
+        rng: &mut fastrand::Rng,
+    ) {
+        let targets = &snapshot.fleet.targets;
+        // Steps of a length that has no divisor in common with the fleet's size meet no target twice.
+        let mut step = rng.usize(1..targets.len());
+        while greatest_common_divisor(step, targets.len()) > 1 {
+            step = rng.usize(1..targets.len());
+        }
+        let mut index = rng.usize(..targets.len());
+        let holders = self.seen.len();
+        for _ in 0..DRAWN {
+            if !self.targets[..holders].iter().any(|(seen, _)| *seen as usize == index) {
+                self.consider(snapshot, settings, request, index);
+            }
+            index = (index + step) % targets.len();
+        }
+    }
+
+    fn consider(
+        &mut self,
+        snapshot: &Snapshot,
+        settings: &Settings,
+        request: &RouteRequest<'_>,
+        index: usize,
+    ) {
+        let target = &snapshot.fleet.targets[index];
+        if exclusion(target, request, settings).is_none() {
+            let blocks = if target.doubtful { 0 } else { self.matches.blocks(target.slot) };
+            self.seen.push(candidate(snapshot, settings, request.key, target, blocks));
+            self.targets.push((index as u32, blocks));
+        }
+    }
+}
+
+/// Why a target may not be chosen, or `None` if it may.
+pub(crate) fn exclusion<'a>(
+    target: &'a Target,
+    request: &RouteRequest<'_>,
+    settings: &Settings,
+) -> Option<Exclusion<'a>> {
+    let worker = &target.worker;
+    if !target.ready {
+        return Some(Exclusion::NotReady(worker));
+    }
+    if !settings.accept_any_model && request.model.is_some_and(|model| !worker.serves(model)) {
+        return Some(Exclusion::OtherModel);
+    }
+    if request.rank.is_some_and(|rank| rank != target.id.rank) {
+        return Some(Exclusion::OtherRank);
+    }
+    request.tried.contains(&target.id.worker).then_some(Exclusion::Tried)
+}
+
+impl fmt::Display for Exclusion<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotReady(worker) => write!(f, "{}: {}", worker.state, worker.reason),
+            Self::OtherModel => f.write_str("serves another model"),
+            Self::OtherRank => f.write_str("another dp rank was asked for"),
+            Self::Tried => f.write_str("has been tried"),
+        }
+    }
+}
+
+fn no_candidates(snapshot: &Snapshot, request: &RouteRequest<'_>, settings: &Settings) -> RouteError {
+    let workers = &snapshot.fleet.workers;
+    if workers.is_empty() {
+        return RouteError::NoWorkers;
+    }
+    if !settings.accept_any_model
+        && request.model.is_some_and(|model| !workers.iter().any(|w| w.serves(model)))
+    {
+        let names =
+            workers.iter().flat_map(|worker| worker.profile.models.iter().map(|model| model.to_string()));
+        let mut served: Vec<String> = names.collect();
+        served.sort_unstable();
+        served.dedup();
+        return RouteError::UnknownModel { served };
+    }
+    let ready = || snapshot.fleet.targets.iter().filter(|target| target.ready);
+    if let Some(rank) = request.rank
+        && ready().next().is_some()
+        && !ready().any(|target| target.id.rank == rank)
+    {
+        return RouteError::UnknownRank { rank };
+    }
+    if ready().any(|target| request.tried.contains(&target.id.worker)) {
+        return RouteError::AllTried;
+    }
+    let count = |state| workers.iter().filter(|worker| worker.state == state).count();
+    RouteError::NoneReady {
+        registered: workers.len(),
+        unreachable: count(WorkerState::Unreachable),
+        draining: count(WorkerState::Draining),
+        updating: count(WorkerState::Updating),
+    }
+}
+
+fn candidate(
+    snapshot: &Snapshot,
+    settings: &Settings,
+    key: Option<&PrefixKey>,
+    target: &Target,
+    blocks: u32,
+) -> Candidate {
+    // The last token is always computed, so that even a prompt that is cached whole has something to prefill.
+    let matched_tokens = key.map_or(0, |key| {
+        let matched = snapshot.tokens_of_blocks(settings.space(key.unit()), u64::from(blocks));
+        matched.min(snapshot.prompt_tokens(key).saturating_sub(1))
+    });
+    Candidate {
+        id: target.id,
+        matched_tokens,
+        load: target.load.read(),
+        foreign_waiting_tokens: target.foreign_waiting_tokens,
+        prefill: target.prefill,
+        eviction_pressure: target.eviction_pressure,
+        claimed_tokens: target.claimed_tokens,
+        identity: target.identity(),
+    }
+}
+
+fn greatest_common_divisor(mut a: usize, mut b: usize) -> usize {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}

@@ -1,0 +1,393 @@
+//! The runs as the writer has them: records, the hashes they lead to, and how they hang together.
+
+use super::arena::{Arena, PAGE_LINES};
+use super::heads::HeadsUnderEdit;
+use super::locator::Locator;
+use super::record::{Changed, Holders, Record};
+use super::tree::{Records, Tree};
+use super::words::{Address, LINE_WORDS, Words};
+use crate::fleet::Slot;
+use crate::key::BlockHash;
+use crate::snapshot::IndexSize;
+
+/// Blocks in a run at most: what a join or a move has to copy is bounded by it.
+pub(super) const MOST_BLOCKS: u32 = 4096;
+
+/// No run.
+const NONE: u32 = u32::MAX;
+
+/// Everything about runs; slots come in only as sets.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    arena: Arena,
+    heads: HeadsUnderEdit,
+    records: Records,
+    links: Vec<Links>,
+    free: Vec<u32>,
+    size: IndexSize,
+    locator: Option<Locator>,
+}
+
+/// What only the writer knows of a run.
+#[derive(Clone, Copy, Debug)]
+struct Links {
+    parent: u32,
+    first_child: u32,
+    next: u32,
+    previous: u32,
+    /// Words of the log that belong to it; zero for a run that is no more.
+    capacity: u32,
+}
+
+impl Runs {
+    pub(super) fn size(&self) -> IndexSize {
+        self.size
+    }
+
+    pub(super) fn words(&self) -> &Words {
+        self.arena.words()
+    }
+
+    pub(super) fn record(&self, run: u32) -> Record {
+        self.records.get(self.words(), run)
+    }
+
+    /// The run that begins with this hash.
+    pub(super) fn find(&self, head: BlockHash) -> Option<u32> {
+        self.heads
+            .heads()
+            .find(self.words(), head, |run| self.words().line(self.records.address(run)).get(0) == head.get())
+    }
+
+    pub(super) fn parent(&self, run: u32) -> Option<u32> {
+        self.links.get(run as usize).map(|links| links.parent).filter(|parent| *parent != NONE)
+    }
+
+    pub(super) fn children(&self, run: u32) -> impl Iterator<Item = u32> + '_ {
+        let some = |run: u32| (run != NONE).then_some(run);
+        let first = some(self.links[run as usize].first_child);
+        std::iter::successors(first, move |run| some(self.links[*run as usize].next))
+    }
+
+    pub(super) fn hashes(&self, run: u32) -> impl Iterator<Item = BlockHash> + '_ {
+        let record = self.record(run);
+        (0..record.len).map(move |at| record.hash(self.words(), at))
+    }
+
+    pub(super) fn locate(&self, hash: BlockHash) -> Option<(u32, u32)> {
+        self.locator.as_ref()?.find(self.words(), hash)
+    }
+
+    /// From now on blocks can be found by their hash alone.
+    pub(super) fn locate_blocks(&mut self) {
+        if self.locator.is_some() {
+            return;
+        }
+        let mut locator = Locator::default();
+        for run in (0..self.links.len() as u32).filter(|run| self.links[*run as usize].capacity > 0) {
+            let record = self.record(run);
+            locator.insert(self.arena.words(), run, record.hashes, 0, record.len);
+        }
+        self.locator = Some(locator);
+    }
+
+    /// The tree as it is now.
+    pub(super) fn publish(&mut self) -> Tree {
+        self.clean();
+        let (words, guard) = self.arena.publish();
+        Tree { words, heads: self.heads.heads().clone(), records: self.records.clone(), _guard: guard }
+    }
+
+    /// Adds a run of at most [`MOST_BLOCKS`].
+    pub(super) fn add(&mut self, parent: Option<u32>, hashes: &[BlockHash], slot: Slot) -> u32 {
+        let run = self.new_number();
+        let len = hashes.len() as u32;
+        let at = self.arena.new_extent(len, run);
+        self.fill(at, hashes);
+        let [head, last] = [hashes[0], hashes[hashes.len() - 1]].map(BlockHash::get);
+        self.write(run, Record { head, last, len, hashes: at, holders: Holders::one(slot) });
+        self.links[run as usize] =
+            Links { parent: NONE, first_child: NONE, next: NONE, previous: NONE, capacity: len };
+        if let Some(parent) = parent {
+            self.hang(run, parent);
+        }
+        self.heads.insert(&mut self.arena, hashes[0], run);
+        if let Some(locator) = &mut self.locator {
+            locator.insert(self.arena.words(), run, at, 0, len);
+        }
+        self.size.blocks += u64::from(len);
+        self.size.runs += 1;
+        run
+    }
+
+    /// Takes out a run without children.
+    pub(super) fn remove(&mut self, run: u32) {
+        let record = self.record(run);
+        let links = self.links[run as usize];
+        debug_assert_eq!(links.first_child, NONE, "whoever holds a child holds its parent");
+        if let Some(locator) = &mut self.locator {
+            locator.remove(self.arena.words(), record.hashes, record.len);
+        }
+        let head = record.hash(self.arena.words(), 0);
+        self.heads.remove(&mut self.arena, head, run);
+        self.arena.drop_extent(record.hashes, links.capacity);
+        if let Holders::Far { words, bitmap } = record.holders {
+            self.arena.drop_extent(bitmap, words.into());
+        }
+        self.replace_in_family(run, links.next);
+        self.forget(run);
+        self.size.blocks -= u64::from(record.len);
+        self.size.runs -= 1;
+    }
+
+    /// Gives a run another set of holders.
+    pub(super) fn set_holders(&mut self, run: u32, mut record: Record, changed: Changed) {
+        let before = record.holders;
+        record.holders = self.place_holders(run, changed);
+        if let Holders::Far { words, bitmap } = before {
+            self.arena.drop_extent(bitmap, words.into());
+        }
+        self.write(run, record);
+    }
+
+    /// Cuts a run after its first `at` blocks, which are neither none nor all. The lower half keeps the number, and with it the
+    /// children; returns the upper one's.
+    pub(super) fn split(&mut self, lower: u32, at: u32) -> u32 {
+        let whole = self.record(lower);
+        let upper = self.new_number();
+        let middle = whole.hash(self.words(), at - 1);
+        let below = whole.hash(self.words(), at);
+        let head = whole.hash(self.words(), 0);
+        let holders = match whole.holders {
+            Holders::Far { words, bitmap } => {
+                let bits = (0..u32::from(words)).map(|word| self.words().get(bitmap + word)).collect();
+                self.place_holders(upper, Changed::Elsewhere(bits))
+            }
+            here => here,
+        };
+        self.arena.add_owner(whole.hashes, upper);
+        self.write(upper, Record { last: middle.get(), len: at, holders, ..whole });
+        let rest = Record { head: below.get(), len: whole.len - at, hashes: whole.hashes + at, ..whole };
+        self.write(lower, rest);
+        self.heads.remove(&mut self.arena, head, lower);
+        self.heads.insert(&mut self.arena, head, upper);
+        self.heads.insert(&mut self.arena, below, lower);
+        self.links[upper as usize] = Links { capacity: at, first_child: lower, ..self.links[lower as usize] };
+        self.replace_in_family(lower, upper);
+        let links = &mut self.links[lower as usize];
+        *links = Links { parent: upper, next: NONE, previous: NONE, capacity: links.capacity - at, ..*links };
+        if let Some(locator) = &mut self.locator {
+            locator.split(whole.hashes, upper, at, lower);
+        }
+        self.size.runs += 1;
+        upper
+    }
+
+    /// Makes one run of a run and its only child, which has the same holders; it has the child's number.
+    pub(super) fn join(&mut self, upper: u32, lower: u32) {
+        let (above, below) = (self.record(upper), self.record(lower));
+        let (room, tail) = (self.links[upper as usize].capacity, self.links[lower as usize].capacity);
+        let len = above.len + below.len;
+        let heads = [above, below].map(|record| record.hash(self.words(), 0));
+        if above.hashes + above.len == below.hashes {
+            self.links[lower as usize].capacity = room + tail;
+            self.arena.add_owner(above.hashes, lower);
+            self.write(lower, Record { head: above.head, len, hashes: above.hashes, ..below });
+            if let Some(locator) = &mut self.locator {
+                locator.forget_start(below.hashes);
+                locator.rename(above.hashes, lower);
+            }
+        } else {
+            let hashes: Vec<BlockHash> = self.hashes(upper).chain(self.hashes(lower)).collect();
+            if let Some(locator) = &mut self.locator {
+                locator.remove(self.arena.words(), above.hashes, above.len);
+                locator.remove(self.arena.words(), below.hashes, below.len);
+            }
+            self.put_elsewhere(lower, below, &hashes);
+            self.arena.drop_extent(above.hashes, room);
+            self.arena.drop_extent(below.hashes, tail);
+        }
+        self.heads.remove(&mut self.arena, heads[0], upper);
+        self.heads.remove(&mut self.arena, heads[1], lower);
+        self.heads.insert(&mut self.arena, heads[0], lower);
+        if let Holders::Far { words, bitmap } = above.holders {
+            self.arena.drop_extent(bitmap, words.into());
+        }
+        let Links { parent, next, previous, .. } = self.links[upper as usize];
+        self.replace_in_family(upper, lower);
+        self.links[lower as usize] = Links { parent, next, previous, ..self.links[lower as usize] };
+        self.forget(upper);
+        self.size.runs -= 1;
+    }
+
+    /// Appends blocks to a run without children, up to [`MOST_BLOCKS`] in all.
+    pub(super) fn grow(&mut self, run: u32, more: &[BlockHash]) {
+        let record = self.record(run);
+        let len = record.len + more.len() as u32;
+        let room = self.links[run as usize].capacity;
+        if len <= room {
+            // No snapshot sees more of the extent than the blocks that the run had when it was published.
+            self.fill(record.hashes + record.len, more);
+            let last = more.last().map_or(record.last, |hash| hash.get());
+            self.write(run, Record { len, last, ..record });
+            if let Some(locator) = &mut self.locator {
+                locator.insert(self.arena.words(), run, record.hashes, record.len, len);
+            }
+        } else {
+            let hashes: Vec<BlockHash> = self.hashes(run).chain(more.iter().copied()).collect();
+            if let Some(locator) = &mut self.locator {
+                locator.remove(self.arena.words(), record.hashes, record.len);
+            }
+            self.put_elsewhere(run, record, &hashes);
+            self.arena.drop_extent(record.hashes, room);
+        }
+        self.size.blocks += more.len() as u64;
+    }
+
+    /// Writes a run's hashes to a new extent, with room to grow. Its old extent is the caller's to drop.
+    fn put_elsewhere(&mut self, run: u32, record: Record, hashes: &[BlockHash]) {
+        let len = hashes.len() as u32;
+        let capacity = (len + len / 4 + 8).min(MOST_BLOCKS).max(len);
+        let at = self.arena.new_extent(capacity, run);
+        self.fill(at, hashes);
+        self.links[run as usize].capacity = capacity;
+        let [head, last] = [hashes[0], hashes[hashes.len() - 1]].map(BlockHash::get);
+        self.write(run, Record { head, last, len, hashes: at, ..record });
+        if let Some(locator) = &mut self.locator {
+            locator.insert(self.arena.words(), run, at, 0, len);
+        }
+    }
+
+    /// Moves what still lives out of the log's slab that is most dead, if too much of the log is.
+    fn clean(&mut self) {
+        let Some((slab, owners)) = self.arena.slab_to_clean() else { return };
+        let here = |address: Address| Words::slab_of(address) == slab;
+        for run in owners {
+            if self.links[run as usize].capacity == 0 {
+                continue;
+            }
+            let mut record = self.record(run);
+            if here(record.hashes) {
+                let capacity = std::mem::replace(&mut self.links[run as usize].capacity, record.len);
+                let at = self.arena.new_extent(record.len, run);
+                if let Some(locator) = &mut self.locator {
+                    locator.remove(self.arena.words(), record.hashes, record.len);
+                }
+                self.arena.words().copy(record.hashes, at, record.len);
+                self.arena.drop_extent(record.hashes, capacity);
+                record.hashes = at;
+                self.write(run, record);
+                if let Some(locator) = &mut self.locator {
+                    locator.insert(self.arena.words(), run, at, 0, record.len);
+                }
+            }
+            if let Holders::Far { words, bitmap } = record.holders
+                && here(bitmap)
+            {
+                let bits = (0..u32::from(words)).map(|word| self.words().get(bitmap + word)).collect();
+                self.set_holders(run, record, Changed::Elsewhere(bits));
+            }
+        }
+    }
+
+    fn place_holders(&mut self, run: u32, changed: Changed) -> Holders {
+        match changed {
+            Changed::Here(holders) => holders,
+            Changed::Elsewhere(bits) => {
+                let bitmap = self.arena.new_extent(bits.len() as u32, run);
+                for (at, word) in (bitmap..).zip(&bits) {
+                    self.words().set(at, *word);
+                }
+                Holders::Far { words: bits.len() as u16, bitmap }
+            }
+        }
+    }
+
+    fn fill(&self, at: Address, hashes: &[BlockHash]) {
+        for (at, hash) in (at..).zip(hashes) {
+            self.words().set(at, hash.get());
+        }
+    }
+
+    fn write(&mut self, run: u32, record: Record) {
+        let number = run as usize / PAGE_LINES;
+        let page = self.records.pages.get(number);
+        let own = self.arena.page_to_change(page);
+        if own != page {
+            self.records.pages.set(number, own);
+        }
+        let line = own + (run as usize % PAGE_LINES * LINE_WORDS) as u32;
+        self.arena.words().line(line).store(record.to_words());
+    }
+
+    fn new_number(&mut self) -> u32 {
+        if let Some(run) = self.free.pop() {
+            return run;
+        }
+        let run = u32::try_from(self.links.len()).expect("blocks are bounded far below 2^32");
+        self.links.push(Links { parent: NONE, first_child: NONE, next: NONE, previous: NONE, capacity: 0 });
+        if run as usize == self.records.pages.len() * PAGE_LINES {
+            let page = self.arena.new_page();
+            self.records.pages.push(page);
+        }
+        run
+    }
+
+    fn forget(&mut self, run: u32) {
+        self.links[run as usize].capacity = 0;
+        self.free.push(run);
+    }
+
+    /// Hangs a run below another.
+    fn hang(&mut self, run: u32, parent: u32) {
+        let next = std::mem::replace(&mut self.links[parent as usize].first_child, run);
+        if next != NONE {
+            self.links[next as usize].previous = run;
+        }
+        let links = &mut self.links[run as usize];
+        (links.parent, links.next) = (parent, next);
+    }
+
+    /// Lets a run's neighbours and parent know another in its place: one that takes it over, or its own next one.
+    fn replace_in_family(&mut self, run: u32, by: u32) {
+        let Links { parent, next, previous, .. } = self.links[run as usize];
+        if previous != NONE {
+            self.links[previous as usize].next = by;
+        } else if parent != NONE {
+            self.links[parent as usize].first_child = by;
+        }
+        if next == NONE {
+            return;
+        }
+        self.links[next as usize].previous = if by == next { previous } else { by };
+    }
+}
+
+impl Runs {
+    /// Takes a slot out of all runs, last ones first.
+    pub(super) fn clear(&mut self, slot: Slot) {
+        let runs = (0..self.links.len() as u32).filter(|run| self.links[*run as usize].capacity > 0);
+        let holds = |run: &u32| self.record(*run).holders.contains(self.words(), slot);
+        let mut emptied = Vec::new();
+        for run in runs.filter(holds).collect::<Vec<_>>() {
+            let record = self.record(run);
+            if record.holders == Holders::one(slot) {
+                emptied.push(run);
+            } else {
+                let changed = record.holders.without(self.words(), slot);
+                self.set_holders(run, record, changed);
+            }
+        }
+        // What only this slot held has children that only it held: a run goes when its last child has.
+        while let Some(run) = emptied.pop() {
+            if self.links[run as usize].capacity == 0 {
+                continue;
+            }
+            let child = self.children(run).next();
+            match child {
+                Some(child) => emptied.extend([run, child]),
+                None => self.remove(run),
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The index by itself under loads that fill pages, tables and slabs, beside the specification.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::{Index, Matches, NaiveIndex, Tree};
+use crate::fleet::Slot;
+use crate::key::{BlockHash, KeySpace, Salt, Unit};
+
+/// Enough to need every form of a set of holders.
+const SLOTS: u16 = 700;
+
+/// A prompt that shares the beginning of its group's and then goes its own way.
+fn prompt(group: u32, shared: usize, own: u32, len: usize) -> Vec<BlockHash> {
+    let tokens: Vec<u32> =
+        (0..len as u32).map(|at| if (at as usize) < shared { group << 16 } else { own << 8 | 1 }).collect();
+    let space = KeySpace::new(Unit::Token, 1, 5).unwrap();
+    space.key_of_tokens(Salt::default(), &tokens).hashes().to_vec()
+}
+
+fn assert_alike(tree: &Tree, naive: &NaiveIndex, key: &[BlockHash]) {
+    let mut matches = Matches::default();
+    // A used one must be as good as new.
+    tree.match_prefix(&prompt(0, 9, 0, 9), &mut matches);
+    tree.match_prefix(key, &mut matches);
+    for slot in (0..SLOTS).map(Slot) {
+        assert_eq!(matches.blocks(slot), naive.match_prefix(key, slot), "{slot:?}");
+    }
+    let held: Vec<u32> = matches.holders().iter().map(|slot| matches.blocks(*slot)).collect();
+    assert!(held.is_sorted_by(|a, b| a >= b) && held.iter().all(|blocks| *blocks > 0));
+    assert_eq!(held.len(), (0..SLOTS).filter(|slot| naive.match_prefix(key, Slot(*slot)) > 0).count());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_it_does_is_what_the_specification_does(
+        operations in prop::collection::vec(
+            (0_u8..10, 0..SLOTS, 0_u32..3, 0_usize..24, 0_u32..12, 1_usize..24),
+            1..400,
+        ),
+    ) {
+        let (mut index, mut naive) = (Index::default(), NaiveIndex::default());
+        index.locate_blocks();
+        let mut taken: VecDeque<(Tree, NaiveIndex)> = VecDeque::new();
+        for (operation, slot, group, shared, own, len) in operations {
+            let (key, slot) = (prompt(group, shared, own, len), Slot(slot));
+            match operation {
+                0..5 => {
+                    index.insert(&key, slot);
+                    naive.claim(&key, slot);
+                }
+                5 => {
+                    // Below what it holds of the prompt, or below a block in its middle.
+                    let held = naive.match_prefix(&key, slot) as usize;
+                    let from = held.min(shared + 1);
+                    let extended = from > 0 && index.extend(key[from - 1], &key[from..], slot);
+                    prop_assert_eq!(extended, from > 0);
+                    if extended {
+                        naive.claim(&key, slot);
+                    }
+                }
+                6 | 7 => {
+                    let before = naive.claims(slot).len();
+                    let gone = &key[len / 2..];
+                    let taken = index.remove(gone, slot);
+                    gone.iter().for_each(|hash| naive.remove(*hash, slot));
+                    prop_assert_eq!(taken, (before - naive.claims(slot).len()) as u64);
+                }
+                8 => {
+                    index.clear(slot);
+                    naive.clear(slot);
+                }
+                _ => {
+                    taken.push_back((index.snapshot(), naive.clone()));
+                    if taken.len() > 3 {
+                        // Neither the oldest nor the newest.
+                        taken.remove(1);
+                    }
+                }
+            }
+            prop_assert_eq!(index.size().blocks, naive.blocks());
+        }
+        taken.push_back((index.snapshot(), naive));
+        for (tree, naive) in &taken {
+            for own in [0, 3, 7, 11] {
+                assert_alike(tree, naive, &prompt(own % 3, own as usize, own, 23));
+            }
+        }
+    }
+}
+
+/// Prompts come and go for long; what is dead is used again, and a snapshot that was held all the time has not changed.
+#[test]
+fn memory_is_used_again_under_churn_and_held_snapshots_keep() {
+    let mut index = Index::default();
+    let mut live: VecDeque<(Vec<BlockHash>, Slot)> = VecDeque::new();
+    let mut held = None;
+    let mut most = 0;
+    let mut rng = fastrand::Rng::with_seed(3);
+    for round in 0..3_000_u32 {
+        let (key, slot) =
+            (prompt(round % 5, rng.usize(..60), round, 200 + rng.usize(..200)), Slot(rng.u16(..SLOTS)));
+        index.insert(&key, slot);
+        live.push_back((key, slot));
+        if live.len() > 200 {
+            let (_, slot) = live.swap_remove_back(rng.usize(..live.len())).unwrap();
+            index.clear(slot);
+            live.retain(|(_, other)| *other != slot);
+        }
+        let tree = index.snapshot();
+        if round == 1_000 {
+            held = Some((tree, live.clone()));
+        }
+        if round == 1_500 {
+            most = index.slabs();
+        }
+    }
+    assert!(index.slabs() <= most + most / 4, "{} slabs, {most} after half of it", index.slabs());
+    let (tree, live) = held.unwrap();
+    let mut matches = Matches::default();
+    for (key, slot) in live {
+        tree.match_prefix(&key, &mut matches);
+        assert_eq!(matches.blocks(slot) as usize, key.len());
+    }
+}
+
+#[test]
+fn a_prompt_of_more_blocks_than_a_run_takes_is_several_runs() {
+    let mut index = Index::default();
+    let key = prompt(1, 10_000, 0, 10_000);
+    index.insert(&key[..5_000], Slot(1));
+    index.insert(&key, Slot(1));
+    index.insert(&key[..9_000], Slot(2));
+    let mut matches = Matches::default();
+    index.snapshot().match_prefix(&key, &mut matches);
+    assert_eq!([1, 2, 3].map(|slot| matches.blocks(Slot(slot))), [10_000, 9_000, 0]);
+    assert_eq!(index.size().blocks, 10_000);
+}
+
+#[test]
+fn keys_without_blocks_and_blocks_that_are_not_there_change_nothing() {
+    let mut index = Index::default();
+    let key = prompt(1, 8, 1, 8);
+    index.insert(&[], Slot(0));
+    assert!(!index.extend(key[0], &key[1..], Slot(0)), "blocks are not located");
+    index.locate_blocks();
+    index.insert(&key, Slot(0));
+    assert!(!index.extend(key[7], &key[..1], Slot(1)), "another slot holds it");
+    assert_eq!(index.remove(&prompt(2, 4, 4, 4), Slot(0)), 0);
+    assert_eq!(index.remove(&key, Slot(1)), 0);
+    index.clear(Slot(9));
+    let mut matches = Matches::default();
+    index.snapshot().match_prefix(&[], &mut matches);
+    assert_eq!((matches.holders().len(), index.size().blocks), (0, 8));
+}

@@ -1,0 +1,99 @@
+//! Memory that one writer fills and any number of readers see: words in slabs.
+//!
+//! Every word is an atomic that is read and written without ordering of its own. What orders them is the publication of the
+//! snapshot that leads to them: the writer fills words before it publishes, and does not touch a word again while a snapshot
+//! that can see it lives ([`epochs`](super::epochs)). Should that ever fail, a reader sees a wrong number, not a wild pointer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Words in a line: a line is 64 bytes, as a cache line is.
+pub(super) const LINE_WORDS: usize = 8;
+
+/// Words in a slab.
+pub(super) const SLAB_WORDS: usize = 1 << SLAB_BITS;
+
+const SLAB_BITS: u32 = 14;
+
+/// Place of a word.
+pub(super) type Address = u32;
+
+/// Eight words that share a cache line.
+#[derive(Default)]
+#[repr(align(64))]
+pub(super) struct Line([AtomicU64; LINE_WORDS]);
+
+/// All slabs. Clones share them.
+#[derive(Clone, Default)]
+pub(super) struct Words(Arc<[Arc<[Line]>]>);
+
+impl Line {
+    #[inline]
+    pub(super) fn get(&self, at: usize) -> u64 {
+        self.0[at].load(Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn load(&self) -> [u64; LINE_WORDS] {
+        std::array::from_fn(|at| self.get(at))
+    }
+
+    #[inline]
+    pub(super) fn store(&self, words: [u64; LINE_WORDS]) {
+        self.0.iter().zip(words).for_each(|(own, word)| own.store(word, Relaxed));
+    }
+}
+
+impl Words {
+    /// The slab of a word.
+    pub(super) fn slab_of(address: Address) -> usize {
+        (address >> SLAB_BITS) as usize
+    }
+
+    /// The first word of a slab.
+    pub(super) fn start_of(slab: usize) -> Address {
+        Address::try_from(slab << SLAB_BITS).expect("blocks are bounded far below 2^32 words")
+    }
+
+    /// Slabs.
+    pub(super) fn slabs(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The same slabs and one more, of zeros.
+    pub(super) fn with_new_slab(&self) -> Self {
+        let fresh = (0..SLAB_WORDS / LINE_WORDS).map(|_| Line::default()).collect();
+        Self(self.0.iter().cloned().chain([fresh]).collect())
+    }
+
+    #[inline]
+    pub(super) fn get(&self, address: Address) -> u64 {
+        self.line(address).get(address as usize % LINE_WORDS)
+    }
+
+    #[inline]
+    pub(super) fn set(&self, address: Address, word: u64) {
+        self.line(address).0[address as usize % LINE_WORDS].store(word, Relaxed);
+    }
+
+    /// The line that a word stands in.
+    #[inline]
+    pub(super) fn line(&self, address: Address) -> &Line {
+        &self.0[Self::slab_of(address)][address as usize % SLAB_WORDS / LINE_WORDS]
+    }
+
+    /// Copies `words` words.
+    pub(super) fn copy(&self, from: Address, to: Address, words: u32) {
+        for offset in 0..words {
+            self.set(to + offset, self.get(from + offset));
+        }
+    }
+}
+
+impl fmt::Debug for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Words").field("slabs", &self.slabs()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,145 @@
+//! What the agents report of blocks: deltas in sequence, baselines, and digests to compare with.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashSet;
+
+use super::State;
+use super::claim::Source;
+use super::gate::Verdict;
+use crate::digest::SetDigest;
+use crate::fleet::TargetId;
+use crate::key::{BlockHash, BlockKind, Unit};
+use crate::notice::{EventKind, Notice};
+use crate::report::{BlockRun, Delta, SessionId};
+use crate::time::Time;
+
+/// What storing does to the time of blocks that are claimed already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// They have just been used.
+    Now,
+    /// Nothing: that they are there says nothing about when they were used.
+    Unknown,
+}
+
+impl State {
+    pub(super) fn apply_delta(&mut self, target: TargetId, session: SessionId, at: Time, delta: &Delta) {
+        let Some(rank) = self.roster.rank_mut(target) else { return };
+        match rank.gate.pass(delta.seq) {
+            Verdict::Repeat | Verdict::Closed => {}
+            Verdict::Gap { expected } => {
+                rank.doubtful = true;
+                self.dirty = true;
+                let reason: Arc<str> = format!("delta {} came where {expected} was due", delta.seq).into();
+                let resync = Notice::ResyncNeeded { session, rank: target.rank, reason: reason.clone() };
+                self.notices.push(resync);
+                self.happened(target.worker, Some(target.rank), at, EventKind::Gap, reason);
+            }
+            Verdict::Apply => self.apply_changes(target, at, delta),
+        }
+    }
+
+    fn apply_changes(&mut self, target: TargetId, at: Time, delta: &Delta) {
+        if delta.cleared {
+            let applied = self.roster.rank(target).and_then(|rank| rank.gate.applied());
+            self.roster.void(target);
+            if let (Some(rank), Some(applied)) = (self.roster.rank_mut(target), applied) {
+                rank.gate.open(applied);
+            }
+            let detail = Arc::from("the engine cleared its cache");
+            self.happened(target.worker, Some(target.rank), at, EventKind::ClaimsVoided, detail);
+        }
+        let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
+        let evicted = self.claims.remove(slot, &delta.removed);
+        if let Some(rank) = self.roster.rank_mut(target) {
+            rank.pressure.evicted(evicted);
+        }
+        self.store(target, at, delta.unit.into(), &delta.stored, Access::Now);
+        self.bound_target(target);
+        self.dirty = true;
+    }
+
+    /// Brings a target's claims on the blocks that its agent can name to what the agent says it holds. Everything else stays:
+    /// claims on other blocks, access times, and what is predicted and on its way there.
+    pub(super) fn apply_baseline(
+        &mut self,
+        target: TargetId,
+        at: Time,
+        unit: Unit,
+        seq: u64,
+        stored: &[BlockRun],
+    ) {
+        let Some((slot, tenure)) = self.roster.rank(target).map(|rank| (rank.slot, rank.tenure)) else {
+            return;
+        };
+        self.claims.locate_blocks();
+        let told: FxHashSet<BlockHash> = stored.iter().flat_map(|run| run.hashes.iter().copied()).collect();
+        let mut gone = self.claims.vouched(slot);
+        gone.retain(|hash| !told.contains(hash));
+        self.claims.remove(slot, &gone);
+        self.store(target, at, unit.into(), stored, Access::Unknown);
+        // What is predicted below a block that is gone will be stored again with it.
+        for (ordinal, decision) in &self.open {
+            if (decision.target, decision.tenure) == (target, tenure) {
+                let source = Source::Predicted { by: *ordinal };
+                let (kind, hashes) = (decision.key.kind(), decision.key.hashes());
+                self.claims.claim(slot, kind, hashes, decision.decided_at, source);
+            }
+        }
+        if let Some(rank) = self.roster.rank_mut(target) {
+            rank.gate.open(seq);
+            rank.doubtful = false;
+            rank.acked = None;
+        }
+        self.bound_target(target);
+        self.dirty = true;
+        let detail = format!("baseline at {seq}: {} runs, {} blocks gone", stored.len(), gone.len()).into();
+        self.happened(target.worker, Some(target.rank), at, EventKind::Resynced, detail);
+    }
+
+    /// Claims runs that an agent vouches for.
+    fn store(&mut self, target: TargetId, at: Time, kind: BlockKind, runs: &[BlockRun], access: Access) {
+        let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
+        let (mut stored, mut unknown) = (0, 0);
+        // Runs that go on where the one before ended are one, however finely they were cut.
+        for runs in
+            runs.chunk_by(|run, next| next.parent.is_some() && next.parent == run.hashes.last().copied())
+        {
+            let own = || runs.iter().flat_map(|run| run.hashes.iter().copied());
+            let key = match runs[0].parent {
+                None => Some(own().collect()),
+                Some(parent) => self.claims.key_to(parent).map(|mut key| {
+                    key.extend(own());
+                    key
+                }),
+            };
+            // A run under an unknown parent says nothing about where it stands.
+            let Some(key) = key else {
+                unknown += runs.len() as u64;
+                continue;
+            };
+            let known = key.last().and_then(|last| self.claims.last_access(slot, *last));
+            let accessed = known.filter(|_| access == Access::Unknown).unwrap_or(at);
+            stored += self.claims.claim(slot, kind, &key, accessed, Source::Confirmed { at });
+        }
+        if unknown > 0 {
+            self.notices.push(Notice::UnknownParents { target, runs: unknown });
+        }
+        if let Some(rank) = self.roster.rank_mut(target) {
+            rank.pressure.stored(stored);
+        }
+    }
+
+    pub(super) fn compare(&mut self, target: TargetId, seq: u64, digest: &SetDigest) {
+        let Some(rank) = self.roster.rank(target).filter(|rank| rank.gate.applied() == Some(seq)) else {
+            return;
+        };
+        let differing = digest.difference(&self.claims.digest(rank.slot));
+        let tokens = differing * self.block_size(Unit::Token);
+        if let Some(rank) = self.roster.rank_mut(target) {
+            rank.divergence_tokens = Some(tokens);
+            self.dirty = true;
+        }
+    }
+}
