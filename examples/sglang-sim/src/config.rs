@@ -156,7 +156,7 @@ impl SimConfig {
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             page_size: self.page_size,
-            max_total_tokens: self.max_total_tokens,
+            max_total_tokens: self.pool_tokens(),
             chunked_prefill_size: self.chunked_prefill_size,
             max_running_requests: self.max_running_requests,
             decode_log_interval: self.decode_log_interval,
@@ -167,9 +167,14 @@ impl SimConfig {
         Timing { prefill_tokens_per_s: self.prefill_rate, ..Timing::default() }
     }
 
+    /// KV tokens of each rank, in whole pages.
+    pub(crate) fn pool_tokens(&self) -> usize {
+        self.max_total_tokens / self.page_size * self.page_size
+    }
+
     /// Longest prompt that is accepted, in tokens; SGLang leaves a few of the pool.
     pub(crate) fn max_req_input_len(&self) -> usize {
-        self.max_total_tokens - 6
+        self.pool_tokens().saturating_sub(6)
     }
 
     /// Real time for a time of the engine.

@@ -11,14 +11,15 @@ use crate::config::SimConfig;
 use crate::events::{LoadStat, encode_batch, encode_load};
 use crate::publisher::Publisher;
 use crate::radix::Namespace;
-use crate::scheduler::{Job, Produced, RequestId, Scheduler, Totals};
+use crate::scheduler::{Job, Pause, Produced, RequestId, Scheduler, Totals};
 
 /// What a rank is asked to do.
 #[derive(Debug)]
 pub(crate) enum Command {
     Submit(Job, mpsc::UnboundedSender<Produced>),
     Abort(RequestId),
-    Pause(bool),
+    /// `None` ends a pause.
+    Pause(Option<Pause>, oneshot::Sender<()>),
     Flush(oneshot::Sender<bool>),
     Paths(oneshot::Sender<Vec<(Namespace, Vec<u32>)>>),
 }
@@ -29,6 +30,7 @@ pub(crate) struct Status {
     pub(crate) load: LoadStat,
     pub(crate) totals: Totals,
     pub(crate) cached_tokens: usize,
+    pub(crate) evictable_tokens: usize,
 }
 
 /// The way to a rank. Cheap to clone.
@@ -86,6 +88,13 @@ impl EngineHandle {
     pub(crate) async fn send(&self, command: Command) {
         // A rank that is gone has nothing to be told.
         let _ = self.commands.send(command).await;
+    }
+
+    /// Pauses or resumes, and waits until that is in force.
+    pub(crate) async fn pause(&self, pause: Option<Pause>) {
+        let (done, in_force) = oneshot::channel();
+        self.send(Command::Pause(pause, done)).await;
+        let _ = in_force.await;
     }
 
     pub(crate) async fn flush(&self) -> bool {
@@ -196,15 +205,13 @@ impl Engine {
                 self.scheduler.abort(id);
                 self.clients.remove(&id);
             }
-            Command::Pause(paused) => {
-                self.scheduler.set_paused(paused);
-                self.deadline = Instant::now();
+            Command::Pause(pause, done) => {
+                self.pause(pause);
+                let _ = done.send(());
             }
             Command::Flush(answer) => {
                 let flushed = self.scheduler.flush();
-                if flushed {
-                    self.publish_events();
-                }
+                self.publish_events();
                 let _ = answer.send(flushed);
             }
             Command::Paths(answer) => drop(answer.send(self.scheduler.cached_paths())),
@@ -212,7 +219,29 @@ impl Engine {
         self.update_status();
     }
 
+    fn pause(&mut self, pause: Option<Pause>) {
+        match pause {
+            Some(pause) => {
+                for id in self.scheduler.pause(pause) {
+                    self.clients.remove(&id);
+                }
+                if pause == Pause::Retract {
+                    self.publish_now();
+                }
+            }
+            None => self.scheduler.resume(),
+        }
+        self.deadline = Instant::now();
+    }
+
+    /// What happens in a pause is published after it.
     fn publish_events(&mut self) {
+        if !self.scheduler.is_paused() {
+            self.publish_now();
+        }
+    }
+
+    fn publish_now(&mut self) {
         let events = self.scheduler.take_events();
         if !events.is_empty() {
             let ts = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
@@ -232,6 +261,8 @@ impl Engine {
 
     fn update_status(&self) {
         let (load, totals) = (self.scheduler.load(self.rank), self.scheduler.totals());
-        self.status.send_replace(Status { load, totals, cached_tokens: self.scheduler.cached_tokens() });
+        let (cached_tokens, evictable_tokens) =
+            (self.scheduler.cached_tokens(), self.scheduler.evictable_tokens());
+        self.status.send_replace(Status { load, totals, cached_tokens, evictable_tokens });
     }
 }

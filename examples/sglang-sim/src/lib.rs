@@ -4,8 +4,15 @@
 //! first served, prefilled in chunks and decoded in batches; the cache is a radix tree in pages under a token capacity;
 //! changes of it are published as real KV events over ZeroMQ. Times follow [`Timing`], divided by `time_scale`.
 //!
-//! What it does not simulate: other eviction policies than LRU, host and storage tiers, LoRA, log probabilities, more than
-//! one prefill pass's reservation ratio, and the content of answers.
+//! Where it departs from SGLang 0.5.23:
+//! * Scheduling: no overlap step (a step's results count when it ends, not one step later); memory for outputs is reserved
+//!   with one fixed ratio instead of one that decays and is estimated anew; a full batch is tried again at every pass; no
+//!   budget of `max_prefill_tokens` beside the chunk's; no mixed chunks, priorities, cache-aware policies or deduplication
+//!   within a batch; no queue limits and no timeouts; waiting tokens all count as uncached.
+//! * Cache: LRU only; no host or storage tiers, sliding windows, state-space layers, bigrams, LoRA or log probabilities.
+//! * Events: the `default` format only.
+//! * HTTP: `/health` generates nothing and answers at once; pausing with `abort` does not wait a second; the routes for
+//!   weights, sessions, embeddings and profiling answer 404; every answer is pseudo-random text and ends at its length.
 
 mod config;
 mod engine;
@@ -22,6 +29,6 @@ pub mod tokenizer;
 pub use config::{SimConfig, SimError};
 pub use events::{CacheEvent, EventEncoding, LoadStat, encode_batch, encode_load};
 pub use radix::Namespace;
-pub use scheduler::{Job, Limits, Produced, RequestId, Scheduler, Step, Totals};
+pub use scheduler::{Job, Limits, Pause, Produced, RequestId, Scheduler, Step, Totals};
 pub use sim::{RankStats, Sim};
 pub use timing::Timing;

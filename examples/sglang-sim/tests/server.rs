@@ -129,6 +129,85 @@ async fn paused_it_is_alive_and_not_ready() {
     assert_eq!(get(&sim, "/ping").await.0, 200);
     post(&sim, "/continue_generation", json!({})).await;
     assert_eq!(get(&sim, "/ready").await.0, 200);
+    assert_eq!(post(&sim, "/pause_generation", json!({"mode": "nap"})).await.0, 400);
+}
+
+/// A request runs when each kind of pause comes, and a second one arrives in the pause.
+#[tokio::test]
+async fn requests_live_through_a_pause_or_end_with_it() {
+    for (mode, reason, may_flush) in
+        [("abort", "abort", 200), ("retract", "length", 200), ("in_place", "length", 400)]
+    {
+        let sim = start(|config| config.time_scale = 50.0).await;
+        let body = |length: u32| json!({"input_ids": prompt(length), "sampling_params": {"max_new_tokens": 2_000, "ignore_eos": true}});
+        let running = async { post(&sim, "/generate", body(64)).await.1 };
+        let meddling = async {
+            while sim.stats(0).unwrap().totals.output_tokens < 5 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(post(&sim, "/pause_generation", json!({"mode": mode})).await.0, 200);
+            assert_eq!(post(&sim, "/flush_cache", json!({})).await.0, may_flush, "{mode}");
+            let late = async { post(&sim, "/generate", body(48)).await.1 };
+            let resuming = async {
+                while sim.stats(0).unwrap().live_requests < if mode == "abort" { 1 } else { 2 } {
+                    tokio::task::yield_now().await;
+                }
+                let produced = sim.stats(0).unwrap().totals.output_tokens;
+                assert_eq!(get(&sim, "/ready").await.0, 503);
+                assert_eq!(sim.stats(0).unwrap().totals.output_tokens, produced, "nothing runs");
+                post(&sim, "/continue_generation", json!({})).await;
+            };
+            tokio::join!(late, resuming).0
+        };
+        let (first, late) = timeout(PATIENCE, async { tokio::join!(running, meddling) }).await.unwrap();
+        assert_eq!(first["meta_info"]["finish_reason"]["type"], reason);
+        assert_eq!(first["meta_info"]["num_retractions"], u32::from(mode == "retract"));
+        assert_eq!(late["meta_info"]["completion_tokens"], 2_000);
+    }
+}
+
+/// The flush's batch comes with what follows the pause, not before.
+#[tokio::test]
+async fn a_flush_in_a_pause_is_published_after_it() {
+    let sim = start(|_| {}).await;
+    post(&sim, "/generate", json!({"input_ids": prompt(64), "sampling_params": {"max_new_tokens": 1}})).await;
+    let before = replayed(&sim, 0).await;
+    post(&sim, "/pause_generation", json!({"mode": "retract"})).await;
+    assert_eq!(post(&sim, "/flush_cache", json!({})).await.0, 200);
+    assert_eq!(sim.stats(0).unwrap().cached_tokens, 0);
+    assert_eq!(replayed(&sim, 0).await, before);
+    post(&sim, "/continue_generation", json!({})).await;
+    let cleared = async {
+        while replayed(&sim, 0).await.len() == before.len() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, cleared).await.unwrap();
+}
+
+#[tokio::test]
+async fn metrics_tell_evictable_tokens_from_held_ones() {
+    let sim = start(|config| config.time_scale = 1.0).await;
+    let gauge = async |name: &str| {
+        let (_, text) = send(&sim, "GET", "/metrics", "").await;
+        let line =
+            text.lines().find(|line| line.starts_with(&format!("sglang:{name}{{"))).unwrap().to_owned();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    post(&sim, "/generate", json!({"input_ids": prompt(64), "sampling_params": {"max_new_tokens": 1}})).await;
+    assert_eq!((gauge("kv_evictable_tokens").await, gauge("num_used_tokens").await), (64.0, 0.0));
+    let body = json!({"input_ids": prompt(80), "sampling_params": {"max_new_tokens": 100_000}});
+    let running = post(&sim, "/generate", body);
+    let looking = async {
+        while sim.stats(0).unwrap().totals.output_tokens < 2 {
+            tokio::task::yield_now().await;
+        }
+        gauge("kv_evictable_tokens").await
+    };
+    tokio::select! {
+        _ = running => panic!("it runs for long"),
+        evictable = timeout(PATIENCE, looking) => assert_eq!(evictable.unwrap(), 0.0),
+    }
 }
 
 #[tokio::test]
@@ -136,6 +215,29 @@ async fn a_key_is_asked_for_except_for_health() {
     let sim = start(|config| config.api_key = Some("secret".to_owned())).await;
     assert_eq!(get(&sim, "/health").await.0, 200);
     assert_eq!(get(&sim, "/server_info").await, (401, json!({"error": "Unauthorized"})));
+}
+
+/// Numbers of all batches of a rank that can be replayed.
+async fn replayed(sim: &Sim, rank: u64) -> Vec<i64> {
+    let (_, info) = get(sim, "/server_info").await;
+    let port = info["kv_events"]["replay_endpoint_port_base"].as_u64().unwrap() + rank;
+    let mut dealer = DealerSocket::new();
+    dealer.connect(&format!("tcp://127.0.0.1:{port}")).await.unwrap();
+    let request = vec![bytes::Bytes::new(), bytes::Bytes::copy_from_slice(&0_u64.to_be_bytes())];
+    dealer.send(ZmqMessage::try_from(request).unwrap()).await.unwrap();
+    let mut sequence = Vec::new();
+    loop {
+        let frames = timeout(PATIENCE, dealer.recv()).await.unwrap().unwrap().into_vec();
+        let [_, topic, seq, payload] = &frames[..] else { panic!("four frames: {frames:?}") };
+        let seq = i64::from_be_bytes(seq[..].try_into().unwrap());
+        if seq == -1 {
+            assert!(topic.is_empty() && payload.is_empty());
+            return sequence;
+        }
+        assert_eq!(&topic[..], b"kv-events");
+        assert_eq!(payload.last(), Some(&(rank as u8)), "the rank is the last field");
+        sequence.push(seq);
+    }
 }
 
 #[tokio::test]
@@ -151,23 +253,7 @@ async fn events_are_published_replayed_and_discoverable() {
     )
     .await;
     // What was published before anyone subscribed comes from the ring.
-    let mut dealer = DealerSocket::new();
-    dealer.connect(&format!("tcp://127.0.0.1:{}", port("replay_endpoint_port_base"))).await.unwrap();
-    let request = vec![bytes::Bytes::new(), bytes::Bytes::copy_from_slice(&0_u64.to_be_bytes())];
-    dealer.send(ZmqMessage::try_from(request).unwrap()).await.unwrap();
-    let mut sequence = Vec::new();
-    loop {
-        let frames = timeout(PATIENCE, dealer.recv()).await.unwrap().unwrap().into_vec();
-        let [_, topic, seq, payload] = &frames[..] else { panic!("four frames: {frames:?}") };
-        let seq = i64::from_be_bytes(seq[..].try_into().unwrap());
-        if seq == -1 {
-            assert!(topic.is_empty() && payload.is_empty());
-            break;
-        }
-        assert_eq!(&topic[..], b"kv-events");
-        assert_eq!(payload.last(), Some(&1), "the rank is the last field");
-        sequence.push(seq);
-    }
+    let sequence = replayed(&sim, 1).await;
     assert_eq!(sequence, (0..sequence.len() as i64).collect::<Vec<_>>());
     assert!(sequence.len() >= 2, "the cleared cache, and the prompt");
     // What is published from now on comes by itself.

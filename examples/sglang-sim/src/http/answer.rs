@@ -32,7 +32,10 @@ struct Generation {
     /// What has been produced.
     output: Vec<u32>,
     cached_tokens: usize,
+    retractions: u32,
     finished: bool,
+    /// It ended before its last token.
+    aborted: bool,
 }
 
 impl Server {
@@ -88,7 +91,7 @@ impl Server {
             let id = parsed.rid.clone().unwrap_or_else(|| format!("{:032x}", request.0 + 1));
             let prompt_tokens = prompt.len();
             // The pool bounds what fits behind the prompt.
-            let room = self.inner.config.max_total_tokens - prompt_tokens;
+            let room = self.inner.config.pool_tokens() - prompt_tokens;
             let job = Job {
                 id: request,
                 namespace: parsed.namespace.clone(),
@@ -110,7 +113,9 @@ impl Server {
                 began: Instant::now(),
                 output: Vec::new(),
                 cached_tokens: 0,
+                retractions: 0,
                 finished: false,
+                aborted: false,
             });
         }
         Some(generations)
@@ -125,7 +130,10 @@ impl Generation {
                 self.take(produced);
                 !produced.last
             }
-            None => false,
+            None => {
+                self.abort();
+                false
+            }
         }
     }
 
@@ -145,8 +153,7 @@ impl Generation {
             };
             match produced {
                 Some(produced) => self.take(produced),
-                // Aborted.
-                None => self.finished = true,
+                None => self.abort(),
             }
         }
         Some(before)
@@ -155,7 +162,16 @@ impl Generation {
     fn take(&mut self, produced: crate::scheduler::Produced) {
         self.output.push(produced.token);
         self.cached_tokens = produced.cached_tokens;
+        self.retractions = produced.retractions;
         self.finished = produced.last;
+    }
+
+    fn abort(&mut self) {
+        (self.finished, self.aborted) = (true, true);
+    }
+
+    fn finish_reason(&self) -> &'static str {
+        if self.aborted { "abort" } else { "length" }
     }
 
     /// The whole answer, or what a native stream's event says of all so far.
@@ -164,13 +180,13 @@ impl Generation {
         match self.api {
             Api::Generate => json!({"text": text, "output_ids": self.output, "meta_info": self.meta_info()}),
             Api::Completions => {
-                let choice = json!({"index": 0, "text": text, "logprobs": null, "finish_reason": "length",
+                let choice = json!({"index": 0, "text": text, "logprobs": null, "finish_reason": self.finish_reason(),
                     "matched_stop": null});
                 self.openai("text_completion", json!([choice]), Some(self.usage()))
             }
             Api::Chat => {
                 let message = json!({"role": "assistant", "content": text, "tool_calls": null});
-                let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": "length",
+                let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": self.finish_reason(),
                     "matched_stop": null});
                 self.openai("chat.completion", json!([choice]), Some(self.usage()))
             }
@@ -180,7 +196,7 @@ impl Generation {
     /// One event of a stream: what came after the first `before` tokens.
     fn event(&self, before: usize) -> Value {
         let text = tokenizer::decode(&self.output[before..]);
-        let finish_reason = self.finished.then_some("length");
+        let finish_reason = self.finished.then(|| self.finish_reason());
         match self.api {
             Api::Generate => self.whole(),
             Api::Completions => {
@@ -216,13 +232,16 @@ impl Generation {
 
     fn meta_info(&self) -> Value {
         let length = self.output.len();
-        let finish_reason = self.finished.then(|| json!({"type": "length", "length": length}));
+        let finish_reason = self.finished.then(|| match self.aborted {
+            true => json!({"type": "abort", "message": "Aborted"}),
+            false => json!({"type": "length", "length": length}),
+        });
         json!({
             "id": self.id,
             "finish_reason": finish_reason,
             "prompt_tokens": self.prompt_tokens,
             "weight_version": self.server.inner.config.weight_version,
-            "num_retractions": 0,
+            "num_retractions": self.retractions,
             "completion_tokens": length,
             "cached_tokens": self.cached_tokens,
             "cached_tokens_details": null,

@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use self::request::{Api, BadRequest};
 use crate::config::SimConfig;
 use crate::engine::{Command, EngineHandle};
+use crate::scheduler::Pause;
 use crate::sim::Ports;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -154,8 +155,8 @@ impl Server {
             "/metrics" => text(StatusCode::OK, &self.metrics()),
             "/flush_cache" => self.flush().await,
             "/abort_request" if method == Method::POST => self.abort(&body.unwrap_or_default()).await,
-            "/pause_generation" if method == Method::POST => self.pause(true).await,
-            "/continue_generation" if method == Method::POST => self.pause(false).await,
+            "/pause_generation" if method == Method::POST => self.pause(&body.unwrap_or_default()).await,
+            "/continue_generation" if method == Method::POST => self.resume().await,
             "/tokenize" | "/v1/tokenize" if method == Method::POST => tokenize(&body.unwrap_or_default()),
             _ => json(StatusCode::NOT_FOUND, &serde_json::json!({"detail": "Not Found"})),
         }
@@ -188,14 +189,34 @@ impl Server {
         text(StatusCode::OK, "")
     }
 
-    async fn pause(&self, paused: bool) -> Response<Body> {
-        self.inner.paused.store(paused, Relaxed);
+    async fn pause(&self, body: &[u8]) -> Response<Body> {
+        let asked: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let mode = match asked["mode"].as_str() {
+            None | Some("abort") => Pause::Abort,
+            Some("retract") => Pause::Retract,
+            Some("in_place") => Pause::InPlace,
+            Some(_) => {
+                let bad = BadRequest::new("mode: one of 'abort', 'retract' and 'in_place' is required");
+                return Api::Generate.refuse(&bad);
+            }
+        };
+        self.inner.paused.store(true, Relaxed);
         for rank in &self.inner.ranks {
-            rank.send(Command::Pause(paused)).await;
+            rank.pause(Some(mode)).await;
         }
-        let (status, verb) = ("ok", if paused { "paused" } else { "continued" });
-        let message = format!("Generation {verb} successfully.");
-        json(StatusCode::OK, &serde_json::json!({"status": status, "message": message}))
+        json(
+            StatusCode::OK,
+            &serde_json::json!({"status": "ok", "message": "Generation paused successfully."}),
+        )
+    }
+
+    async fn resume(&self) -> Response<Body> {
+        for rank in &self.inner.ranks {
+            rank.pause(None).await;
+        }
+        self.inner.paused.store(false, Relaxed);
+        let message = "Generation continued successfully.";
+        json(StatusCode::OK, &serde_json::json!({"status": "ok", "message": message}))
     }
 
     fn authorized<T>(&self, request: &Request<T>) -> bool {

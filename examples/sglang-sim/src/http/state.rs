@@ -16,7 +16,7 @@ impl Server {
         let name = &self.inner.config.served_model_name;
         let created = self.inner.started_at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let model = json!({"id": name, "object": "model", "created": created, "owned_by": "sglang", "root": name,
-            "parent": null, "max_model_len": self.inner.config.max_total_tokens});
+            "parent": null, "max_model_len": self.inner.config.pool_tokens()});
         json!({"object": "list", "data": [model]})
     }
 
@@ -49,7 +49,7 @@ impl Server {
             "port": self.inner.address.port(),
             "page_size": config.page_size,
             "dp_size": config.dp_size,
-            "max_total_num_tokens": config.max_total_tokens,
+            "max_total_num_tokens": config.pool_tokens(),
             "max_req_input_len": config.max_req_input_len(),
             "max_running_requests": config.max_running_requests,
             "chunked_prefill_size": config.chunked_prefill_size,
@@ -76,7 +76,7 @@ impl Server {
             },
             "startup_time": {"load_weight": unique, "scheduler_e2e": unique * 2.0 + 0.1, "tokenizer_e2e": unique * 3.0 + 0.2},
             "internal_states": [{"effective_max_running_requests_per_dp": config.max_running_requests,
-                "memory_usage": {"token_capacity": config.max_total_tokens}}],
+                "memory_usage": {"token_capacity": config.pool_tokens()}}],
         })
     }
 
@@ -123,7 +123,7 @@ impl Server {
             ("num_queue_reqs", "gauge", |s| s.load.waiting as f64),
             ("num_used_tokens", "gauge", |s| s.load.tokens as f64),
             ("token_usage", "gauge", |s| s.load.tokens as f64 / s.load.max_total_tokens.max(1) as f64),
-            ("kv_evictable_tokens", "gauge", |s| s.cached_tokens as f64),
+            ("kv_evictable_tokens", "gauge", |s| s.evictable_tokens as f64),
             ("max_total_num_tokens", "gauge", |s| s.load.max_total_tokens as f64),
             ("prompt_tokens_total", "counter", |s| s.totals.prompt_tokens as f64),
             ("cached_tokens_total", "counter", |s| s.totals.cached_tokens as f64),

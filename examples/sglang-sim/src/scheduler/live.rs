@@ -1,0 +1,87 @@
+//! One request from its submission to its end: what it has, what it still needs.
+
+use super::memory::{Hold, Memory};
+use super::{Job, Produced, RequestId};
+use crate::radix::Namespace;
+
+/// Share of the output still to come that admission reserves memory for. SGLang's ratio starts at 0.7 and decays to 0.098.
+const NEW_TOKEN_RATIO: f64 = 0.4;
+
+/// Output tokens that are reserved for at most, as in SGLang.
+const MOST_RESERVED: usize = 4096;
+
+/// A request that waits or runs.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) id: RequestId,
+    pub(super) namespace: Namespace,
+    /// Prompt, then what was produced.
+    pub(super) tokens: Vec<u32>,
+    pub(super) prompt_len: usize,
+    output_tokens: usize,
+    pub(super) hold: Hold,
+    /// Tokens to be computed before it decodes: the prompt, and after a retraction what was produced before it.
+    pub(super) prefill_end: usize,
+    /// Prompt tokens cached at its first admission.
+    pub(super) found: Option<usize>,
+    /// Times it was put back.
+    pub(super) retractions: u32,
+}
+
+impl Live {
+    pub(super) fn new(job: Job) -> Self {
+        Self {
+            id: job.id,
+            namespace: job.namespace,
+            prompt_len: job.prompt.len(),
+            prefill_end: job.prompt.len(),
+            tokens: job.prompt,
+            output_tokens: job.output_tokens.max(1),
+            hold: Hold::default(),
+            found: None,
+            retractions: 0,
+        }
+    }
+
+    /// What may be found in the cache: the last token is always computed.
+    pub(super) fn matchable(&self) -> &[u32] {
+        &self.tokens[..self.tokens.len() - 1]
+    }
+
+    pub(super) fn is_prefilling(&self) -> bool {
+        self.hold.computed() < self.prefill_end
+    }
+
+    /// Tokens to be computed before it decodes.
+    pub(super) fn to_prefill(&self) -> usize {
+        self.prefill_end.saturating_sub(self.hold.computed())
+    }
+
+    /// Tokens produced so far.
+    pub(super) fn produced(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens still to come, as far as admission looks ahead.
+    pub(super) fn most_to_come(&self) -> usize {
+        (self.output_tokens - self.produced()).min(MOST_RESERVED)
+    }
+
+    /// Memory that is kept for it while it runs.
+    pub(super) fn reserved(&self, memory: &Memory) -> f64 {
+        self.most_to_come() as f64 * NEW_TOKEN_RATIO + memory.whole_pages(self.to_prefill()) as f64
+    }
+
+    /// Its next token.
+    pub(super) fn produce(&mut self) -> Produced {
+        let token = crate::tokenizer::next_token(&self.tokens);
+        self.tokens.push(token);
+        Produced {
+            id: self.id,
+            token,
+            cached_tokens: self.found.unwrap_or(0),
+            retractions: self.retractions,
+            last: self.produced() >= self.output_tokens,
+        }
+    }
+}

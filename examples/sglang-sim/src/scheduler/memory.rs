@@ -1,0 +1,193 @@
+//! The KV memory of one rank, in whole pages: what the cache holds, what live requests hold beside it, what is free.
+
+use crate::events::CacheEvent;
+use crate::radix::{Namespace, NodeId, RadixCache};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Memory {
+    cache: RadixCache,
+    page_size: usize,
+    capacity: usize,
+    /// Held by live requests and not in the cache.
+    private: usize,
+    evicted: u64,
+}
+
+/// What one live request holds.
+#[derive(Debug, Default)]
+pub(super) struct Hold {
+    /// Tokens whose KV exists.
+    computed: usize,
+    /// Tokens there is memory for.
+    allocated: usize,
+    /// Tokens of it that stand in the cache, under `last`.
+    cached: usize,
+    last: Option<NodeId>,
+}
+
+impl Hold {
+    /// Tokens whose KV exists.
+    pub(super) fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// The next token needs a page of its own.
+    pub(super) fn is_full(&self) -> bool {
+        self.computed == self.allocated
+    }
+}
+
+impl Memory {
+    pub(super) fn new(page_size: usize, capacity: usize) -> Self {
+        Self { cache: RadixCache::new(page_size), page_size, capacity, private: 0, evicted: 0 }
+    }
+
+    /// Tokens rounded up to whole pages.
+    pub(super) fn whole_pages(&self, tokens: usize) -> usize {
+        tokens.next_multiple_of(self.page_size)
+    }
+
+    /// Tokens that can be had, by eviction if need be.
+    pub(super) fn available(&self) -> usize {
+        self.free() + self.cache.evictable_tokens()
+    }
+
+    /// Tokens in the cache.
+    pub(super) fn cached(&self) -> usize {
+        self.cache.evictable_tokens() + self.cache.protected_tokens()
+    }
+
+    /// Tokens in the cache that no live request holds.
+    pub(super) fn evictable(&self) -> usize {
+        self.cache.evictable_tokens()
+    }
+
+    /// Tokens that live requests hold, in the cache and beside it.
+    pub(super) fn held(&self) -> usize {
+        self.cache.protected_tokens() + self.private
+    }
+
+    /// Tokens evicted since the start.
+    pub(super) fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    pub(super) fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.cache.take_events()
+    }
+
+    pub(super) fn paths(&self) -> Vec<(Namespace, Vec<u32>)> {
+        self.cache.paths()
+    }
+
+    /// Empties the cache; nothing may be held.
+    pub(super) fn clear(&mut self) {
+        self.cache.clear();
+    }
+
+    /// Keeps what is cached of a sequence young.
+    pub(super) fn touch(&mut self, namespace: &Namespace, tokens: &[u32]) {
+        self.cache.match_prefix(namespace, tokens);
+    }
+
+    /// Takes hold of what is cached of a sequence, and keeps it from being evicted.
+    pub(super) fn hold(&mut self, namespace: &Namespace, tokens: &[u32]) -> Hold {
+        let found = self.cache.match_prefix(namespace, tokens);
+        self.cache.lock(found.last);
+        Hold { computed: found.tokens, allocated: found.tokens, cached: found.tokens, last: found.last }
+    }
+
+    /// Evicts what is missing of so many free tokens, as far as it can be.
+    pub(super) fn make_room(&mut self, tokens: usize) {
+        let missing = tokens.saturating_sub(self.free());
+        if missing > 0 {
+            self.evicted += self.cache.evict(missing) as u64;
+        }
+    }
+
+    /// Computes more tokens of a request, into free pages where its last one is full.
+    pub(super) fn grow(&mut self, hold: &mut Hold, tokens: usize) {
+        hold.computed += tokens;
+        let allocated = self.whole_pages(hold.computed);
+        self.private += allocated - hold.allocated;
+        hold.allocated = allocated;
+        debug_assert!(self.cached() + self.private <= self.capacity, "there was room for it");
+    }
+
+    /// Puts the whole pages that a request has computed into the cache.
+    pub(super) fn store(&mut self, hold: &mut Hold, namespace: &Namespace, tokens: &[u32]) {
+        let stored = self.cache.insert(namespace, &tokens[..hold.computed]);
+        let whole = hold.computed / self.page_size * self.page_size;
+        // What another request had stored meanwhile is kept once; either way it is the cache's now.
+        self.private -= whole - hold.cached;
+        self.cache.lock(stored.last);
+        self.cache.unlock(hold.last);
+        hold.cached = whole;
+        hold.last = stored.last;
+    }
+
+    /// Ends a hold; what was computed stays cached, up to its last whole page.
+    pub(super) fn release(&mut self, mut hold: Hold, namespace: &Namespace, tokens: &[u32]) {
+        if hold.computed > 0 {
+            self.store(&mut hold, namespace, tokens);
+        }
+        self.give_up(&mut hold);
+    }
+
+    /// Ends a hold; what the cache does not have is lost.
+    pub(super) fn give_up(&mut self, hold: &mut Hold) {
+        self.private -= hold.allocated - hold.cached;
+        self.cache.unlock(hold.last);
+        *hold = Hold::default();
+    }
+
+    /// Tokens neither cached nor held.
+    fn free(&self) -> usize {
+        self.capacity.saturating_sub(self.cached() + self.private)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompt(first: u32, len: u32) -> Vec<u32> {
+        (0..len).map(|i| first * 1_000 + i).collect()
+    }
+
+    #[test]
+    fn memory_is_handed_out_by_the_page() {
+        let (mut memory, namespace) = (Memory::new(16, 64), Namespace::default());
+        let tokens = prompt(1, 40);
+        let mut hold = memory.hold(&namespace, &tokens);
+        memory.grow(&mut hold, 33);
+        assert_eq!((memory.held(), memory.available(), hold.is_full()), (48, 16, false));
+        memory.grow(&mut hold, 7);
+        assert_eq!(memory.held(), 48, "the page had room");
+        memory.store(&mut hold, &namespace, &tokens);
+        assert_eq!((memory.cached(), memory.held(), memory.evictable()), (32, 48, 0));
+        memory.release(hold, &namespace, &tokens);
+        assert_eq!((memory.cached(), memory.held(), memory.evictable()), (32, 0, 32));
+    }
+
+    #[test]
+    fn what_is_missing_is_evicted_and_no_more_than_a_leaf_beyond() {
+        let (mut memory, namespace) = (Memory::new(16, 64), Namespace::default());
+        for first in [1, 2] {
+            let tokens = prompt(first, 32);
+            let mut hold = memory.hold(&namespace, &tokens);
+            memory.grow(&mut hold, 32);
+            memory.release(hold, &namespace, &tokens);
+        }
+        memory.make_room(0);
+        assert_eq!(memory.evicted(), 0);
+        memory.make_room(1);
+        assert_eq!((memory.evicted(), memory.cached()), (32, 32), "the older leaf, whole");
+        let mut held = memory.hold(&namespace, &prompt(2, 32));
+        memory.make_room(64);
+        assert_eq!(memory.evicted(), 32, "what is held stays");
+        memory.give_up(&mut held);
+        assert_eq!((memory.held(), memory.evictable()), (0, 32));
+    }
+}

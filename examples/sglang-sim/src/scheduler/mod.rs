@@ -1,0 +1,552 @@
+//! One dp rank's scheduler: first come, first served, chunked prefill before decode, as SGLang does by default.
+//!
+//! A pure state machine: [`Scheduler::step`] does one pass and says how long it takes and what came of it; whoever drives it
+//! decides whether that time is real. What it simplifies against SGLang is listed at the head of the crate.
+
+mod job;
+mod live;
+mod memory;
+
+use std::collections::VecDeque;
+
+use crate::events::{CacheEvent, LoadStat};
+use crate::radix::Namespace;
+use crate::timing::Timing;
+pub use job::{Job, Limits, Pause, Produced, RequestId, Step, Totals};
+use live::Live;
+use memory::Memory;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    timing: Timing,
+    memory: Memory,
+    waiting: VecDeque<Live>,
+    running: Vec<Live>,
+    passes: usize,
+    decode_steps: usize,
+    paused: Option<Pause>,
+    totals: Totals,
+}
+
+/// One request's part of a prefill pass.
+#[derive(Clone, Copy, Debug)]
+struct Chunk {
+    /// Its place in the running batch.
+    index: usize,
+    tokens: usize,
+}
+
+/// Passes between two touches of what waiting requests have cached.
+const TOUCH_PASSES: usize = 32;
+
+/// Waiting requests that are touched, from the head of the queue.
+const MOST_TOUCHED: usize = 128;
+
+impl Scheduler {
+    /// An idle rank with an empty cache.
+    pub fn new(limits: Limits, timing: Timing) -> Self {
+        Self {
+            limits,
+            timing,
+            memory: Memory::new(limits.page_size, limits.max_total_tokens),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            passes: 0,
+            decode_steps: 0,
+            paused: None,
+            totals: Totals::default(),
+        }
+    }
+
+    /// Queues a request.
+    pub fn submit(&mut self, job: Job) {
+        self.waiting.push_back(Live::new(job));
+    }
+
+    /// Ends a request early; what it computed stays cached. `false` if it is not there.
+    pub fn abort(&mut self, id: RequestId) -> bool {
+        let waiting = self.waiting.iter().position(|live| live.id == id);
+        let running = self.running.iter().position(|live| live.id == id);
+        let live = match (waiting, running) {
+            (Some(at), _) => self.waiting.remove(at),
+            (_, Some(at)) => Some(self.running.remove(at)),
+            (None, None) => None,
+        };
+        let Some(live) = live else { return false };
+        self.release(live);
+        self.totals.aborted += 1;
+        true
+    }
+
+    /// Stops scheduling until [`resume`](Self::resume); returns the requests that this ended.
+    pub fn pause(&mut self, pause: Pause) -> Vec<RequestId> {
+        self.paused = Some(pause);
+        match pause {
+            Pause::Abort => {
+                let live = self.running.iter().chain(&self.waiting).map(|live| live.id);
+                let ended: Vec<_> = live.collect();
+                for id in &ended {
+                    self.abort(*id);
+                }
+                ended
+            }
+            Pause::Retract => {
+                // The first to run is the first in the queue again.
+                while let Some(live) = self.running.pop() {
+                    self.put_back(live);
+                }
+                Vec::new()
+            }
+            Pause::InPlace => Vec::new(),
+        }
+    }
+
+    /// Ends a pause.
+    pub fn resume(&mut self) {
+        self.paused = None;
+    }
+
+    /// Nothing is scheduled.
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some()
+    }
+
+    /// Empties the cache; `false`, and nothing happens, unless the rank is idle or a pause has put back whatever ran.
+    pub fn flush(&mut self) -> bool {
+        let may = self.is_idle() || (self.paused == Some(Pause::Retract) && self.running.is_empty());
+        if may {
+            self.memory.clear();
+        }
+        may
+    }
+
+    /// Nothing waits and nothing runs.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// There is something to do.
+    pub fn has_work(&self) -> bool {
+        self.paused.is_none() && !self.is_idle()
+    }
+
+    /// One pass: prefill if anything can be admitted or is half prefilled, else a decode step.
+    pub fn step(&mut self) -> Step {
+        self.passes += 1;
+        if self.passes.is_multiple_of(TOUCH_PASSES) {
+            self.touch_waiting();
+        }
+        let chunks = self.plan_prefill();
+        let mut step = if chunks.is_empty() { self.decode() } else { self.prefill(&chunks) };
+        step.publish |= self.is_idle();
+        step
+    }
+
+    /// Cache changes since it was last asked.
+    pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.memory.take_events()
+    }
+
+    /// Counters since the start.
+    pub fn totals(&self) -> Totals {
+        Totals { evicted_tokens: self.memory.evicted(), ..self.totals }
+    }
+
+    /// The load as SGLang publishes it.
+    pub fn load(&self, dp_rank: u32) -> LoadStat {
+        let tokens = self.memory.held() as u64;
+        let waiting_tokens = self.waiting.iter().map(|live| live.tokens.len() as u64).sum::<u64>();
+        LoadStat {
+            running: self.running.len() as u64,
+            waiting: self.waiting.len() as u64,
+            tokens,
+            max_total_tokens: self.limits.max_total_tokens as u64,
+            dp_rank: u64::from(dp_rank),
+            waiting_uncached_tokens: waiting_tokens,
+            total_tokens: tokens + waiting_tokens,
+            max_running: self.limits.max_running_requests as u64,
+            prefill_uncached_total: self.totals.prefilled_tokens,
+            prefill_busy_us_total: self.totals.prefill_busy_us,
+        }
+    }
+
+    /// Every cached sequence, from the root to a leaf.
+    pub fn cached_paths(&self) -> Vec<(Namespace, Vec<u32>)> {
+        self.memory.paths()
+    }
+
+    /// Tokens in the cache.
+    pub fn cached_tokens(&self) -> usize {
+        self.memory.cached()
+    }
+
+    /// Tokens in the cache that no live request holds.
+    pub fn evictable_tokens(&self) -> usize {
+        self.memory.evictable()
+    }
+
+    /// Keeps what waiting requests will find from being evicted before their turn; the first of them ends up youngest.
+    fn touch_waiting(&mut self) {
+        let head = self.waiting.len().min(MOST_TOUCHED);
+        for live in self.waiting.range(..head).rev() {
+            self.memory.touch(&live.namespace, live.matchable());
+        }
+    }
+
+    /// Fills a prefill pass; admits what it has room for.
+    fn plan_prefill(&mut self) -> Vec<Chunk> {
+        let mut budget = self.limits.chunked_prefill_size;
+        let mut chunks = Vec::new();
+        // A request that was cut goes on before anyone new.
+        for index in 0..self.running.len() {
+            if self.running[index].is_prefilling() {
+                chunks.extend(self.cut(index, &mut budget));
+            }
+        }
+        while budget > 0 && self.running.len() < self.limits.max_running_requests && self.admit() {
+            chunks.extend(self.cut(self.running.len() - 1, &mut budget));
+        }
+        chunks
+    }
+
+    /// As much of a request's prompt as the budget and the memory allow.
+    fn cut(&self, index: usize, budget: &mut usize) -> Option<Chunk> {
+        let (live, page) = (&self.running[index], self.limits.page_size);
+        let (computed, rest) = (live.hold.computed(), live.to_prefill());
+        let mut tokens = rest.min(*budget).min(self.memory.available());
+        if tokens < rest {
+            // A cut is made at the end of a page, and ends the pass.
+            tokens = (computed + tokens) / page * page - computed;
+            *budget = 0;
+        } else {
+            *budget -= tokens;
+        }
+        (tokens > 0).then_some(Chunk { index, tokens })
+    }
+
+    /// Moves the first waiting request to the running batch, if its tokens fit.
+    fn admit(&mut self) -> bool {
+        let Some(mut live) = self.waiting.pop_front() else { return false };
+        live.hold = self.memory.hold(&live.namespace, live.matchable());
+        live.prefill_end = live.tokens.len();
+        let reserved: f64 = self.running.iter().map(|live| live.reserved(&self.memory)).sum();
+        let needed = self.memory.whole_pages(live.to_prefill()) + live.most_to_come() + self.limits.page_size;
+        if !self.running.is_empty() && needed as f64 + reserved > self.memory.available() as f64 {
+            self.memory.give_up(&mut live.hold);
+            self.waiting.push_front(live);
+            return false;
+        }
+        if live.found.is_none() {
+            let found = live.hold.computed();
+            live.found = Some(found);
+            self.totals.prompt_tokens += live.prompt_len as u64;
+            self.totals.cached_tokens += found as u64;
+        }
+        self.running.push(live);
+        true
+    }
+
+    fn prefill(&mut self, chunks: &[Chunk]) -> Step {
+        let mut step = Step { prefill: true, publish: true, ..Step::default() };
+        // Asked for in one piece, with a page for each request that may begin one.
+        let extend: usize = chunks.iter().map(|chunk| chunk.tokens).sum();
+        self.memory.make_room(extend + chunks.len() * self.limits.page_size);
+        for chunk in chunks {
+            let live = &mut self.running[chunk.index];
+            step.duration += self.timing.prefill(chunk.tokens, live.hold.computed());
+            self.memory.grow(&mut live.hold, chunk.tokens);
+            if !live.is_prefilling() {
+                step.produced.push(live.produce());
+            }
+        }
+        // Stored when the pass is over: requests of one batch do not find each other's pages.
+        for chunk in chunks {
+            let live = &mut self.running[chunk.index];
+            self.memory.store(&mut live.hold, &live.namespace, &live.tokens);
+        }
+        self.totals.prefilled_tokens += extend as u64;
+        self.totals.prefill_busy_us += step.duration.as_micros() as u64;
+        self.finish(&step.produced);
+        step
+    }
+
+    fn decode(&mut self) -> Step {
+        let mut step = Step::default();
+        while self.decode_pages() * self.limits.page_size > self.memory.available() && self.running.len() > 1
+        {
+            self.retract();
+        }
+        self.memory.make_room(self.decode_pages() * self.limits.page_size);
+        let mut context = 0;
+        for live in self.running.iter_mut().filter(|live| !live.is_prefilling()) {
+            context += live.tokens.len();
+            // The KV of the token produced last is computed now.
+            self.memory.grow(&mut live.hold, 1);
+            step.produced.push(live.produce());
+        }
+        if step.produced.is_empty() {
+            return step;
+        }
+        step.duration = self.timing.decode(step.produced.len(), context);
+        self.decode_steps += 1;
+        step.publish = self.decode_steps.is_multiple_of(self.limits.decode_log_interval.max(1));
+        self.finish(&step.produced);
+        step
+    }
+
+    /// Pages that the next decode step begins.
+    fn decode_pages(&self) -> usize {
+        self.running.iter().filter(|live| !live.is_prefilling() && live.hold.is_full()).count()
+    }
+
+    /// Lets go of the requests that have produced their last token.
+    fn finish(&mut self, produced: &[Produced]) {
+        self.totals.output_tokens += produced.len() as u64;
+        for done in produced.iter().filter(|produced| produced.last) {
+            if let Some(at) = self.running.iter().position(|live| live.id == done.id) {
+                let live = self.running.remove(at);
+                self.release(live);
+                self.totals.finished += 1;
+            }
+        }
+    }
+
+    /// Puts back the running request that loses least: the fewest outputs, the longest prompt among those.
+    fn retract(&mut self) {
+        let loss = |live: &Live| (live.produced(), usize::MAX - live.prompt_len);
+        let Some(at) = (0..self.running.len()).min_by_key(|index| loss(&self.running[*index])) else {
+            return;
+        };
+        let live = self.running.remove(at);
+        self.put_back(live);
+    }
+
+    /// Puts a running request at the head of the queue; what is not cached of it is computed again.
+    fn put_back(&mut self, mut live: Live) {
+        self.memory.give_up(&mut live.hold);
+        live.retractions += 1;
+        self.waiting.push_front(live);
+        self.totals.retracted += 1;
+    }
+
+    /// Ends a request: what it has computed stays, up to its last whole page.
+    fn release(&mut self, live: Live) {
+        self.memory.release(live.hold, &live.namespace, &live.tokens);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits {
+            page_size: 16,
+            max_total_tokens: 4_096,
+            chunked_prefill_size: 512,
+            max_running_requests: 8,
+            decode_log_interval: 40,
+        }
+    }
+
+    fn scheduler() -> Scheduler {
+        Scheduler::new(limits(), Timing::default())
+    }
+
+    fn job(id: u64, prompt: Vec<u32>, output_tokens: usize) -> Job {
+        Job { id: RequestId(id), namespace: Namespace::default(), prompt, output_tokens }
+    }
+
+    fn prompt(first: u32, len: usize) -> Vec<u32> {
+        (0..len as u32).map(|i| if i == 0 { first } else { i }).collect()
+    }
+
+    /// Runs until nothing is left; returns all that was produced and the steps.
+    fn drain(scheduler: &mut Scheduler) -> (Vec<Produced>, Vec<Step>) {
+        let mut produced = Vec::new();
+        let mut steps = Vec::new();
+        while scheduler.has_work() {
+            let mut step = scheduler.step();
+            produced.append(&mut step.produced);
+            steps.push(step);
+            assert!(steps.len() < 100_000, "it comes to an end");
+        }
+        (produced, steps)
+    }
+
+    fn serve(scheduler: &mut Scheduler, job: Job) -> usize {
+        scheduler.submit(job);
+        drain(scheduler).0.last().unwrap().cached_tokens
+    }
+
+    #[test]
+    fn the_last_token_is_never_cached() {
+        let mut scheduler = scheduler();
+        assert_eq!(serve(&mut scheduler, job(1, prompt(1, 96), 1)), 0);
+        assert_eq!(serve(&mut scheduler, job(2, prompt(1, 96), 1)), 80);
+        assert_eq!(serve(&mut scheduler, job(3, prompt(1, 100), 1)), 96);
+    }
+
+    /// 65 prompt tokens and 40 outputs leave 104 tokens with KV, of which 96 are whole pages.
+    #[test]
+    fn outputs_are_cached_at_the_end() {
+        let mut scheduler = scheduler();
+        scheduler.submit(job(1, prompt(1, 65), 40));
+        let (produced, _) = drain(&mut scheduler);
+        assert_eq!(produced.len(), 40);
+        assert_eq!(scheduler.cached_tokens(), 96);
+        let mut next = prompt(1, 65);
+        next.extend(produced.iter().map(|produced| produced.token));
+        next.push(7);
+        assert_eq!(serve(&mut scheduler, job(2, next, 1)), 96);
+    }
+
+    #[test]
+    fn prompts_are_prefilled_in_chunks_and_events_come_with_each() {
+        let mut scheduler = scheduler();
+        scheduler.take_events();
+        scheduler.submit(job(1, prompt(1, 1_200), 1));
+        for (expected, done) in [(512, false), (512, false), (176, true)] {
+            let step = scheduler.step();
+            assert!(step.prefill && step.publish);
+            assert_eq!(!step.produced.is_empty(), done);
+            let [CacheEvent::Stored { tokens, .. }] = &scheduler.take_events()[..] else {
+                panic!("one store a chunk")
+            };
+            assert_eq!(tokens.len(), expected);
+        }
+        assert!(scheduler.is_idle());
+    }
+
+    #[test]
+    fn requests_of_one_batch_do_not_share() {
+        let mut scheduler = scheduler();
+        scheduler.submit(job(1, prompt(1, 100), 1));
+        scheduler.submit(job(2, prompt(1, 100), 1));
+        let (produced, _) = drain(&mut scheduler);
+        assert_eq!(produced.iter().map(|p| p.cached_tokens).collect::<Vec<_>>(), [0, 0]);
+        assert_eq!(scheduler.cached_tokens(), 96, "kept once");
+    }
+
+    #[test]
+    fn memory_is_never_exceeded_and_comes_back() {
+        let mut scheduler = scheduler();
+        for id in 0..60 {
+            scheduler.submit(job(
+                id,
+                prompt(id as u32 % 7, 200 + 37 * (id as usize % 9)),
+                1 + id as usize * 5,
+            ));
+        }
+        let mut finished = 0;
+        while scheduler.has_work() {
+            finished += scheduler.step().produced.iter().filter(|produced| produced.last).count();
+            let used = scheduler.evictable_tokens() + scheduler.memory.held();
+            assert!(used <= limits().max_total_tokens, "{used}");
+        }
+        assert_eq!(finished, 60);
+        assert_eq!(scheduler.memory.held(), 0);
+        assert!(scheduler.totals().evicted_tokens > 0);
+    }
+
+    #[test]
+    fn without_memory_the_running_are_put_back_and_still_finish() {
+        let mut scheduler = scheduler();
+        for id in 0..8 {
+            scheduler.submit(job(id, prompt(id as u32, 100), 1_500));
+        }
+        let (produced, _) = drain(&mut scheduler);
+        assert!(scheduler.totals().retracted > 0);
+        for id in 0..8 {
+            let own = produced.iter().filter(|produced| produced.id == RequestId(id)).count();
+            assert_eq!(own, 1_500, "no token is lost or produced twice");
+        }
+        let most = produced.iter().map(|produced| produced.retractions).max();
+        let last: u32 =
+            produced.iter().filter(|produced| produced.last).map(|produced| produced.retractions).sum();
+        assert!(most > Some(0));
+        assert_eq!(u64::from(last), scheduler.totals().retracted);
+    }
+
+    #[test]
+    fn an_abort_keeps_what_was_computed() {
+        let mut scheduler = scheduler();
+        scheduler.submit(job(1, prompt(1, 600), 50));
+        scheduler.step();
+        assert!(scheduler.abort(RequestId(1)));
+        assert!(!scheduler.abort(RequestId(1)));
+        assert!(scheduler.is_idle());
+        assert_eq!((scheduler.cached_tokens(), scheduler.memory.held()), (512, 0));
+    }
+
+    #[test]
+    fn a_flush_needs_an_idle_rank() {
+        let mut scheduler = scheduler();
+        scheduler.submit(job(1, prompt(1, 100), 5));
+        scheduler.step();
+        assert!(!scheduler.flush());
+        drain(&mut scheduler);
+        scheduler.take_events();
+        assert!(scheduler.flush());
+        assert_eq!(scheduler.take_events(), [CacheEvent::Cleared]);
+        assert_eq!(scheduler.cached_tokens(), 0);
+    }
+
+    /// 96 tokens of the pool of 128 are cached; a prompt of 31 asks for 31 + 16, of which 32 are free.
+    #[test]
+    fn a_prefill_asks_for_a_page_more_than_it_needs() {
+        let mut scheduler = Scheduler::new(Limits { max_total_tokens: 128, ..limits() }, Timing::default());
+        serve(&mut scheduler, job(1, prompt(1, 48), 1));
+        serve(&mut scheduler, job(2, prompt(2, 48), 1));
+        assert_eq!((scheduler.cached_tokens(), scheduler.totals().evicted_tokens), (96, 0));
+        serve(&mut scheduler, job(3, prompt(3, 31), 1));
+        assert_eq!(scheduler.totals().evicted_tokens, 48);
+    }
+
+    /// Two prompts are cached. The older one goes first, unless a request waits for it.
+    #[test]
+    fn waiting_keeps_what_is_waited_for_young() {
+        for waits in [true, false] {
+            let mut scheduler = Scheduler::new(
+                Limits { max_total_tokens: 1_024, max_running_requests: 1, ..limits() },
+                Timing::default(),
+            );
+            serve(&mut scheduler, job(1, prompt(1, 320), 1));
+            serve(&mut scheduler, job(2, prompt(2, 320), 1));
+            scheduler.submit(job(3, prompt(3, 160), 300));
+            scheduler.step();
+            if waits {
+                scheduler.submit(job(4, prompt(1, 320), 1));
+            }
+            drain(&mut scheduler);
+            assert_eq!(scheduler.totals().evicted_tokens, 320);
+            let cached = serve(&mut scheduler, job(5, prompt(1, 320), 1));
+            assert_eq!(cached, if waits { 304 } else { 0 });
+        }
+    }
+
+    #[test]
+    fn a_pause_ends_puts_back_or_freezes() {
+        for (pause, ended, waiting, running, may_flush) in
+            [(Pause::Abort, 2, 0, 0, true), (Pause::Retract, 0, 2, 0, true), (Pause::InPlace, 0, 0, 2, false)]
+        {
+            let mut scheduler = scheduler();
+            scheduler.submit(job(1, prompt(1, 100), 5));
+            scheduler.submit(job(2, prompt(2, 100), 5));
+            scheduler.step();
+            assert_eq!(scheduler.pause(pause).len(), ended);
+            let load = scheduler.load(0);
+            assert_eq!((load.waiting, load.running), (waiting, running));
+            assert!(!scheduler.has_work());
+            assert_eq!(scheduler.flush(), may_flush);
+            scheduler.submit(job(3, prompt(3, 100), 5));
+            assert!(!scheduler.has_work(), "new requests wait");
+            scheduler.resume();
+            let (produced, _) = drain(&mut scheduler);
+            let of = |id| produced.iter().filter(|produced| produced.id == RequestId(id)).count();
+            assert_eq!((of(1), of(3)), (if ended > 0 { 0 } else { 4 }, 5), "the output goes on where it was");
+        }
+    }
+}
