@@ -61,6 +61,8 @@ pub enum AgentReport {
         seq: u64,
         /// Parents before children.
         stored: Vec<BlockRun>,
+        /// See [`Delta::incomplete`].
+        incomplete: bool,
     },
     /// The rank's own load numbers.
     Load {
@@ -131,6 +133,8 @@ pub struct Delta {
     pub removed: Vec<BlockHash>,
     /// Now held.
     pub stored: Vec<BlockRun>,
+    /// From here on the agent may miss stores and removals, so that what it does not remove may be gone all the same.
+    pub incomplete: bool,
 }
 
 /// A run of consecutive blocks of one prompt.

@@ -36,8 +36,11 @@ impl State {
             AgentReport::Left => self.leave(worker, at),
             AgentReport::Level(level) => self.set_level(worker, level),
             AgentReport::Delta { rank, delta } => self.apply_delta(target(rank), session, at, &delta),
-            AgentReport::Baseline { rank, unit, seq, stored } => {
+            AgentReport::Baseline { rank, unit, seq, stored, incomplete } => {
                 self.apply_baseline(target(rank), at, unit, seq, &stored);
+                if let Some(rank) = self.roster.rank_mut(target(rank)) {
+                    rank.incomplete = incomplete;
+                }
             }
             AgentReport::Load { rank, load } => {
                 if let Some(rank) = self.roster.rank_mut(target(rank)) {

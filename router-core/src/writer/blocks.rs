@@ -54,6 +54,7 @@ impl State {
         let evicted = self.claims.remove(slot, &delta.removed);
         if let Some(rank) = self.roster.rank_mut(target) {
             rank.pressure.evicted(evicted);
+            rank.incomplete = delta.incomplete;
         }
         self.store(target, at, delta.unit.into(), &delta.stored, Access::Now);
         self.bound_target(target);

@@ -274,7 +274,7 @@ impl State {
             known => known,
         };
         let slot = rank.slot;
-        let evicted = if member.reports_exactly() {
+        let evicted = if self.roster.reports_exactly(target) {
             // It reports what is evicted for a prediction when it happens; until then both are claimed, also of a long queue,
             // and guessing which leaf will go would lose one that stays. What it cannot name has to be guessed.
             let named = self.claims.evict_to(slot, Scope::Reported, capacity.saturating_mul(2));
@@ -322,7 +322,7 @@ impl State {
 
     /// An agent tells all that becomes of the target's blocks of this kind, so that nothing has to be inferred.
     fn is_exact(&self, target: TargetId, kind: BlockKind) -> bool {
-        kind.is_reported() && self.roster.get(target.worker).is_some_and(|member| member.reports_exactly())
+        kind.is_reported() && self.roster.reports_exactly(target)
     }
 
     fn block_size(&self, unit: Unit) -> u64 {

@@ -57,6 +57,8 @@ pub(crate) struct Rank {
     pub(crate) load: Arc<LoadCounters>,
     pub(crate) gate: Gate,
     pub(crate) doubtful: bool,
+    /// The agent may miss removals, so that their absence proves nothing.
+    pub(crate) incomplete: bool,
     pub(crate) prefill: PrefillModel,
     pub(crate) reported: Option<ReportedLoad>,
     /// Of the tokens that were reported to wait, those that this router had not sent.
@@ -194,6 +196,12 @@ impl Roster {
         self.get(target.worker)?.ranks.get(target.rank as usize)
     }
 
+    /// An agent tells all that becomes of a rank's blocks, so that nothing has to be inferred.
+    pub(crate) fn reports_exactly(&self, target: TargetId) -> bool {
+        let agent = self.get(target.worker).is_some_and(Member::reports_exactly);
+        agent && self.rank(target).is_some_and(|rank| !rank.incomplete)
+    }
+
     pub(crate) fn rank_mut(&mut self, target: TargetId) -> Option<&mut Rank> {
         self.get_mut(target.worker)?.ranks.get_mut(target.rank as usize)
     }
@@ -266,7 +274,7 @@ impl Member {
         }
     }
 
-    /// An agent tells exactly what is removed, so that nothing has to be inferred.
+    /// An agent tells what is removed. Whether that is all is known of each rank: [`Roster::reports_exactly`].
     pub(crate) fn reports_exactly(&self) -> bool {
         self.session.is_some_and(|session| session.open && session.level >= ReportLevel::Removals)
     }
@@ -294,6 +302,7 @@ impl Rank {
             load: Arc::default(),
             gate: Gate::default(),
             doubtful: false,
+            incomplete: false,
             prefill: PrefillModel::default(),
             reported: None,
             foreign_waiting_tokens: 0,

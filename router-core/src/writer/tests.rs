@@ -112,7 +112,8 @@ impl Story {
     }
 
     fn baseline(&mut self, worker: WorkerId, session: u64, seq: u64, stored: Vec<BlockRun>) -> Vec<Notice> {
-        self.report(worker, session, AgentReport::Baseline { rank: 0, unit: Unit::Token, seq, stored })
+        let report = AgentReport::Baseline { rank: 0, unit: Unit::Token, seq, stored, incomplete: false };
+        self.report(worker, session, report)
     }
 
     fn delta(&mut self, worker: WorkerId, session: u64, delta: Delta) -> Vec<Notice> {
@@ -175,7 +176,14 @@ fn stored(parent: Option<BlockHash>, hashes: &[BlockHash]) -> BlockRun {
 }
 
 fn delta(seq: u64) -> Delta {
-    Delta { unit: Unit::Token, seq, cleared: false, removed: Vec::new(), stored: Vec::new() }
+    Delta {
+        unit: Unit::Token,
+        seq,
+        cleared: false,
+        removed: Vec::new(),
+        stored: Vec::new(),
+        incomplete: false,
+    }
 }
 
 fn happened(notices: &[Notice], wanted: EventKind) -> bool {
@@ -576,7 +584,8 @@ fn reports_for_ranks_that_do_not_exist_change_nothing() {
     let mut story = Story::with_workers(1);
     let worker = story.router.snapshot().fleet.workers[0].id;
     story.join(worker, 1, 10, vec![(9, 3)]).unwrap();
-    let report = AgentReport::Baseline { rank: 7, unit: Unit::Token, seq: 1, stored: Vec::new() };
+    let (unit, stored) = (Unit::Token, Vec::new());
+    let report = AgentReport::Baseline { rank: 7, unit, seq: 1, stored, incomplete: false };
     assert!(!happened(&story.report(worker, 1, report), EventKind::Resynced));
     story.report(worker, 1, AgentReport::Delta { rank: 7, delta: delta(1) });
     story.report(WorkerId(99), 1, AgentReport::Alive);
@@ -815,6 +824,32 @@ fn an_exact_agent_does_not_stop_what_responses_teach_of_other_blocks() {
     // The second had been confirmed and is gone: so is what was used before it.
     serve(&mut story, b'2', 0);
     assert_eq!(held(&mut story), 100);
+}
+
+/// What an agent in doubt does not remove may be gone: responses are believed again, until it is exact again.
+#[test]
+fn an_incomplete_agent_proves_nothing_by_its_silence() {
+    let mut story = Story::with_workers(1);
+    let worker = WorkerId(0);
+    story.join(worker, 1, 7, Vec::new()).unwrap();
+    let (old, new) = (prompt(1, 20), prompt(2, 20));
+    let both = vec![stored(None, &story.hashes(&old)), stored(None, &story.hashes(&new))];
+    for (seq, incomplete, old_left) in [(1, false, 20), (2, true, 0), (3, false, 20)] {
+        story.baseline(worker, 1, seq - 1, both.clone());
+        story.delta(worker, 1, Delta { incomplete, ..delta(seq) });
+        story.serve(&old, 80);
+        story.serve(&new, 80);
+        assert_eq!(story.matched(worker, &old), 20, "both have been used");
+        // The newer one is said to be gone, although nobody removed it.
+        story.serve(&new, 0);
+        assert_eq!(story.matched(worker, &old), old_left, "incomplete: {incomplete}");
+    }
+    let (unit, seq, stored) = (Unit::Token, 9, both);
+    story.report(worker, 1, AgentReport::Baseline { rank: 0, unit, seq, stored, incomplete: true });
+    story.serve(&old, 80);
+    story.serve(&new, 80);
+    story.serve(&new, 0);
+    assert_eq!(story.matched(worker, &old), 0, "a baseline can be incomplete too");
 }
 
 #[test]
