@@ -33,7 +33,8 @@ struct Passing {
     inner: Incoming,
     exchange: Exchange,
     search: UsageSearch,
-    streaming: bool,
+    /// An event may be put after what was cut off.
+    takes_event: bool,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
     ended: bool,
 }
@@ -52,16 +53,17 @@ impl Body {
         Self(Kind::Own(body))
     }
 
-    /// A worker's body. `streaming`: it is a stream of server-sent events.
+    /// A worker's body. `takes_event`: it is a stream of server-sent events in plain text and of no length known beforehand, so
+    /// that one can be put after what was cut off.
     pub(crate) fn passing(
         inner: Incoming,
         exchange: Exchange,
-        streaming: bool,
+        takes_event: bool,
         idle_timeout: Option<Duration>,
     ) -> Self {
         let idle = idle_timeout.map(|timeout| (timeout, Box::pin(tokio::time::sleep(timeout))));
         let search = UsageSearch::new();
-        let mut passing = Passing { inner, exchange, search, streaming, idle, ended: false };
+        let mut passing = Passing { inner, exchange, search, takes_event, idle, ended: false };
         passing.end_if_complete();
         Self(Kind::Passing(Box::new(passing)))
     }
@@ -125,7 +127,7 @@ impl Passing {
         self.ended = true;
         self.exchange.broke();
         self.exchange.end(Outcome::Broken);
-        if !self.streaming {
+        if !self.takes_event {
             return Poll::Ready(Some(Err(error)));
         }
         let event = serde_json::json!({"error": {

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+
 /// Bounds and habits of the data plane.
 #[derive(Clone, Debug)]
 pub struct DataPlaneConfig {
@@ -14,19 +16,31 @@ pub struct DataPlaneConfig {
     pub max_body_bytes: usize,
     /// Connections at once; beyond it new ones are closed and counted.
     pub max_connections: usize,
-    /// Targets tried for one request, the first included.
+    /// Workers tried for one request, the first included.
     pub max_attempts: usize,
     /// Longest wait for a connection to a worker.
     pub connect_timeout: Duration,
+    /// Time for a connection to send a request's head, and for one that speaks HTTP/2 and is silent to answer a ping; after it
+    /// the connection is closed.
+    pub header_timeout: Duration,
+    /// Longest silence within a request's body; after it the answer is 408.
+    pub upload_idle_timeout: Duration,
     /// Longest wait for the head of a worker's answer; `None` waits for as long as the client does.
     pub head_timeout: Option<Duration>,
     /// Longest silence within a worker's answer, after its head; `None` for no bound.
     pub idle_timeout: Option<Duration>,
     /// Idle connections kept for each worker.
     pub pool_idle_per_worker: usize,
+    /// How long an unused connection to a worker is kept. Less than the 5 s after which uvicorn, SGLang's server, closes it: a
+    /// request sent just then would be lost.
+    pub pool_idle_timeout: Duration,
+    /// Time after which a connection to a worker whose host has vanished, and closes nothing any more, is given up. Long answers
+    /// are no matter: a host that is up acknowledges.
+    pub dead_worker_timeout: Duration,
     /// How long requests in flight may take to finish at shutdown.
     pub shutdown_grace: Duration,
-    /// Key that clients must send as `Authorization: Bearer …`; health routes are open.
+    /// Key that clients must send as `Authorization: Bearer …`; the routes about the router itself are open. No worker gets it
+    /// unless it is the [`worker_api_key`](Self::worker_api_key) too.
     pub api_key: Option<Secret>,
     /// Key sent to the workers in place of the client's.
     pub worker_api_key: Option<Secret>,
@@ -34,7 +48,21 @@ pub struct DataPlaneConfig {
 
 /// A value that is compared in constant time and never printed.
 #[derive(Clone)]
-pub struct Secret(Arc<str>);
+pub struct Secret {
+    value: Arc<str>,
+    header: HeaderValue,
+}
+
+/// A value that cannot be a [`Secret`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SecretProblem {
+    /// Nothing but white space: it would be an open door.
+    #[error("it is empty")]
+    Empty,
+    /// It could not be sent.
+    #[error("it has characters that cannot stand in an HTTP header")]
+    Characters,
+}
 
 impl Default for DataPlaneConfig {
     fn default() -> Self {
@@ -46,7 +74,11 @@ impl Default for DataPlaneConfig {
             connect_timeout: Duration::from_secs(5),
             head_timeout: None,
             idle_timeout: Some(Duration::from_secs(600)),
+            header_timeout: Duration::from_secs(30),
+            upload_idle_timeout: Duration::from_secs(30),
             pool_idle_per_worker: 256,
+            pool_idle_timeout: Duration::from_secs(4),
+            dead_worker_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(30),
             api_key: None,
             worker_api_key: None,
@@ -55,22 +87,28 @@ impl Default for DataPlaneConfig {
 }
 
 impl Secret {
-    /// The secret with surrounding white space removed; `None` if nothing is left.
-    pub fn new(value: &str) -> Option<Self> {
+    /// The secret with surrounding white space removed.
+    pub fn new(value: &str) -> Result<Self, SecretProblem> {
         let value = value.trim();
-        (!value.is_empty()).then(|| Self(value.into()))
+        if value.is_empty() {
+            return Err(SecretProblem::Empty);
+        }
+        let header = HeaderValue::try_from(format!("Bearer {value}"));
+        let mut header = header.map_err(|_| SecretProblem::Characters)?;
+        header.set_sensitive(true);
+        Ok(Self { value: value.into(), header })
     }
 
     /// Whether another value is the same, in a time that depends on the lengths alone.
     pub fn matches(&self, other: &[u8]) -> bool {
-        let own = self.0.as_bytes();
+        let own = self.value.as_bytes();
         let differing = own.iter().zip(other).fold(0_u8, |differing, (a, b)| differing | (a ^ b));
         own.len() == other.len() && differing == 0
     }
 
-    /// The value, to be sent.
-    pub fn expose(&self) -> &str {
-        &self.0
+    /// The value of an `Authorization` header that proves it.
+    pub fn as_header(&self) -> &HeaderValue {
+        &self.header
     }
 }
 
@@ -92,6 +130,8 @@ mod tests {
             assert!(!secret.matches(other.as_bytes()));
         }
         assert_eq!(format!("{secret:?}"), "Secret(…)");
-        assert!(Secret::new(" \n").is_none());
+        assert_eq!(secret.as_header(), "Bearer key");
+        assert_eq!(Secret::new(" \n").unwrap_err(), SecretProblem::Empty);
+        assert_eq!(Secret::new("a\nb").unwrap_err(), SecretProblem::Characters);
     }
 }

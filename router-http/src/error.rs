@@ -20,6 +20,14 @@ pub(crate) enum Failure {
     TooLarge { limit: usize },
     #[error("the request body broke off")]
     BodyBroken,
+    #[error("nothing more of the request body came within {seconds} s")]
+    UploadSilent { seconds: u64 },
+    #[error("CONNECT is not served: requests are routed here, not tunnelled")]
+    Tunnel,
+    #[error(
+        "upgrades of the connection, to WebSocket for example, are not passed on yet; connect to a worker itself for this route"
+    )]
+    Upgrade,
     #[error("the API key is missing or wrong; send `Authorization: Bearer KEY`")]
     Unauthorized,
     #[error(transparent)]
@@ -59,6 +67,9 @@ impl Failure {
             Self::Decode(_) => (400, "invalid_field", Client, None),
             Self::TooLarge { .. } => (413, "body_too_large", Client, None),
             Self::BodyBroken => (400, "body_broken", Client, None),
+            Self::UploadSilent { .. } => (408, "body_timeout", Client, None),
+            Self::Tunnel => (405, "connect_not_served", Client, None),
+            Self::Upgrade => (501, "upgrade_not_served", Router, None),
             Self::Unauthorized => (401, "invalid_api_key", Client, None),
             Self::Route(RouteError::UnknownModel { .. }) => (404, "model_not_found", Client, None),
             Self::Route(RouteError::UnknownRank { .. }) => (400, "unknown_dp_rank", Client, None),
@@ -92,6 +103,9 @@ impl Failure {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert("x-espalier-error-source", HeaderValue::from_static(source));
+        if verdict.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(header::ALLOW, HeaderValue::from_static(crate::own::ALLOWED));
+        }
         if let Some(seconds) = verdict.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

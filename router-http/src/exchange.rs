@@ -25,6 +25,8 @@ pub(crate) struct Exchange {
     /// What is logged of the decision, kept after the request in flight is gone.
     decided: Option<Decided>,
     usage: Option<Usage>,
+    /// The request has several prompts, whose usage the answer sums up.
+    several_prompts: bool,
     ttft: Option<Duration>,
     streaming: bool,
     bytes: u64,
@@ -63,6 +65,7 @@ impl Exchange {
             in_flight: None,
             decided: None,
             usage: None,
+            several_prompts: false,
             ttft: None,
             streaming: false,
             bytes: 0,
@@ -73,6 +76,11 @@ impl Exchange {
 
     pub(crate) fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    /// The request has several prompts.
+    pub(crate) fn has_several_prompts(&mut self) {
+        self.several_prompts = true;
     }
 
     /// A target was decided on. From here on it is counted, whatever happens.
@@ -138,10 +146,13 @@ impl Exchange {
         self.metrics.prompt_tokens.inc_by(usage.prompt_tokens);
         self.metrics.cached_tokens.inc_by(usage.cached_tokens);
         if let Some(in_flight) = &mut self.in_flight {
-            self.metrics.predicted_tokens.inc_by(in_flight.predicted_tokens());
             // Only now is an answer that came in one piece known to have been prefilled.
             in_flight.first_token(self.clock.now());
-            in_flight.usage(usage, self.streaming);
+            // A sum over several prompts says nothing about the one that was decided by.
+            if !self.several_prompts {
+                self.metrics.predicted_tokens.inc_by(in_flight.predicted_tokens());
+                in_flight.usage(usage, self.streaming);
+            }
         }
     }
 

@@ -46,7 +46,7 @@ pub(crate) fn to_worker(
     headers: &mut HeaderMap,
     client: Option<SocketAddr>,
     request_id: &str,
-    key: Option<&str>,
+    key: Option<&HeaderValue>,
 ) {
     strip_hop_by_hop(headers);
     // Both are said anew, about the body as it is sent.
@@ -54,19 +54,18 @@ pub(crate) fn to_worker(
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::EXPECT);
     if let Some(client) = client {
-        let before = headers.get(FORWARDED_FOR).and_then(|value| value.to_str().ok());
-        let chain =
-            before.map_or_else(|| client.ip().to_string(), |before| format!("{before}, {}", client.ip()));
-        if let Ok(chain) = HeaderValue::try_from(chain) {
+        // Several lines of one name are one list (RFC 9110 §5.2).
+        let before = headers.get_all(FORWARDED_FOR).iter().filter_map(|line| line.to_str().ok());
+        let chain: Vec<_> = before.map(str::to_owned).chain([client.ip().to_string()]).collect();
+        if let Ok(chain) = HeaderValue::try_from(chain.join(", ")) {
             headers.insert(FORWARDED_FOR, chain);
         }
     }
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert(REQUEST_ID, id);
     }
-    if let Some(Ok(mut key)) = key.map(|key| HeaderValue::try_from(format!("Bearer {key}"))) {
-        key.set_sensitive(true);
-        headers.insert(header::AUTHORIZATION, key);
+    if let Some(key) = key {
+        headers.insert(header::AUTHORIZATION, key.clone());
     }
 }
 
@@ -75,6 +74,12 @@ pub(crate) fn request_id(headers: &HeaderMap) -> String {
     let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let given = given.filter(|id| !id.is_empty() && id.len() <= MOST_ID_BYTES);
     given.map_or_else(|| format!("{:032x}", fastrand::u128(..)), str::to_owned)
+}
+
+/// The credentials of an `Authorization` header of the scheme Bearer, whose name knows no case (RFC 9110 §11.1).
+pub fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, credentials) = value.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| credentials.trim_ascii())
 }
 
 /// Writes trace context into headers.
@@ -124,12 +129,29 @@ mod tests {
     }
 
     #[test]
+    fn the_scheme_knows_no_case() {
+        for given in ["Bearer k", "bearer k", "BEARER  k"] {
+            assert_eq!(bearer(given.as_bytes()), Some(&b"k"[..]));
+        }
+        for other in ["", "Bearer", "Basic k", "Bearerk"] {
+            assert_eq!(bearer(other.as_bytes()), None);
+        }
+    }
+
+    #[test]
     fn the_worker_learns_who_asked_and_gets_its_own_key() {
         let mut headers = HeaderMap::new();
-        headers.insert("x-forwarded-for", HeaderValue::from_static("10.0.0.1"));
+        headers.append("x-forwarded-for", HeaderValue::from_static("10.0.0.7, 10.0.0.8"));
+        headers.append("x-forwarded-for", HeaderValue::from_static("10.0.0.1"));
         headers.insert("authorization", HeaderValue::from_static("Bearer clients"));
-        to_worker(&mut headers, Some(([10, 0, 0, 2], 9).into()), "id", Some("workers"));
-        assert_eq!(headers["x-forwarded-for"], "10.0.0.1, 10.0.0.2");
+        to_worker(
+            &mut headers,
+            Some(([10, 0, 0, 2], 9).into()),
+            "id",
+            Some(&HeaderValue::from_static("Bearer workers")),
+        );
+        assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
+        assert_eq!(headers["x-forwarded-for"], "10.0.0.7, 10.0.0.8, 10.0.0.1, 10.0.0.2");
         assert_eq!(headers["authorization"], "Bearer workers");
         assert_eq!(headers["x-request-id"], "id");
     }

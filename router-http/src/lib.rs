@@ -5,8 +5,9 @@
 //!                                                                   ▲                 │ bytes pass untouched
 //!                                                       usage, first token, end ◀─────┘
 //! ```
-//! [`DataPlane::bind`] listens, [`Bound::serve`] serves. Everything a request does is counted in [`HttpMetrics`] and logged in
-//! one line of the target `espalier::access`, whichever way it ends; no prompt is in either.
+//! [`DataPlane::bind`] listens, [`Bound::serve`] serves. Every request is counted in [`HttpMetrics`] and logged in one line of the
+//! target `espalier::access`, whichever way it ends; no prompt is in either. Only what concerns the router itself (`/liveness`,
+//! `/readiness`, `/health`, `OPTIONS *`) is answered uncounted.
 
 pub mod decode;
 
@@ -18,13 +19,16 @@ mod exchange;
 mod headers;
 mod key;
 mod metrics;
+mod own;
+mod receive;
 mod server;
 mod service;
 mod upstream;
 mod usage;
 
 pub use clock::Clock;
-pub use config::{DataPlaneConfig, Secret};
+pub use config::{DataPlaneConfig, Secret, SecretProblem};
+pub use headers::bearer;
 pub use key::key;
 pub use metrics::{HttpMetrics, Outcome};
 pub use server::{BindError, Bound, DataPlane};

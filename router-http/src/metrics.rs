@@ -24,6 +24,15 @@ pub struct HttpMetrics {
     pub(crate) stream_breaks: Counter,
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Counter<u64, AtomicU64>,
+    pub(crate) connections_silent: Counter,
+    pub(crate) failures: Family<FailureLabels, Counter>,
+}
+
+/// Labels of one request that no worker answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct FailureLabels {
+    pub(crate) code: &'static str,
+    pub(crate) source: &'static str,
 }
 
 /// Labels of one request.
@@ -88,6 +97,8 @@ impl HttpMetrics {
             stream_breaks: Counter::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
+            connections_silent: Counter::default(),
+            failures: Family::default(),
         };
         let it = &metrics;
         registry.register("espalier_requests", "Requests by route and how they ended", it.requests.clone());
@@ -137,6 +148,16 @@ impl HttpMetrics {
             "espalier_connections_refused",
             "Connections closed because there were too many",
             it.connections_refused.clone(),
+        );
+        registry.register(
+            "espalier_connections_silent",
+            "Connections closed because no request came in time",
+            it.connections_silent.clone(),
+        );
+        registry.register(
+            "espalier_failures",
+            "Requests that no worker answered, by the code of the error and by who has to do something about it",
+            it.failures.clone(),
         );
         metrics
     }

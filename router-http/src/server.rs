@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -77,8 +78,9 @@ impl Bound {
         let _ends = end.clone().drop_guard();
         let room = Arc::new(Semaphore::new(self.config.max_connections));
         let mut http = auto::Builder::new(TokioExecutor::new());
-        http.http1().timer(TokioTimer::new()).pipeline_flush(true);
-        http.http2().timer(TokioTimer::new());
+        let patience = self.config.header_timeout;
+        http.http1().timer(TokioTimer::new()).header_read_timeout(patience).pipeline_flush(true);
+        http.http2().timer(TokioTimer::new()).keep_alive_interval(patience).keep_alive_timeout(patience);
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
@@ -119,20 +121,36 @@ impl Bound {
     ) -> impl Future<Output = ()> + Send + use<> {
         let _ = stream.set_nodelay(true);
         let service = self.service.clone();
+        let began = Arc::new(AtomicBool::new(false));
+        let first = began.clone();
         let service = service_fn(move |request| {
+            first.store(true, Relaxed);
             let service = service.clone();
             async move { Ok::<_, Infallible>(service.serve(request, Some(client)).await) }
         });
         let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
         let connection = graceful.watch(connection);
-        let open = self.metrics.connections.clone();
-        async move {
-            open.inc();
-            // A connection that breaks concerns its client alone; what was in flight has been counted.
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a client's connection broke");
+        let patience = self.config.header_timeout;
+        // The protocol's own timers begin once it is known which protocol it is.
+        let silent = async move {
+            tokio::time::sleep(patience).await;
+            if began.load(Relaxed) {
+                std::future::pending().await
             }
-            open.dec();
+        };
+        let metrics = self.metrics.clone();
+        async move {
+            metrics.connections.inc();
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    // It concerns its client alone; what was in flight has been counted.
+                    tracing::debug!(%error, "a client's connection broke");
+                },
+                () = silent => {
+                    metrics.connections_silent.inc();
+                }
+            }
+            metrics.connections.dec();
         }
     }
 }

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use hyper::body::Incoming;
 use opentelemetry::global;
 use router_core::key::PrefixKey;
-use router_core::{InFlight, RouteError, RouteRequest, Router, TargetId, WorkerState};
+use router_core::{InFlight, RouteError, RouteRequest, Router, WorkerId};
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
@@ -22,7 +21,9 @@ use crate::decode::{self, RouteKind};
 use crate::error::Failure;
 use crate::exchange::Exchange;
 use crate::headers::{self, HeaderExtractor, HeaderInjector};
-use crate::metrics::HttpMetrics;
+use crate::metrics::{FailureLabels, HttpMetrics};
+use crate::own;
+use crate::receive;
 use crate::upstream::{Attempt, Upstream};
 
 /// Serves requests. Cheap to clone.
@@ -54,6 +55,7 @@ struct Wanted {
     key: Option<PrefixKey>,
     model: Option<String>,
     rank: Option<u32>,
+    several: bool,
 }
 
 thread_local! {
@@ -71,7 +73,7 @@ impl Service {
         request: Request<Incoming>,
         client: Option<SocketAddr>,
     ) -> Response<Body> {
-        if let Some(answer) = self.own_route(&request) {
+        if let Some(answer) = own::answer(&self.inner.router, &request) {
             return answer;
         }
         let kind = RouteKind::of(request.method(), request.uri().path());
@@ -103,6 +105,9 @@ impl Service {
                 if let Ok(id) = HeaderValue::from_str(exchange.request_id()) {
                     response.headers_mut().insert(headers::REQUEST_ID, id);
                 }
+                let verdict = failure.verdict();
+                let labels = FailureLabels { code: verdict.code, source: verdict.source.name() };
+                inner.metrics.failures.get_or_create(&labels).inc();
                 exchange.refused(response.status());
                 response
             }
@@ -118,14 +123,18 @@ impl Service {
         exchange: &mut Exchange,
     ) -> Result<Response<Incoming>, Failure> {
         self.authorize(request.headers())?;
+        own::refuse_tunnels(&request)?;
         let mut arrived = self.receive(kind, request).await?;
         let began = Instant::now();
         let wanted = self.decode(&arrived)?;
+        if wanted.several {
+            exchange.has_several_prompts();
+        }
         if self.inner.config.api_key.is_some() {
             // The key to this router is no worker's business.
             arrived.headers.remove(header::AUTHORIZATION);
         }
-        let key = self.inner.config.worker_api_key.as_ref().map(|key| key.expose());
+        let key = self.inner.config.worker_api_key.as_ref().map(|key| key.as_header());
         headers::to_worker(&mut arrived.headers, client, exchange.request_id(), key);
         let context = tracing::Span::current().context();
         global::get_text_map_propagator(|propagator| {
@@ -134,7 +143,7 @@ impl Service {
         self.attempt(&arrived, &wanted, began, exchange).await
     }
 
-    /// Tries one target after the other until one answers.
+    /// Tries one worker after the other until one answers.
     async fn attempt(
         &self,
         arrived: &Arrived,
@@ -142,18 +151,30 @@ impl Service {
         began: Instant,
         exchange: &mut Exchange,
     ) -> Result<Response<Incoming>, Failure> {
-        let mut tried: Vec<TargetId> = Vec::new();
+        let mut tried: Vec<WorkerId> = Vec::new();
         let mut last: Option<Failure> = None;
-        while tried.len() < self.inner.config.max_attempts.max(1) {
-            let in_flight = match self.route(wanted, &tried) {
+        // A request that was sent and lost is repeated once: the worker may have closed a connection that it had kept, just
+        // then. Not more often, lest one that kills its worker kill them all.
+        let mut lost_at: Option<WorkerId> = None;
+        for attempt in 0..self.inner.config.max_attempts.max(1) {
+            let routed = self.route(wanted, &tried).or_else(|error| match lost_at {
+                // Nobody else can do it.
+                Some(worker) if error == RouteError::AllTried => {
+                    tried.retain(|tried| *tried != worker);
+                    self.route(wanted, &tried)
+                }
+                _ => Err(error),
+            });
+            let in_flight = match routed {
                 Ok(in_flight) => in_flight,
                 // What the last worker said is of more use than that there is no other.
                 Err(error) => return Err(last.unwrap_or(Failure::Route(error))),
             };
-            if tried.is_empty() {
+            if attempt == 0 {
                 self.inner.metrics.decision_s.observe(began.elapsed().as_secs_f64());
             }
-            tried.push(in_flight.target());
+            let worker = in_flight.target().worker;
+            tried.push(worker);
             let request = (&arrived.method, &*arrived.path_and_query);
             let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
             let pin_rank = arrived.kind != RouteKind::Other && wanted.rank.is_none();
@@ -162,11 +183,12 @@ impl Service {
                 Ok(response) => return Ok(response),
                 Err(Attempt { failure, unsent }) => {
                     exchange.failed_attempt();
-                    // A generation that has not been answered at all can be done elsewhere; who knows what else could.
-                    let may_repeat =
-                        unsent || (arrived.kind != RouteKind::Other && matches!(failure, Failure::Lost));
-                    if !may_repeat {
+                    let lost = matches!(failure, Failure::Lost) && arrived.may_repeat() && lost_at.is_none();
+                    if !unsent && !lost {
                         return Err(failure);
+                    }
+                    if lost {
+                        lost_at = Some(worker);
                     }
                     last = Some(failure);
                 }
@@ -175,7 +197,7 @@ impl Service {
         Err(last.unwrap_or(Failure::Route(RouteError::AllTried)))
     }
 
-    fn route(&self, wanted: &Wanted, tried: &[TargetId]) -> Result<InFlight, RouteError> {
+    fn route(&self, wanted: &Wanted, tried: &[WorkerId]) -> Result<InFlight, RouteError> {
         let request = RouteRequest {
             key: wanted.key.as_ref(),
             model: wanted.model.as_deref(),
@@ -188,35 +210,22 @@ impl Service {
     fn decode(&self, arrived: &Arrived) -> Result<Wanted, Failure> {
         let facts = decode::facts(arrived.kind, &arrived.headers, &arrived.body)?;
         let key = crate::key::key(&self.inner.router, &facts);
-        Ok(Wanted { key, model: facts.model.map(|model| model.into_owned()), rank: facts.rank })
+        let (rank, several) = (facts.rank, facts.several);
+        Ok(Wanted { key, model: facts.model.map(|model| model.into_owned()), rank, several })
     }
 
     async fn receive(&self, kind: RouteKind, request: Request<Incoming>) -> Result<Arrived, Failure> {
-        let limit = self.inner.config.max_body_bytes;
-        if request.body().size_hint().lower() > limit as u64 {
-            return Err(Failure::TooLarge { limit });
-        }
         let (head, body) = request.into_parts();
-        let body = Limited::new(body, limit).collect().await.map_err(|error| {
-            match error.is::<LengthLimitError>() {
-                true => Failure::TooLarge { limit },
-                false => Failure::BodyBroken,
-            }
-        })?;
+        let config = &self.inner.config;
+        let body = receive::whole(body, config.max_body_bytes, config.upload_idle_timeout).await?;
         let path_and_query = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        Ok(Arrived {
-            kind,
-            method: head.method,
-            path_and_query,
-            headers: head.headers,
-            body: body.to_bytes(),
-        })
+        Ok(Arrived { kind, method: head.method, path_and_query, headers: head.headers, body })
     }
 
     fn authorize(&self, headers: &HeaderMap) -> Result<(), Failure> {
         let Some(key) = &self.inner.config.api_key else { return Ok(()) };
         let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-        let given = given.and_then(|given| given.strip_prefix(b"Bearer "));
+        let given = given.and_then(headers::bearer);
         if given.is_some_and(|given| key.matches(given)) { Ok(()) } else { Err(Failure::Unauthorized) }
     }
 
@@ -228,25 +237,21 @@ impl Service {
         let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         let streaming = content_type.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
         exchange.answered(head.status, streaming);
-        Response::from_parts(head, Body::passing(body, exchange, streaming, self.inner.config.idle_timeout))
+        let takes_event = streaming && takes_event(&head.headers);
+        Response::from_parts(head, Body::passing(body, exchange, takes_event, self.inner.config.idle_timeout))
     }
+}
 
-    /// Routes that concern the router itself.
-    fn own_route<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return None;
-        }
-        let status = match request.uri().path() {
-            "/liveness" => StatusCode::OK,
-            "/health" | "/readiness" => {
-                let snapshot = self.inner.router.snapshot();
-                let ready = snapshot.fleet.workers.iter().any(|worker| worker.state == WorkerState::Ready);
-                if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
-            }
-            _ => return None,
-        };
-        let mut response = Response::new(Body::own(Full::default()));
-        *response.status_mut() = status;
-        Some(response)
+impl Arrived {
+    /// A generation that has not been answered at all can be done again, and so can what only reads; who knows what else could.
+    fn may_repeat(&self) -> bool {
+        self.kind != RouteKind::Other || matches!(self.method, Method::GET | Method::HEAD)
     }
+}
+
+/// Whether something can be put after a stream: not into compressed data, and not beyond a length that was announced.
+fn takes_event(headers: &HeaderMap) -> bool {
+    let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
+    let plain = encoding.is_none_or(|encoding| encoding.eq_ignore_ascii_case(b"identity"));
+    plain && !headers.contains_key(header::CONTENT_LENGTH)
 }

@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use serde_json::error::Category;
 
 use super::chat::Chat;
-use super::value::{Ids, Text, TextOrIds};
+use super::value::{Ids, Prompts, Text, TextOrIds};
 use super::{Facts, Prompt, RouteKind};
 
 /// A body that cannot be routed. Shows no value of it.
@@ -83,11 +83,12 @@ impl<'de> Visitor<'de> for Walk<'_> {
         use RouteKind::{Chat as ChatRoute, Completions, Generate};
         let mut facts = Facts::of_kind(self.kind);
         let (mut text, mut ids, mut messages, mut tools) = (None, None, None, None);
+        let mut older_rank = None;
         while let Some(key) = map.next_key::<Text<'de>>()? {
             self.place.set(None);
             match (self.kind, &*key.0) {
                 (Generate, "text") => {
-                    text = self.take::<Option<TextOrIds<'de>>, _>(
+                    text = self.take::<Option<Prompts<'de>>, _>(
                         &mut map,
                         "text",
                         "a string or a list of strings",
@@ -118,15 +119,11 @@ impl<'de> Visitor<'de> for Walk<'_> {
                     facts.model =
                         self.take::<Option<Text<'de>>, _>(&mut map, "model", "a string")?.map(|model| model.0)
                 }
-                (_, "stream") => {
-                    facts.stream =
-                        self.take::<Option<bool>, _>(&mut map, "stream", "true or false")?.unwrap_or(false)
-                }
                 (_, "routed_dp_rank") => {
                     facts.rank = self.take(&mut map, "routed_dp_rank", "a number of a dp rank")?
                 }
-                (_, "data_parallel_rank") if facts.rank.is_none() => {
-                    facts.rank = self.take(&mut map, "data_parallel_rank", "a number of a dp rank")?
+                (_, "data_parallel_rank") => {
+                    older_rank = self.take(&mut map, "data_parallel_rank", "a number of a dp rank")?
                 }
                 (_, "lora_path") => facts.salts[0] = self.salt(&mut map, "lora_path")?,
                 (_, "cache_salt") => facts.salts[1] = self.salt(&mut map, "cache_salt")?,
@@ -135,13 +132,17 @@ impl<'de> Visitor<'de> for Walk<'_> {
             }
         }
         self.place.set(None);
-        facts.prompt = match (text, ids, messages) {
+        facts.rank = facts.rank.or(older_rank);
+        let of_text = text.as_ref().is_some_and(|prompts: &Prompts<'_>| prompts.several);
+        let of_ids = ids.as_ref().map(|ids: &Ids| ids.several);
+        facts.several = of_ids.unwrap_or(of_text);
+        facts.prompt = match (text.map(|prompts| prompts.first), ids, messages) {
             (Some(TextOrIds::Ids(_)), ..) if self.kind == Generate => {
                 self.place.set(Some(("text", "a string or a list of strings")));
                 return Err(A::Error::custom("token ids where text belongs"));
             }
             // Token ids beside messages take the place of the rendered chat.
-            (_, Some(ids), _) => Prompt::Tokens(ids.0),
+            (_, Some(ids), _) => Prompt::Tokens(ids.first),
             (Some(TextOrIds::Ids(ids)), ..) => Prompt::Tokens(ids),
             (Some(TextOrIds::Text(text)), ..) => Prompt::Text(text),
             (_, _, Some(chat)) => Prompt::Text(Cow::Owned(chat.render(tools.as_ref()))),
@@ -169,8 +170,8 @@ impl Walk<'_> {
         map: &mut A,
         field: &'static str,
     ) -> Result<Cow<'de, str>, A::Error> {
-        let salt = self.take::<Option<TextOrIds<'de>>, _>(map, field, "a string")?;
-        Ok(match salt {
+        let salt = self.take::<Option<Prompts<'de>>, _>(map, field, "a string")?;
+        Ok(match salt.map(|salts| salts.first) {
             Some(TextOrIds::Text(salt)) => salt,
             _ => Cow::Borrowed(""),
         })

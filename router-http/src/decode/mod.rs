@@ -31,8 +31,6 @@ pub enum RouteKind {
 pub struct Facts<'a> {
     /// The kind of its route.
     pub kind: RouteKind,
-    /// The client asked for a stream.
-    pub stream: bool,
     /// The model asked for, if any.
     pub model: Option<Cow<'a, str>>,
     /// The dp rank asked for, if any.
@@ -41,6 +39,8 @@ pub struct Facts<'a> {
     pub salts: [Cow<'a, str>; 3],
     /// The prompt, or the first of several.
     pub prompt: Prompt<'a>,
+    /// There are several prompts: what an answer says about usage is their sum.
+    pub several: bool,
 }
 
 /// A prompt.
@@ -97,7 +97,7 @@ pub fn facts<'a>(kind: RouteKind, headers: &HeaderMap, body: &'a [u8]) -> Result
 impl Facts<'_> {
     fn of_kind(kind: RouteKind) -> Self {
         let salts = [Cow::Borrowed(""), Cow::Borrowed(""), Cow::Borrowed("")];
-        Self { kind, stream: false, model: None, rank: None, salts, prompt: Prompt::None }
+        Self { kind, model: None, rank: None, salts, prompt: Prompt::None, several: false }
     }
 }
 
@@ -134,11 +134,39 @@ mod tests {
         let body = r#"{"x":{"text":"no"},"text":"p","stream":true,"lora_path":"l","cache_salt":"c","extra_key":"e",
             "routed_dp_rank":3,"model":"m"}"#;
         let facts = read(RouteKind::Generate, body).unwrap();
-        assert!(facts.stream);
         assert_eq!((facts.rank, facts.model.as_deref()), (Some(3), None));
         assert_eq!(facts.salts, ["l", "c", "e"]);
         let facts = read(RouteKind::Chat, r#"{"model":"m","messages":[],"data_parallel_rank":1}"#).unwrap();
         assert_eq!((facts.rank, facts.model.as_deref()), (Some(1), Some("m")));
+        // What routing has no use for is the worker's to judge.
+        read(RouteKind::Generate, r#"{"text":"p","stream":1}"#).unwrap();
+    }
+
+    #[test]
+    fn a_rank_by_its_older_name_counts_beside_a_null() {
+        for body in [
+            r#"{"text":"p","data_parallel_rank":1,"routed_dp_rank":null}"#,
+            r#"{"text":"p","routed_dp_rank":null,"data_parallel_rank":1}"#,
+            r#"{"text":"p","data_parallel_rank":5,"routed_dp_rank":1}"#,
+            r#"{"text":"p","routed_dp_rank":1,"data_parallel_rank":5}"#,
+        ] {
+            assert_eq!(read(RouteKind::Generate, body).unwrap().rank, Some(1), "{body}");
+        }
+    }
+
+    #[test]
+    fn several_prompts_are_told_from_one_in_a_list() {
+        use RouteKind::{Completions, Generate};
+        for (kind, body, several) in [
+            (Generate, r#"{"text":["a"]}"#, false),
+            (Generate, r#"{"text":["a","b"]}"#, true),
+            (Generate, r#"{"input_ids":[1,2]}"#, false),
+            (Generate, r#"{"input_ids":[[1,2],[3]]}"#, true),
+            (Completions, r#"{"prompt":[[1,2]]}"#, false),
+            (Completions, r#"{"prompt":["a",""]}"#, true),
+        ] {
+            assert_eq!(read(kind, body).unwrap().several, several, "{body}");
+        }
     }
 
     #[test]
@@ -148,7 +176,6 @@ mod tests {
             (RouteKind::Generate, r#"{"input_ids":["secret"]}"#, "input_ids"),
             (RouteKind::Generate, r#"{"input_ids":[-1]}"#, "input_ids"),
             (RouteKind::Generate, r#"{"input_ids":[4294967296]}"#, "input_ids"),
-            (RouteKind::Generate, r#"{"stream":"secret"}"#, "stream"),
             (RouteKind::Chat, r#"{"messages":"secret"}"#, "messages"),
             (RouteKind::Chat, r#"{"messages":[{"role":7}]}"#, "messages"),
             (RouteKind::Completions, r#"{"prompt":{"secret":1}}"#, "prompt"),

@@ -8,10 +8,19 @@ use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, SeqAccess, Visitor
 /// Text, borrowed from the body unless it has escapes.
 pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
 
-/// A list of token ids, or the first of several.
-pub(super) struct Ids(pub(super) Vec<u32>);
+/// A list of token ids, or several.
+pub(super) struct Ids {
+    pub(super) first: Vec<u32>,
+    pub(super) several: bool,
+}
 
-/// Text or token ids, or the first of a list of either.
+/// Text or token ids, or a list of either.
+pub(super) struct Prompts<'a> {
+    pub(super) first: TextOrIds<'a>,
+    pub(super) several: bool,
+}
+
+/// One prompt.
 pub(super) enum TextOrIds<'a> {
     Text(Cow<'a, str>),
     Ids(Vec<u32>),
@@ -27,7 +36,7 @@ enum Element<'a> {
 }
 
 struct ElementVisitor;
-struct TextOrIdsVisitor;
+struct PromptsVisitor;
 
 impl<'de> Deserialize<'de> for Text<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -53,32 +62,39 @@ impl<'de> Visitor<'de> for TextVisitor {
 
 impl<'de> Deserialize<'de> for Ids {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match deserializer.deserialize_any(TextOrIdsVisitor)? {
-            TextOrIds::Ids(ids) => Ok(Self(ids)),
+        let prompts = deserializer.deserialize_any(PromptsVisitor)?;
+        match prompts.first {
+            TextOrIds::Ids(first) => Ok(Self { first, several: prompts.several }),
             TextOrIds::Text(_) => Err(D::Error::custom("text where token ids belong")),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for TextOrIds<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TextOrIdsVisitor)
+impl<'a> From<TextOrIds<'a>> for Prompts<'a> {
+    fn from(first: TextOrIds<'a>) -> Self {
+        Self { first, several: false }
     }
 }
 
-impl<'de> Visitor<'de> for TextOrIdsVisitor {
-    type Value = TextOrIds<'de>;
+impl<'de> Deserialize<'de> for Prompts<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PromptsVisitor)
+    }
+}
+
+impl<'de> Visitor<'de> for PromptsVisitor {
+    type Value = Prompts<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a string or a list")
     }
 
     fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(TextOrIds::Text(Cow::Borrowed(text)))
+        Ok(TextOrIds::Text(Cow::Borrowed(text)).into())
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(TextOrIds::Text(Cow::Owned(text.to_owned())))
+        Ok(TextOrIds::Text(Cow::Owned(text.to_owned())).into())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
@@ -91,13 +107,16 @@ impl<'de> Visitor<'de> for TextOrIdsVisitor {
                 while let Some(id) = list.next_element()? {
                     ids.push(id);
                 }
-                return Ok(TextOrIds::Ids(ids));
+                return Ok(TextOrIds::Ids(ids).into());
             }
             Some(Element::Text(text)) => TextOrIds::Text(text),
             Some(Element::Ids(ids)) => TextOrIds::Ids(ids),
         };
-        while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(first)
+        let mut several = false;
+        while list.next_element::<IgnoredAny>()?.is_some() {
+            several = true;
+        }
+        Ok(Prompts { first, several })
     }
 }
 
