@@ -86,6 +86,10 @@ impl Listeners {
                 self.metrics.resyncs.inc();
                 self.sessions.ask_for_baseline(session, rank, &reason);
             }
+            Notice::SessionEnded { session, why } => self.sessions.end(session, why),
+            Notice::UnknownParents { target: _, runs } => {
+                self.metrics.unknown_parents.inc_by(runs);
+            }
             Notice::Happened { at: _, kind, url, rank, detail } => {
                 tracing::info!(worker = &*url, rank, ?kind, detail = &*detail, "fleet");
                 if kind == router_core::EventKind::WorkerRemoved {

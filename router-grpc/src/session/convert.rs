@@ -12,7 +12,7 @@ use router_core::{BlockRun, Delta, Incarnation, ReportLevel, ReportedLoad, SetDi
 use tonic::Status;
 
 use super::Terms;
-use crate::config::worker_url;
+use crate::worker_url::worker_url;
 
 /// The version of the protocol that is spoken here.
 const PROTOCOL_VERSION: u32 = 1;
@@ -130,6 +130,7 @@ pub(super) fn delta(delta: WireDelta) -> Result<Delta, Status> {
         cleared: delta.cleared,
         removed: hashes(&delta.removed)?,
         stored: runs.collect::<Result<_, _>>()?,
+        incomplete: delta.incomplete,
     })
 }
 

@@ -1,7 +1,8 @@
 //! Agents' sessions: the service `espalier.v1.Agent`.
 //!
-//! [`opening`] answers Hello with Welcome and checks Accept; [`reports`] turns every later message into an update for the
-//! writer. What the writer has to say to an agent goes through [`Sessions`].
+//! [`opening`] answers Hello with Welcome and checks Accept; only then does the session speak for its worker, so that an agent
+//! that gets no further silences nobody. [`reports`] turns every later message into an update for the writer. What the writer
+//! has to say to an agent goes through [`Sessions`].
 
 mod convert;
 mod opening;
@@ -16,14 +17,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use espalier_proto::agent_server::Agent;
 use espalier_proto::{AgentMessage, CoordinatorMessage};
 use prost::Message as _;
-use router_core::{AgentReport, ReportLevel, Router, SessionId, Update};
-use router_http::Clock;
-use tokio::sync::mpsc;
+use router_core::{AgentReport, ReportLevel, Router, SessionEnd, SessionId, Update};
+use router_http::{Clock, bearer};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use self::opening::Opened;
+use self::opening::{Opened, PATIENCE};
 use self::reports::Reports;
 use crate::events::EventHub;
 use crate::requests::send;
@@ -38,7 +39,15 @@ type Outbox = mpsc::Sender<Result<CoordinatorMessage, Status>>;
 /// The open sessions, to be told things. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sessions {
-    open: Arc<Mutex<HashMap<SessionId, Outbox>>>,
+    open: Arc<Mutex<HashMap<SessionId, Open>>>,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Open {
+    outbox: Outbox,
+    /// Ends it, with what its agent is told. Dropped, it ends because its agent does not read.
+    end: oneshot::Sender<Status>,
 }
 
 /// The service.
@@ -51,6 +60,8 @@ pub(crate) struct AgentService {
     pub(crate) events: EventHub,
     pub(crate) terms: Terms,
     pub(crate) next_session: Arc<AtomicU64>,
+    /// Room for streams, those that have not said Hello yet included.
+    pub(crate) room: Arc<Semaphore>,
 }
 
 /// What is offered to every agent.
@@ -63,24 +74,46 @@ pub(crate) struct Terms {
 }
 
 impl Sessions {
+    /// Enters a session that is about to open; the result comes when it has to end.
+    fn enter(&self, session: SessionId, outbox: Outbox) -> oneshot::Receiver<Status> {
+        let (end, ended) = oneshot::channel();
+        self.lock().insert(session, Open { outbox, end });
+        ended
+    }
+
+    fn leave(&self, session: SessionId) {
+        self.lock().remove(&session);
+    }
+
+    /// Closes a session's stream, so that its agent connects again.
+    pub(crate) fn end(&self, session: SessionId, why: SessionEnd) {
+        if let Some(open) = self.lock().remove(&session) {
+            // It may be ending by itself.
+            let _ = open.end.send(Status::aborted(why.to_string()));
+        }
+    }
+
     pub(crate) fn acknowledge(&self, session: SessionId, rank: u32, seq: u64) {
-        let outbox = self.lock().get(&session).cloned();
-        if let Some(outbox) = outbox {
+        if let Some(outbox) = self.outbox(session) {
             // A later acknowledgement covers this one.
             let _ = outbox.try_send(Ok(convert::ack(rank, seq)));
         }
     }
 
     pub(crate) fn ask_for_baseline(&self, session: SessionId, rank: u32, reason: &str) {
-        let outbox = self.lock().get(&session).cloned();
+        let outbox = self.outbox(session);
         let asked = outbox.is_some_and(|outbox| outbox.try_send(Ok(convert::resync(rank, reason))).is_ok());
         if !asked {
             // An agent that cannot be asked must come again, and begins with a baseline then.
-            self.lock().remove(&session);
+            self.leave(session);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Outbox>> {
+    fn outbox(&self, session: SessionId) -> Option<Outbox> {
+        self.lock().get(&session).map(|open| open.outbox.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Open>> {
         self.open.lock().expect("no holder of the session table panics")
     }
 }
@@ -94,13 +127,21 @@ impl Agent for AgentService {
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
         self.authorize(&request)?;
+        let Ok(room) = self.room.clone().try_acquire_owned() else {
+            self.metrics.sessions_refused.inc();
+            return Err(Status::resource_exhausted(
+                "too many agents are connected; connect again later, or raise --max-agent-sessions of the router",
+            ));
+        };
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let service = self.clone();
         tokio::spawn(async move {
+            let _room = room;
             let inbound = request.into_inner();
             if let Err(status) = service.converse(inbound, &outbox).await {
                 tracing::warn!(code = ?status.code(), reason = status.message(), "an agent's session was closed");
-                let _ = outbox.send(Err(status)).await;
+                // An agent that does not even read this learns it from the end of its stream.
+                let _ = tokio::time::timeout(PATIENCE, outbox.send(Err(status))).await;
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
@@ -108,15 +149,16 @@ impl Agent for AgentService {
 }
 
 impl AgentService {
-    /// The whole session, until the stream ends or a message breaks the contract.
+    /// The whole session, until the stream ends, the writer ends it, or a message breaks the contract.
     async fn converse(&self, mut inbound: Streaming<AgentMessage>, outbox: &Outbox) -> Result<(), Status> {
         let id = SessionId(self.next_session.fetch_add(1, Relaxed));
-        let opened = self.open(id, &mut inbound, outbox).await?;
+        let agreed = self.agree(&mut inbound, outbox).await?;
+        // Before the writer knows of it, so that nothing that the writer has to say to it is lost.
+        let ended = self.sessions.enter(id, outbox.clone());
+        let opened = self.join(id, agreed).await.inspect_err(|_| self.sessions.leave(id))?;
         let (worker, url) = (opened.worker, opened.url.clone());
-        // The table holds the only sender that outlives this call: taking it out closes the stream.
-        self.sessions.lock().insert(id, outbox.clone());
-        let done = self.listen(inbound, id, opened).await;
-        self.sessions.lock().remove(&id);
+        let done = self.listen(inbound, ended, id, opened).await;
+        self.sessions.leave(id);
         tracing::debug!(worker = &*url, session = id.0, "an agent's stream ended");
         let left = Update::Agent { worker, session: id, at: self.clock.now(), report: AgentReport::Left };
         let _ = send(&self.router, left).await;
@@ -126,26 +168,35 @@ impl AgentService {
     async fn listen(
         &self,
         mut inbound: Streaming<AgentMessage>,
+        mut ended: oneshot::Receiver<Status>,
         id: SessionId,
         opened: Opened,
     ) -> Result<(), Status> {
         let worker = opened.worker;
         let url = opened.url.clone();
         let mut reports = Reports::new(opened, self.router.settings().max_blocks);
-        while let Some(message) = inbound.next().await {
+        loop {
+            let message = tokio::select! {
+                biased;
+                status = &mut ended => return Err(status.unwrap_or_else(|_| {
+                    Status::resource_exhausted("messages to the agent were not read; connect again")
+                })),
+                message = inbound.next() => message,
+            };
             // A stream that breaks is a reconnect, not a fault.
-            let Ok(message) = message else { return Ok(()) };
+            let Some(Ok(message)) = message else { return Ok(()) };
             self.metrics.reported(&url, message.encoded_len());
-            if !self.sessions.lock().contains_key(&id) {
-                return Err(Status::resource_exhausted("messages to the agent were not read; connect again"));
-            }
-            for report in reports.take(message)? {
+            let taken = reports.take(message).inspect_err(|status| {
+                if status.code() == Code::ResourceExhausted {
+                    self.metrics.baselines_refused.inc();
+                }
+            });
+            for report in taken? {
                 let update = Update::Agent { worker, session: id, at: self.clock.now(), report };
                 let sent = send(&self.router, update).await;
-                sent.map_err(|overloaded| Status::unavailable(format!("{overloaded}; connect again")))?;
+                sent.map_err(|unheard| Status::unavailable(format!("{unheard}; connect again")))?;
             }
         }
-        Ok(())
     }
 
     fn authorize<T>(&self, request: &Request<T>) -> Result<(), Status> {
@@ -154,7 +205,7 @@ impl AgentService {
         })?;
         let Some(wanted) = wanted else { return Ok(()) };
         let given = request.metadata().get("authorization").map(|value| value.as_encoded_bytes());
-        match given.and_then(|given| given.strip_prefix(b"Bearer ")) {
+        match given.and_then(bearer) {
             Some(given) if wanted.matches(given) => Ok(()),
             Some(_) => {
                 Err(Status::unauthenticated("the token is not the router's; see --token-file of the agent"))

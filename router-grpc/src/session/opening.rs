@@ -1,4 +1,4 @@
-//! Hello, Welcome, Accept: who speaks, on what terms, and whether both sides hash alike.
+//! Hello, Welcome, Accept: who speaks, on what terms, and whether both sides hash alike. Until Accept nothing changes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,14 +7,23 @@ use espalier_proto::agent_message::Message;
 use espalier_proto::{Accept, AgentMessage, Hello};
 use router_core::key::Unit;
 use router_core::{
-    AgentReport, EventKind, FleetError, FleetUpdate, JoinError, ReportLevel, SessionId, Update, WorkerId,
+    EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Update, WorkerId,
 };
 use tokio_stream::StreamExt as _;
 use tonic::{Status, Streaming};
 
 use super::convert::{self, Greeting};
 use super::{AgentService, Outbox};
-use crate::requests::{Overloaded, ask, send};
+use crate::requests::{Unheard, ask};
+
+/// Terms that both sides have agreed on.
+#[derive(Debug)]
+pub(super) struct Agreed {
+    agent: Introduction,
+    level: ReportLevel,
+    /// Whether block hashes may come: both sides hash alike, and the level has them.
+    hashes: bool,
+}
 
 /// A session that is open.
 #[derive(Debug)]
@@ -28,70 +37,56 @@ pub(super) struct Opened {
     pub(super) level: ReportLevel,
 }
 
-/// Time an agent has for each of its first two messages.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time an agent has for each of its first two messages, and for reading the last one it is sent.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 impl AgentService {
-    /// Greets an agent and agrees on terms with it.
-    pub(super) async fn open(
+    /// Greets an agent and agrees on terms with it. The fleet stays as it is.
+    pub(super) async fn agree(
         &self,
-        id: SessionId,
         inbound: &mut Streaming<AgentMessage>,
         outbox: &Outbox,
-    ) -> Result<Opened, Status> {
+    ) -> Result<Agreed, Status> {
         let Message::Hello(hello) = first(inbound, "Hello").await? else {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let greeting = convert::hello(&hello)?;
-        let worker = self.enlist(&greeting).await?;
         let space = greeting.understands_tokens.then(|| self.router.key_space(Unit::Token));
         let level = match space {
             Some(_) => self.terms.level.min(greeting.max_level),
             None => ReportLevel::Counts,
         };
-        let resume = self.resumable(&hello);
-        let at = self.clock.now();
-        let joined = ask(&self.router, |done| Update::Agent {
-            worker,
-            session: id,
-            at,
-            report: AgentReport::Joined { incarnation: greeting.incarnation, level, resume, done },
-        });
-        let resumed = joined.await.map_err(overloaded)?.map_err(|error| refuse(&error))?;
+        let Greeting { url, incarnation, profile, .. } = greeting;
+        let mut agent = Introduction { url, incarnation, profile, resume: self.resumable(&hello) };
+        agent.resume = self.consider(&agent).await?;
         let space = space.filter(|_| level > ReportLevel::Counts);
-        let welcome = convert::welcome(&self.terms, level, space, &resumed);
+        let welcome = convert::welcome(&self.terms, level, space, &agent.resume);
         outbox.send(Ok(welcome)).await.map_err(|_| Status::cancelled("the agent went away"))?;
         let Message::Accept(accept) = first(inbound, "Accept").await? else {
             return Err(Status::invalid_argument("the second message must be Accept"));
         };
         let hashes = space.is_some_and(|space| accept.fingerprints.contains(&space.fingerprint()));
         if space.is_some() && !hashes {
-            self.fall_back(worker, id, &greeting.url, &accept).await?;
+            self.tell_mismatch(&agent.url, &accept);
         }
-        let level = if hashes { level } else { ReportLevel::Counts };
-        Ok(Opened { worker, url: greeting.url, dp_size: greeting.profile.dp_size, hashes, level })
+        Ok(Agreed { agent, level: if hashes { level } else { ReportLevel::Counts }, hashes })
     }
 
-    /// The worker the agent speaks for; registered if nobody had.
-    async fn enlist(&self, greeting: &Greeting) -> Result<WorkerId, Status> {
-        let url = greeting.url.clone();
-        let added = ask(&self.router, |done| Update::Fleet(FleetUpdate::Add { url, done }))
-            .await
-            .map_err(overloaded)?;
-        let worker = match added {
-            Ok(worker) | Err(FleetError::AlreadyRegistered { worker, .. }) => worker,
-            Err(error) => return Err(full(&error)),
-        };
-        let snapshot = self.router.snapshot();
-        let known = snapshot.fleet.workers.iter().find(|known| known.id == worker);
-        let mut profile = greeting.profile.clone();
-        // What a probe found out, the names above all, is more than an agent says.
-        if let Some(known) = known.filter(|known| !known.profile.models.is_empty()) {
-            profile.models.clone_from(&known.profile.models);
-        }
-        let set = ask(&self.router, |done| Update::Fleet(FleetUpdate::Profile { worker, profile, done }));
-        set.await.map_err(overloaded)?.map_err(|error| full(&error))?;
-        Ok(worker)
+    /// From now on the session speaks for its worker.
+    pub(super) async fn join(&self, session: SessionId, agreed: Agreed) -> Result<Opened, Status> {
+        let Agreed { agent, level, hashes } = agreed;
+        let (url, dp_size, at) = (agent.url.clone(), agent.profile.dp_size, self.clock.now());
+        let joined =
+            ask(&self.router, |done| Update::Fleet(FleetUpdate::Join { agent, session, level, at, done }));
+        let joined = joined.await.map_err(unheard)?.map_err(|error| refuse(&error))?;
+        Ok(Opened { worker: joined.worker, url, dp_size, hashes, level })
+    }
+
+    /// The ranks that could go on with deltas, if the agent may speak for its worker at all.
+    async fn consider(&self, agent: &Introduction) -> Result<Vec<(u32, u64)>, Status> {
+        let agent = agent.clone();
+        let considered = ask(&self.router, |done| Update::Fleet(FleetUpdate::Consider { agent, done })).await;
+        considered.map_err(unheard)?.map_err(|error| refuse(&error))
     }
 
     /// Ranks whose buffered deltas are written in the key space of today.
@@ -102,13 +97,7 @@ impl AgentService {
     }
 
     /// The sides hash differently: the session goes on with counts, and everybody is told.
-    async fn fall_back(
-        &self,
-        worker: WorkerId,
-        id: SessionId,
-        url: &Arc<str>,
-        accept: &Accept,
-    ) -> Result<(), Status> {
+    fn tell_mismatch(&self, url: &Arc<str>, accept: &Accept) {
         let reason = match accept.reason.is_empty() {
             true => "the agent computes another fingerprint; use versions of router and agent that match"
                 .to_owned(),
@@ -121,9 +110,6 @@ impl AgentService {
         );
         self.metrics.key_space_mismatches.inc();
         self.events.tell(EventKind::KeySpaceMismatch, url.clone(), None, reason.into());
-        let report = AgentReport::Level(ReportLevel::Counts);
-        let update = Update::Agent { worker, session: id, at: self.clock.now(), report };
-        send(&self.router, update).await.map_err(overloaded)
     }
 }
 
@@ -134,17 +120,18 @@ async fn first(inbound: &mut Streaming<AgentMessage>, name: &str) -> Result<Mess
     message.message.ok_or_else(|| Status::invalid_argument(format!("an empty message where {name} was due")))
 }
 
-fn overloaded(error: Overloaded) -> Status {
+fn unheard(error: Unheard) -> Status {
     Status::unavailable(error.to_string())
-}
-
-fn full(error: &FleetError) -> Status {
-    Status::resource_exhausted(error.to_string())
 }
 
 fn refuse(error: &JoinError) -> Status {
     match error {
-        JoinError::UnknownWorker(_) => Status::unavailable(format!("{error}; connect again")),
-        JoinError::StaleIncarnation { .. } => Status::failed_precondition(error.to_string()),
+        JoinError::Fleet(error) => Status::resource_exhausted(error.to_string()),
+        JoinError::StaleIncarnation { registered, .. } => {
+            let mut status = Status::failed_precondition(error.to_string());
+            // An agent whose clock was stepped back can go on only with a greater one.
+            status.metadata_mut().insert("espalier-registered-incarnation", registered.0.into());
+            status
+        }
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct Reports {
     opened: Opened,
     /// Baselines of which the last part is missing, by rank.
     assembling: HashMap<u32, Assembly>,
-    /// Blocks that a baseline may have: no more than the whole index.
+    /// Blocks that the baselines under way may have together: no more than the whole index.
     most_blocks: u64,
 }
 
@@ -105,13 +105,15 @@ impl Reports {
         assembly.next += 1;
         assembly.blocks += stored.iter().map(|run| run.hashes.len() as u64).sum::<u64>();
         assembly.stored.extend(stored);
-        if assembly.blocks > self.most_blocks {
+        let complete = assembly.next == assembly.parts;
+        let blocks: u64 = self.assembling.values().map(|assembly| assembly.blocks).sum();
+        if blocks > self.most_blocks {
             return Err(Status::resource_exhausted(format!(
-                "a baseline of more than {} blocks; raise --max-blocks of the router",
+                "baselines of more than {} blocks together; raise --max-blocks of the router",
                 self.most_blocks
             )));
         }
-        if assembly.next < assembly.parts {
+        if !complete {
             return Ok(None);
         }
         let done = self.assembling.remove(&part.rank);
@@ -120,6 +122,7 @@ impl Reports {
             unit: Unit::Token,
             seq: done.seq,
             stored: done.stored,
+            incomplete: part.incomplete,
         }))
     }
 

@@ -41,6 +41,12 @@ impl FleetCollector {
             "1 while cache-aware routing is on and neither an agent nor any response vouches for its claims",
             f64::from(u8::from(self.unvouched(snapshot))),
         )?;
+        gauge(
+            encoder,
+            "espalier_writer_alive",
+            "0 once the writer has died: requests are routed by load on a snapshot that no longer changes",
+            f64::from(u8::from(!self.router.is_orphaned())),
+        )?;
         let refused = ConstCounter::new(self.router.updates().refused());
         let help = "Updates that found the writer's queue full";
         refused.encode(encoder.encode_descriptor(

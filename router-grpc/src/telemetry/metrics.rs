@@ -17,6 +17,9 @@ pub(crate) struct ControlMetrics {
     mispredicted: Family<CauseLabel, Counter>,
     pub(crate) resyncs: Counter,
     pub(crate) key_space_mismatches: Counter,
+    pub(crate) sessions_refused: Counter,
+    pub(crate) baselines_refused: Counter,
+    pub(crate) unknown_parents: Counter,
     /// All bytes, also of workers that are gone.
     total_report_bytes: Arc<AtomicU64>,
     /// Responses whose prediction was checked.
@@ -57,6 +60,21 @@ impl ControlMetrics {
             "espalier_key_space_mismatches",
             "Sessions whose agent hashes differently",
             it.key_space_mismatches.clone(),
+        );
+        registry.register(
+            "espalier_agent_sessions_refused",
+            "Agents' streams closed because there were too many",
+            it.sessions_refused.clone(),
+        );
+        registry.register(
+            "espalier_baselines_refused",
+            "Sessions closed because their baselines had too many blocks",
+            it.baselines_refused.clone(),
+        );
+        registry.register(
+            "espalier_unknown_parents",
+            "Reported runs of blocks that were ignored because nobody had heard of the block before them",
+            it.unknown_parents.clone(),
         );
         metrics
     }
