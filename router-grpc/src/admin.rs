@@ -14,7 +14,7 @@ use espalier_proto::{
 };
 use http::{HeaderMap, Method};
 use router_core::{
-    EventKind, FleetError, FleetUpdate, Query, RouteRequest, Router, Update, Worker, WorkerId,
+    EventKind, FleetError, FleetUpdate, Query, RouteRequest, Router, Update, Worker, WorkerId, WorkerState,
 };
 use router_http::Clock;
 use router_http::decode::{self, RouteKind};
@@ -23,9 +23,9 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use crate::config::worker_url;
 use crate::events::EventHub;
-use crate::requests::{Overloaded, ask};
+use crate::requests::{Unheard, ask};
+use crate::worker_url::worker_url;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ impl Admin for AdminService {
     async fn add_worker(&self, request: Request<AddWorkerRequest>) -> Result<Response<WireWorker>, Status> {
         let url = usable(&request.get_ref().url)?;
         let added = ask(&self.router, |done| Update::Fleet(FleetUpdate::Add { url: url.into(), done }));
-        let worker = added.await.map_err(overloaded)?.map_err(|error| refuse(&error))?;
+        let worker = added.await.map_err(unheard)?.map_err(|error| refuse(&error))?;
         Ok(Response::new(self.describe(worker)?))
     }
 
@@ -73,7 +73,7 @@ impl Admin for AdminService {
     ) -> Result<Response<RemoveWorkerResponse>, Status> {
         let worker = self.find(&request.get_ref().url)?.id;
         let removed = ask(&self.router, |done| Update::Fleet(FleetUpdate::Remove { worker, done }));
-        let in_flight = removed.await.map_err(overloaded)?.map_err(|error| refuse(&error))?;
+        let in_flight = removed.await.map_err(unheard)?.map_err(|error| refuse(&error))?;
         Ok(Response::new(RemoveWorkerResponse { in_flight }))
     }
 
@@ -110,7 +110,7 @@ impl Admin for AdminService {
             Some(key) => ask(&self.router, |done| Update::Query(Query::Confirmed { key, done })).await,
             None => Ok(Vec::new()),
         };
-        let confirmed = confirmed.map_err(overloaded)?;
+        let confirmed = confirmed.map_err(unheard)?;
         Ok(Response::new(convert::explanation(&self.router, &explained, key.as_ref(), &confirmed)))
     }
 
@@ -145,11 +145,11 @@ impl AdminService {
 
     async fn set_draining(&self, worker: WorkerId, on: bool) -> Result<(), Status> {
         let set = ask(&self.router, |done| Update::Fleet(FleetUpdate::Drain { worker, on, done }));
-        set.await.map_err(overloaded)?.map_err(|error| refuse(&error))
+        set.await.map_err(unheard)?.map_err(|error| refuse(&error))
     }
 }
 
-/// Tells how many requests are left whenever that changes, until none is.
+/// Tells how many requests are left whenever that changes, until none is, or the drain is called off.
 fn drain_progress(
     worker: Arc<Worker>,
     router: Router,
@@ -160,10 +160,16 @@ fn drain_progress(
         router.snapshot().fleet.targets_of(worker.id).map(|target| target.load.clone()).collect();
     let state = Some((loads, None));
     futures_util::stream::unfold(state, move |state| {
-        let (events, url) = (events.clone(), worker.url.clone());
+        let (router, events, url) = (router.clone(), events.clone(), worker.url.clone());
+        let worker = worker.clone();
         async move {
             let (loads, told) = state?;
             loop {
+                if undrained(&router, worker.id) {
+                    let status =
+                        Status::aborted("the worker was undrained meanwhile and gets requests again");
+                    return Some((Err(status), None));
+                }
                 let in_flight: u64 = loads.iter().map(|load| load.read().in_flight).sum();
                 if in_flight == 0 {
                     events.tell(EventKind::DrainDone, url, None, "nothing is in flight".into());
@@ -181,6 +187,13 @@ fn drain_progress(
     })
 }
 
+/// Whether a worker that was drained is no longer: a drain that was called off never ends by itself.
+fn undrained(router: &Router, worker: WorkerId) -> bool {
+    let snapshot = router.snapshot();
+    let found = snapshot.fleet.workers.iter().find(|known| known.id == worker);
+    found.is_some_and(|worker| matches!(worker.state, WorkerState::Ready | WorkerState::Updating))
+}
+
 fn usable(url: &str) -> Result<String, Status> {
     worker_url(url).map_err(|problem| {
         Status::invalid_argument(format!("url: {problem}; write it like http://10.0.0.7:30000"))
@@ -195,6 +208,6 @@ fn refuse(error: &FleetError) -> Status {
     }
 }
 
-fn overloaded(error: Overloaded) -> Status {
+fn unheard(error: Unheard) -> Status {
     Status::unavailable(error.to_string())
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use router_core::ReportLevel;
 use router_core::policy::{CacheAwareSettings, PolicyConfig, ThresholdSettings};
-use url::Url;
+use router_http::{Secret, SecretProblem};
+
+use crate::worker_url::{UrlProblem, worker_url};
 
 /// Configuration of a router. [`Default`] is the command line's, on free loopback ports.
 #[derive(Clone, Debug, Args)]
@@ -41,13 +43,13 @@ pub struct RouterConfig {
     /// threshold: ratio of requests in flight from which loads count as uneven
     #[arg(long, env = "ESPALIER_BALANCE_REL_THRESHOLD", default_value_t = 1.5)]
     pub balance_rel_threshold: f64,
-    /// Key that clients must send; better given as a file, since argv is no secret
+    /// Key that clients must send and that is sent to the workers; better given as a file, since argv is no secret
     #[arg(long, env = "ESPALIER_API_KEY", hide_env_values = true, conflicts_with = "api_key_file")]
     pub api_key: Option<String>,
-    /// File with the key that clients must send
+    /// File with the key that clients must send and that is sent to the workers
     #[arg(long, env = "ESPALIER_API_KEY_FILE", value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// File with the key that is sent to the workers
+    /// File with the key that is sent to the workers instead of --api-key
     #[arg(long, env = "ESPALIER_WORKER_API_KEY_FILE", value_name = "FILE")]
     pub worker_api_key_file: Option<PathBuf>,
     /// File with the token that agents must send; read again for every session
@@ -65,7 +67,19 @@ pub struct RouterConfig {
     /// Longest silence within a worker's answer, in seconds; 0 for no bound
     #[arg(long, env = "ESPALIER_IDLE_TIMEOUT_SECS", default_value_t = 600)]
     pub idle_timeout_secs: u64,
-    /// Targets tried for one request, the first included
+    /// Time for a client's connection to send a request's head, in seconds
+    #[arg(long, env = "ESPALIER_HEADER_TIMEOUT_SECS", default_value_t = 30)]
+    pub header_timeout_secs: u64,
+    /// Longest silence within a request's body, in seconds
+    #[arg(long, env = "ESPALIER_UPLOAD_IDLE_TIMEOUT_SECS", default_value_t = 30)]
+    pub upload_idle_timeout_secs: u64,
+    /// How long an unused connection to a worker is kept, in seconds; below the 5 s after which SGLang closes it
+    #[arg(long, env = "ESPALIER_POOL_IDLE_TIMEOUT_SECS", default_value_t = 4.0)]
+    pub pool_idle_timeout_secs: f64,
+    /// Time after which a connection to a worker whose host no longer answers is given up, in seconds
+    #[arg(long, env = "ESPALIER_DEAD_WORKER_TIMEOUT_SECS", default_value_t = 30)]
+    pub dead_worker_timeout_secs: u64,
+    /// Workers tried for one request, the first included
     #[arg(long, env = "ESPALIER_MAX_ATTEMPTS", default_value_t = 3)]
     pub max_attempts: usize,
     /// Client connections at once
@@ -89,6 +103,12 @@ pub struct RouterConfig {
     /// Port for administration and agents; 0 takes a free one
     #[arg(long, env = "ESPALIER_GRPC_PORT", default_value_t = 50051)]
     pub grpc_port: u16,
+    /// Time between two pings of a silent gRPC connection, and to answer one, in seconds
+    #[arg(long, env = "ESPALIER_GRPC_KEEPALIVE_SECS", default_value_t = 10)]
+    pub grpc_keepalive_secs: u64,
+    /// Agents' streams at once
+    #[arg(long, env = "ESPALIER_MAX_AGENT_SESSIONS", default_value_t = 8192)]
+    pub max_agent_sessions: usize,
     /// Address of the metrics port
     #[arg(long, env = "ESPALIER_PROMETHEUS_HOST", default_value = "127.0.0.1")]
     pub prometheus_host: String,
@@ -176,7 +196,15 @@ pub enum ConfigError {
         /// What was given.
         url: String,
         /// What is wrong with it.
-        problem: String,
+        problem: UrlProblem,
+    },
+    /// A key that was given by itself cannot be used. Its value is not shown.
+    #[error("--{flag}: {problem}; leave the flag and its environment variable out to ask for no key")]
+    Key {
+        /// The flag.
+        flag: &'static str,
+        /// What is wrong with it.
+        problem: SecretProblem,
     },
     /// A file cannot be read.
     #[error("--{flag} {}: {source}", path.display())]
@@ -200,24 +228,6 @@ pub enum ConfigError {
     },
 }
 
-/// A base URL without a slash at the end.
-pub(crate) fn worker_url(given: &str) -> Result<String, String> {
-    let url = Url::parse(given).map_err(|error| error.to_string())?;
-    if url.scheme() != "http" {
-        return Err(format!(
-            "the scheme must be http, not {}; TLS to workers is not spoken yet",
-            url.scheme()
-        ));
-    }
-    if url.host_str().is_none_or(str::is_empty) {
-        return Err("it names no host".to_owned());
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("a base URL has neither query nor fragment".to_owned());
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
-}
-
 impl Default for RouterConfig {
     fn default() -> Self {
         let command = RouterConfig::augment_args(clap::Command::new("router"));
@@ -239,6 +249,9 @@ impl RouterConfig {
             if let Err(problem) = worker_url(url) {
                 errors.push(ConfigError::WorkerUrl { url: url.clone(), problem });
             }
+        }
+        if let Some(Err(problem)) = self.api_key.as_deref().map(Secret::new) {
+            errors.push(ConfigError::Key { flag: "api-key", problem });
         }
         let mut range = |flag, value: String, good: bool, problem| {
             if !good {
@@ -264,6 +277,7 @@ impl RouterConfig {
             ("health-check-timeout-secs", self.health_check_timeout_secs),
             ("lease-secs", self.lease_secs),
             ("predicted-ttl-secs", self.predicted_ttl_secs),
+            ("pool-idle-timeout-secs", self.pool_idle_timeout_secs),
         ] {
             range(flag, value.to_string(), seconds(value), "must be a number of seconds greater than zero");
         }
@@ -275,6 +289,11 @@ impl RouterConfig {
             ("default-capacity-tokens", self.default_capacity_tokens),
             ("health-failure-threshold", u64::from(self.health_failure_threshold)),
             ("report-interval-ms", u64::from(self.report_interval_ms)),
+            ("header-timeout-secs", self.header_timeout_secs),
+            ("upload-idle-timeout-secs", self.upload_idle_timeout_secs),
+            ("dead-worker-timeout-secs", self.dead_worker_timeout_secs),
+            ("grpc-keepalive-secs", self.grpc_keepalive_secs),
+            ("max-agent-sessions", self.max_agent_sessions as u64),
         ] {
             range(flag, value.to_string(), value > 0, "must be greater than zero");
         }
@@ -304,6 +323,15 @@ impl RouterConfig {
         }
     }
 
+    /// Whether a knob of the policy `threshold` has another value than its default, and another policy is in force.
+    pub(crate) fn has_unused_thresholds(&self) -> bool {
+        let default = Self::default();
+        let own = |config: &Self| {
+            (config.cache_threshold, config.balance_abs_threshold, config.balance_rel_threshold)
+        };
+        self.policy != PolicyName::Threshold && own(self) != own(&default)
+    }
+
     pub(crate) fn level(&self) -> ReportLevel {
         match self.report_level {
             LevelName::Counts => ReportLevel::Counts,
@@ -329,18 +357,12 @@ mod tests {
             cache_threshold: 3.0,
             lease_secs: 0.0,
             block_size: 0,
+            api_key: Some(" ".to_owned()),
             ..RouterConfig::default()
         };
         let errors = bad.check().unwrap_err();
-        assert_eq!(errors.0.len(), 5, "{errors}");
+        assert_eq!(errors.0.len(), 6, "{errors}");
+        assert!(errors.to_string().contains("--api-key: it is empty"), "{errors}");
         assert!(errors.to_string().contains("--block-size 0: must be between 1 and 65536"));
-    }
-
-    #[test]
-    fn urls_are_made_plain() {
-        assert_eq!(worker_url("http://h:1/").unwrap(), "http://h:1");
-        for bad in ["", "h:1", "http://", "ftp://h", "http://h/?q=1"] {
-            assert!(worker_url(bad).is_err(), "{bad}");
-        }
     }
 }

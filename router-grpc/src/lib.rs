@@ -26,8 +26,10 @@ mod session;
 mod settings;
 mod start;
 mod telemetry;
+mod worker_url;
 mod writer_thread;
 
 pub use config::{ConfigError, ConfigErrors, LevelName, PolicyName, RouterConfig};
 pub use start::{RunningRouter, StartError, start};
 pub use telemetry::{Telemetry, TelemetryError, init as init_telemetry};
+pub use worker_url::UrlProblem;

@@ -1,6 +1,6 @@
 //! Health checks: whether each worker answers, what it says about itself, and whether it is the same process as before.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,20 +10,23 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use router_core::{FleetUpdate, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState};
 use router_http::Secret;
 use serde_json::Value;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::events::FleetEvent;
 use crate::requests::{ask, send};
-
-/// Checks at once.
-const CONCURRENT: usize = 64;
 
 /// Every this many checks a worker that answers is asked again what it is: a restart between two checks is noticed then.
 const CHECKS_PER_LOOK: u32 = 10;
+
+/// How long an unused connection is kept; SGLang closes it after 5 s.
+const POOL_IDLE: Duration = Duration::from_secs(4);
 
 /// Longest `/server_info` that is read.
 const MOST_INFO_BYTES: usize = 4 << 20;
@@ -75,32 +78,61 @@ struct Record {
     life: Option<u64>,
 }
 
+impl Record {
+    /// A check failed; whether the writer has to be told. It is told at every further failure until the snapshot shows it, since
+    /// a writer that is overloaded may not have listened.
+    fn failed(&mut self, known_unreachable: bool, threshold: u32) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        // The first failure of one that never answered says why.
+        if known_unreachable { self.failures == 1 } else { self.failures >= threshold }
+    }
+}
+
 impl Prober {
     pub(crate) fn new(settings: ProbeSettings) -> Self {
-        Self { client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()), settings }
+        // As in the data plane: a connection that the worker is about to close must not count as a failure of its own.
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .build(HttpConnector::new());
+        Self { client, settings }
     }
 
-    /// Checks all registered workers, again and again.
-    pub(crate) async fn run(self, router: Router) {
+    /// Checks all registered workers, each by itself: one that does not answer delays no other. A new one is checked at once.
+    pub(crate) async fn run(self, router: Router, mut events: Receiver<FleetEvent>) {
+        let mut checked: HashSet<WorkerId> = HashSet::new();
+        let mut watches = JoinSet::new();
+        loop {
+            for worker in &router.snapshot().fleet.workers {
+                if checked.insert(worker.id) {
+                    watches.spawn(self.clone().watch(router.clone(), worker.id));
+                }
+            }
+            tokio::select! {
+                // Whatever happened, and however many events were missed: the fleet is looked at again.
+                event = events.recv() => if matches!(event, Err(RecvError::Closed)) { return },
+                Some(ended) = watches.join_next() => {
+                    if let Ok(worker) = ended {
+                        checked.remove(&worker);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Checks one worker for as long as it is registered.
+    async fn watch(self, router: Router, id: WorkerId) -> WorkerId {
         let mut ticks = interval(self.settings.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut records: HashMap<WorkerId, Record> = HashMap::new();
+        let mut record = Record::default();
         loop {
             ticks.tick().await;
-            let workers = router.snapshot().fleet.workers.clone();
-            records.retain(|id, _| workers.iter().any(|worker| worker.id == *id));
-            let mut checks = JoinSet::new();
-            for worker in workers {
-                while checks.len() >= CONCURRENT {
-                    keep(&mut records, checks.join_next().await);
-                }
-                let record = records.get(&worker.id).copied().unwrap_or_default();
-                let (prober, router) = (self.clone(), router.clone());
-                checks.spawn(async move { (worker.id, prober.check(&router, &worker, record).await) });
-            }
-            while let Some(done) = checks.join_next().await {
-                keep(&mut records, Some(done));
-            }
+            let snapshot = router.snapshot();
+            let Some(worker) = snapshot.fleet.workers.iter().find(|worker| worker.id == id).cloned() else {
+                return id;
+            };
+            drop(snapshot);
+            record = self.check(&router, &worker, record).await;
         }
     }
 
@@ -111,10 +143,7 @@ impl Prober {
         let known_unreachable = worker.state == WorkerState::Unreachable;
         match answer {
             Err(error) => {
-                record.failures = record.failures.saturating_add(1);
-                if record.failures == self.settings.failure_threshold
-                    || (known_unreachable && record.failures == 1)
-                {
+                if record.failed(known_unreachable, self.settings.failure_threshold) {
                     tell_health(router, worker.id, false, error.to_string()).await;
                 }
             }
@@ -155,18 +184,15 @@ impl Prober {
         identity.life.or(before)
     }
 
-    /// Whether a worker takes requests: `/ready`, or `/health` or `/v1/models` where that does not exist.
+    /// Whether a worker takes requests: `/ready`, or `/v1/models` where that does not exist. Never `/health`, which makes an
+    /// idle engine generate and takes a second.
     pub(crate) async fn is_ready(&self, base: &str) -> Result<(), ProbeError> {
-        let mut last = StatusCode::NOT_FOUND;
-        for path in ["/ready", "/health", "/v1/models"] {
-            match self.get(base, path).await?.0 {
-                StatusCode::NOT_FOUND => {}
-                status if status.is_success() => return Ok(()),
-                status => return Err(ProbeError::Status(path, status)),
-            }
-            last = StatusCode::NOT_FOUND;
+        let (mut path, mut status) = ("/ready", self.get(base, "/ready").await?.0);
+        if status == StatusCode::NOT_FOUND {
+            path = "/v1/models";
+            status = self.get(base, path).await?.0;
         }
-        Err(ProbeError::Status("/ready", last))
+        if status.is_success() { Ok(()) } else { Err(ProbeError::Status(path, status)) }
     }
 
     /// What a worker says about itself.
@@ -186,7 +212,7 @@ impl Prober {
     async fn get(&self, base: &str, path: &'static str) -> Result<(StatusCode, Bytes), ProbeError> {
         let mut request = Request::get(format!("{base}{path}"));
         if let Some(key) = &self.settings.api_key {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {}", key.expose()));
+            request = request.header(header::AUTHORIZATION, key.as_header());
         }
         let request =
             request.body(Empty::new()).map_err(|error| ProbeError::Unreachable(error.to_string()))?;
@@ -199,12 +225,6 @@ impl Prober {
         };
         let limit = self.settings.timeout;
         timeout(limit, exchange).await.map_err(|_| ProbeError::Timeout(limit))?
-    }
-}
-
-fn keep<E>(records: &mut HashMap<WorkerId, Record>, done: Option<Result<(WorkerId, Record), E>>) {
-    if let Some(Ok((id, record))) = done {
-        records.insert(id, record);
     }
 }
 
@@ -250,6 +270,16 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_told_until_it_is_known() {
+        let mut record = Record::default();
+        let told: Vec<_> = [false, false, false, true, true].map(|known| record.failed(known, 2)).into();
+        assert_eq!(told, [false, true, true, false, false]);
+        let mut never_up = Record::default();
+        assert!(never_up.failed(true, 2), "why it is not up is worth knowing at once");
+        assert!(!never_up.failed(true, 2));
+    }
 
     #[test]
     fn a_description_is_read_tolerantly() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use router_core::Settings;
 use router_core::key::{KeySpace, Unit};
-use router_http::{DataPlaneConfig, Secret};
+use router_http::{DataPlaneConfig, Secret, SecretProblem};
 
 use crate::config::{ConfigError, RouterConfig};
 
@@ -32,9 +32,10 @@ pub(crate) fn core(config: &RouterConfig) -> Result<Settings, ConfigError> {
 pub(crate) fn data_plane(config: &RouterConfig, listen: SocketAddr) -> Result<DataPlaneConfig, ConfigError> {
     let seconds = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
     let api_key = match &config.api_key {
-        Some(key) => Secret::new(key),
+        Some(key) => Some(Secret::new(key).map_err(|problem| ConfigError::Key { flag: "api-key", problem })?),
         None => secret("api-key-file", config.api_key_file.as_deref())?,
     };
+    let worker_api_key = secret("worker-api-key-file", config.worker_api_key_file.as_deref())?;
     Ok(DataPlaneConfig {
         listen,
         max_body_bytes: config.max_payload_size,
@@ -42,9 +43,13 @@ pub(crate) fn data_plane(config: &RouterConfig, listen: SocketAddr) -> Result<Da
         max_attempts: config.max_attempts,
         head_timeout: seconds(config.request_timeout_secs),
         idle_timeout: seconds(config.idle_timeout_secs),
+        header_timeout: Duration::from_secs(config.header_timeout_secs),
+        upload_idle_timeout: Duration::from_secs(config.upload_idle_timeout_secs),
+        pool_idle_timeout: Duration::from_secs_f64(config.pool_idle_timeout_secs),
+        dead_worker_timeout: Duration::from_secs(config.dead_worker_timeout_secs),
         shutdown_grace: Duration::from_secs(config.shutdown_grace_secs),
+        worker_api_key: worker_api_key.or_else(|| api_key.clone()),
         api_key,
-        worker_api_key: secret("worker-api-key-file", config.worker_api_key_file.as_deref())?,
         ..DataPlaneConfig::default()
     })
 }
@@ -52,8 +57,13 @@ pub(crate) fn data_plane(config: &RouterConfig, listen: SocketAddr) -> Result<Da
 /// The secret in a file, if one is named; an empty file is an error, not an open door.
 pub(crate) fn secret(flag: &'static str, path: Option<&Path>) -> Result<Option<Secret>, ConfigError> {
     let Some(path) = path else { return Ok(None) };
-    let secret = Secret::new(&read(flag, path)?);
-    secret.map(Some).ok_or_else(|| content(flag, path, "the file is empty"))
+    let secret = Secret::new(&read(flag, path)?).map_err(|problem| match problem {
+        SecretProblem::Empty => content(flag, path, "the file is empty"),
+        SecretProblem::Characters => {
+            content(flag, path, "it must hold one line of visible ASCII characters, to go into a header")
+        }
+    });
+    secret.map(Some)
 }
 
 fn seed(path: Option<&Path>) -> Result<u64, ConfigError> {

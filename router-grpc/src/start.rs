@@ -13,18 +13,22 @@ use router_core::key::{BlockHash, Unit};
 use router_core::{FleetUpdate, Query, Router, TargetId, Update};
 use router_http::{BindError, Clock, DataPlane, HttpMetrics};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService as _;
+use tonic_health::ServingStatus;
 
 use crate::admin::AdminService;
-use crate::config::{ConfigError, ConfigErrors, RouterConfig, worker_url};
+use crate::config::{ConfigError, ConfigErrors, RouterConfig};
 use crate::events::EventHub;
 use crate::probe::{ProbeSettings, Prober};
-use crate::requests::{Overloaded, ask};
+use crate::requests::{Unheard, ask};
 use crate::session::{AgentService, Sessions, Terms};
 use crate::settings;
 use crate::telemetry::{ControlMetrics, Exporter, ExporterError, FleetCollector};
+use crate::worker_url::worker_url;
 use crate::writer_thread::{Listeners, WriterThread};
 
 /// A running router. Dropping it stops it at once; [`shutdown`](Self::shutdown) lets requests finish.
@@ -37,7 +41,7 @@ pub struct RunningRouter {
     metrics: ControlMetrics,
     /// Stops the data plane.
     stop: CancellationToken,
-    /// The writer has died: nothing is learned any more.
+    /// The writer has died: requests are served on, and nothing is learned any more.
     died: CancellationToken,
     data_plane: JoinSet<()>,
     control_plane: JoinSet<()>,
@@ -108,9 +112,8 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
     let listeners =
         Listeners { sessions: sessions.clone(), events: events.clone(), metrics: metrics.clone() };
     let died = CancellationToken::new();
-    let report = died.clone();
-    let writer =
-        WriterThread::start(writer, clock, listeners, move || report.cancel()).map_err(StartError::Thread)?;
+    let orphan = orphan(router.clone(), died.clone());
+    let writer = WriterThread::start(writer, clock, listeners, orphan).map_err(StartError::Thread)?;
     register(&router, &config.worker_urls).await.map_err(|error| StartError::Writer(error.to_string()))?;
 
     let stop = CancellationToken::new();
@@ -118,7 +121,7 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
     let (mut data_plane, mut control_plane) = (JoinSet::new(), JoinSet::new());
     data_plane.spawn(http.serve(stop.clone()));
     control_plane.spawn(exporter.serve());
-    control_plane.spawn(Prober::new(probe_settings(&config, api_key)).run(router.clone()));
+    control_plane.spawn(Prober::new(probe_settings(&config, api_key)).run(router.clone(), events.watch()));
     let agents = AgentService {
         router: router.clone(),
         clock,
@@ -127,8 +130,11 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
         events: events.clone(),
         terms: terms(&config),
         next_session: Arc::new(AtomicU64::new(1)),
+        room: Arc::new(Semaphore::new(config.max_agent_sessions.min(Semaphore::MAX_PERMITS))),
     };
-    control_plane.spawn(serve_grpc(grpc, agents, AdminService { router: router.clone(), clock, events }));
+    let admin = AdminService { router: router.clone(), clock, events };
+    let keepalive = Duration::from_secs(config.grpc_keepalive_secs);
+    control_plane.spawn(serve_grpc(grpc, agents, admin, keepalive, died.clone()));
     let writer = Some(writer);
     Ok(RunningRouter {
         router,
@@ -176,8 +182,8 @@ impl RunningRouter {
         self.metrics.total_report_bytes()
     }
 
-    /// Waits until the router cannot go on: its writer has died.
-    pub async fn failed(&self) {
+    /// Waits until the writer has died. Requests are served on, by load alone; only a restart makes the router learn again.
+    pub async fn writer_died(&self) {
         self.died.cancelled().await;
     }
 
@@ -192,7 +198,18 @@ impl RunningRouter {
     }
 }
 
-async fn register(router: &Router, urls: &[String]) -> Result<(), Overloaded> {
+/// What is done when the writer dies: requests are served on, and everybody who can have the router restarted is told.
+fn orphan(router: Router, died: CancellationToken) -> impl FnOnce() + Send + 'static {
+    move || {
+        router.orphan();
+        died.cancel();
+        tracing::error!(
+            "the writer has died; requests are served on by load alone and nothing is learned any more: restart the router"
+        );
+    }
+}
+
+async fn register(router: &Router, urls: &[String]) -> Result<(), Unheard> {
     for url in urls.iter().filter_map(|url| worker_url(url).ok()) {
         let added = ask(router, |done| Update::Fleet(FleetUpdate::Add { url: url.into(), done })).await?;
         if let Err(error) = added {
@@ -233,7 +250,13 @@ fn terms(config: &RouterConfig) -> Terms {
     }
 }
 
-async fn serve_grpc(listener: TcpListener, agents: AgentService, admin: AdminService) {
+async fn serve_grpc(
+    listener: TcpListener,
+    agents: AgentService,
+    admin: AdminService,
+    keepalive: Duration,
+    died: CancellationToken,
+) {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<AgentServer<AgentService>>().await;
     health.set_serving::<AdminServer<AdminService>>().await;
@@ -244,11 +267,21 @@ async fn serve_grpc(listener: TcpListener, agents: AgentService, admin: AdminSer
         .expect("the descriptors are generated with the code");
     let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)
+        // A peer whose host has vanished must not hold its session's place for ever.
+        .http2_keepalive_interval(Some(keepalive))
+        .http2_keepalive_timeout(Some(keepalive))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(AgentServer::new(agents))
         .add_service(AdminServer::new(admin));
-    if let Err(error) = server.serve_with_incoming(TcpListenerStream::new(listener)).await {
+    let report = async {
+        died.cancelled().await;
+        for service in ["", AgentServer::<AgentService>::NAME, AdminServer::<AdminService>::NAME] {
+            health.set_service_status(service, ServingStatus::NotServing).await;
+        }
+    };
+    let (served, ()) = tokio::join!(server.serve_with_incoming(TcpListenerStream::new(listener)), report);
+    if let Err(error) = served {
         tracing::error!(%error, "administration and agents are no longer served");
     }
 }

@@ -14,11 +14,23 @@ use crate::settings;
 
 /// One line of the result.
 struct Finding {
-    bad: bool,
+    weight: Weight,
     what: String,
 }
 
-pub(super) async fn run(config: RouterConfig) -> ExitCode {
+/// How much a finding matters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weight {
+    Good,
+    /// Works, and could be better or safer.
+    Advice,
+    Bad,
+}
+
+/// Addresses that nobody else's machine can reach.
+const LOOPBACK: [&str; 3] = ["127.0.0.1", "localhost", "::1"];
+
+pub(super) async fn run(config: RouterConfig, notes: &[&str]) -> ExitCode {
     if let Err(errors) = config.check() {
         return complain(&errors.to_string());
     }
@@ -30,16 +42,40 @@ pub(super) async fn run(config: RouterConfig) -> ExitCode {
             (Err(error), _) | (_, Err(error)) => return complain(&error.to_string()),
         };
     let mut findings = vec![good("the configuration is sound".to_owned())];
-    if token.is_none() && config.grpc_host != "127.0.0.1" && config.grpc_host != "localhost" {
-        let advice = "anybody who reaches the gRPC port can register workers; give --agent-token-file";
-        findings.push(Finding { bad: false, what: advice.to_owned() });
-    }
+    findings.extend(notes.iter().map(|note| advice((*note).to_owned())));
+    findings.extend(check_exposure(&config, token.is_some()).map(|what| advice(what.to_owned())));
     findings.extend(check_workers(&config, api_key).await);
     let mut out = io::stdout().lock();
     for finding in &findings {
-        let _ = writeln!(out, "{} {}", if finding.bad { "✗" } else { "✓" }, finding.what);
+        let mark = match finding.weight {
+            Weight::Good => "✓",
+            Weight::Advice => "!",
+            Weight::Bad => "✗",
+        };
+        let _ = writeln!(out, "{mark} {}", finding.what);
     }
-    if findings.iter().any(|finding| finding.bad) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if findings.iter().any(|finding| finding.weight == Weight::Bad) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// What whoever reaches the gRPC port may do.
+fn check_exposure(config: &RouterConfig, token: bool) -> Option<&'static str> {
+    if LOOPBACK.contains(&&*config.grpc_host) {
+        return None;
+    }
+    Some(match token {
+        true => {
+            "whoever reaches the gRPC port can add, remove and drain workers: --agent-token-file is asked of agents only, \
+             administration has no token; keep the port on a network you trust"
+        }
+        false => {
+            "whoever reaches the gRPC port can add, remove and drain workers, and report as any worker's agent; keep the \
+             port on a network you trust, and give --agent-token-file against the latter"
+        }
+    })
 }
 
 async fn check_workers(config: &RouterConfig, api_key: Option<Secret>) -> Vec<Finding> {
@@ -72,7 +108,7 @@ fn check_worker(base: &str, identity: &Identity) -> Vec<Finding> {
     ))];
     let mut advise = |wrong: bool, advice: &str| {
         if wrong {
-            findings.push(Finding { bad: false, what: format!("{base}: {advice}") });
+            findings.push(self::advice(format!("{base}: {advice}")));
         }
     };
     advise(
@@ -95,9 +131,27 @@ fn check_worker(base: &str, identity: &Identity) -> Vec<Finding> {
 }
 
 fn good(what: String) -> Finding {
-    Finding { bad: false, what }
+    Finding { weight: Weight::Good, what }
+}
+
+fn advice(what: String) -> Finding {
+    Finding { weight: Weight::Advice, what }
 }
 
 fn bad(what: String) -> Finding {
-    Finding { bad: true, what }
+    Finding { weight: Weight::Bad, what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_about_an_open_port_is_true_with_and_without_a_token() {
+        let open = RouterConfig { grpc_host: "0.0.0.0".to_owned(), ..RouterConfig::default() };
+        for token in [false, true] {
+            assert!(check_exposure(&open, token).unwrap().contains("add, remove and drain"));
+        }
+        assert_eq!(check_exposure(&RouterConfig::default(), false), None);
+    }
 }

@@ -10,11 +10,12 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use file::FileError;
 
-use crate::config::RouterConfig;
+use crate::config::{PolicyName, RouterConfig};
 
 /// Routes LLM requests to SGLang workers by the prefixes in their KV caches.
 #[derive(Debug, Parser)]
@@ -66,9 +67,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(command) => command,
         Err(error) => return complain(&error.to_string()),
     };
-    let parsed = command.try_get_matches_from(&arguments).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
-        Ok(cli) => cli,
+    let parsed = command.try_get_matches_from(&arguments).and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok((notes(&matches, &cli.command), cli))
+    });
+    let (notes, cli) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
@@ -80,16 +84,52 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     runtime.block_on(async {
         match cli.command {
-            Command::Serve(config) => serve::run(*config).await,
-            Command::Check(config) => check::run(*config).await,
+            Command::Serve(config) => serve::run(*config, &notes).await,
+            Command::Check(config) => check::run(*config, &notes).await,
             Command::Explain(arguments) => client::explain(arguments).await,
             Command::Workers(arguments) => client::workers(arguments).await,
         }
     })
 }
 
+/// What is given and has no effect.
+fn notes(matches: &ArgMatches, command: &Command) -> Vec<&'static str> {
+    let (Command::Serve(config) | Command::Check(config)) = command else { return Vec::new() };
+    let given = matches.subcommand().is_some_and(|(_, matches)| {
+        let source = |id| matches.value_source(id);
+        let given = |id| matches!(source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
+        ["cache_threshold", "balance_abs_threshold", "balance_rel_threshold"].into_iter().any(given)
+    });
+    if config.policy == PolicyName::Threshold || !(given || config.has_unused_thresholds()) {
+        return Vec::new();
+    }
+    vec![
+        "--cache-threshold and --balance-…-threshold have no effect with this policy; give --policy threshold for the rule \
+         that they belong to",
+    ]
+}
+
 /// Says on standard error what went wrong.
 pub(crate) fn complain(what: &str) -> ExitCode {
     let _ = writeln!(io::stderr().lock(), "router-grpc: {what}");
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds_that_have_no_effect_are_noticed() {
+        let noted = |arguments: &[&str]| {
+            let arguments = ["router-grpc", "serve"].iter().chain(arguments);
+            let matches = Cli::command().try_get_matches_from(arguments).unwrap();
+            let cli = Cli::from_arg_matches(&matches).unwrap();
+            !notes(&matches, &cli.command).is_empty()
+        };
+        assert!(!noted(&[]));
+        assert!(noted(&["--cache-threshold", "0.3"]), "also where it is the default");
+        assert!(noted(&["--balance-abs-threshold", "1", "--policy", "round_robin"]));
+        assert!(!noted(&["--balance-rel-threshold", "2", "--policy", "threshold"]));
+    }
 }

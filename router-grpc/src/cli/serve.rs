@@ -9,11 +9,14 @@ use super::complain;
 use crate::config::RouterConfig;
 use crate::{init_telemetry, start};
 
-pub(super) async fn run(config: RouterConfig) -> ExitCode {
+pub(super) async fn run(config: RouterConfig, notes: &[&str]) -> ExitCode {
     let telemetry = match init_telemetry(&config.log_level, config.log_json) {
         Ok(telemetry) => telemetry,
         Err(error) => return complain(&error.to_string()),
     };
+    for note in notes {
+        tracing::warn!("{note}");
+    }
     let router = match start(config).await {
         Ok(router) => router,
         Err(error) => return complain(&error.to_string()),
@@ -23,14 +26,12 @@ pub(super) async fn run(config: RouterConfig) -> ExitCode {
     let (http, grpc) = (router.http_addr(), router.grpc_addr());
     // For people and for scripts that wait for it; everything else goes to the log.
     let _ = writeln!(io::stdout().lock(), "clients http://{http}  grpc http://{grpc}  metrics {metrics}");
-    let code = tokio::select! {
-        () = told_to_stop() => ExitCode::SUCCESS,
-        () = router.failed() => complain("the writer has died; see the log. Restart the router"),
-    };
+    // A writer that dies does not end this: requests are served on, and `/liveness` and the health service tell whoever restarts.
+    told_to_stop().await;
     tracing::info!("stopping: requests in flight may finish");
     router.shutdown().await;
     drop(telemetry);
-    code
+    ExitCode::SUCCESS
 }
 
 /// SIGTERM, or Ctrl-C.
