@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 #![allow(clippy::missing_panics_doc, missing_docs)]
 
+pub mod upstream;
+
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -69,6 +71,15 @@ pub fn agent(sim: &Sim, routers: &[&RunningRouter]) -> AgentHandle {
 pub async fn admin(router: &RunningRouter) -> AdminClient<Channel> {
     let channel = Channel::from_shared(format!("http://{}", router.grpc_addr())).unwrap();
     AdminClient::new(channel.connect().await.unwrap())
+}
+
+/// What a scrape of the router's metrics says.
+pub async fn metrics(router: &RunningRouter) -> String {
+    let address = router.prometheus_addr().unwrap();
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let answer = client.get(format!("http://{address}/metrics").parse().unwrap()).await.unwrap();
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(body.to_vec()).unwrap()
 }
 
 pub fn worker(router: &RunningRouter, url: &str) -> Option<Worker> {
@@ -136,6 +147,7 @@ pub fn generate(prompt: &[u32], output_tokens: usize) -> Value {
 #[derive(Clone, Debug)]
 pub struct HttpClient {
     base: String,
+    key: Option<String>,
     client: Client<HttpConnector, Full<Bytes>>,
 }
 
@@ -150,7 +162,12 @@ pub struct Answer {
 impl HttpClient {
     pub fn of(router: &RunningRouter) -> Self {
         let base = format!("http://{}", router.http_addr());
-        Self { base, client: Client::builder(TokioExecutor::new()).build_http() }
+        Self { base, key: None, client: Client::builder(TokioExecutor::new()).build_http() }
+    }
+
+    /// The same with a key to send.
+    pub fn with_key(self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self }
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
@@ -167,6 +184,10 @@ impl HttpClient {
 
     pub async fn open(&self, method: &str, path: &str, body: String) -> http::Response<Incoming> {
         let request = http::Request::builder().method(method).uri(format!("{}{path}", self.base));
+        let request = match &self.key {
+            Some(key) => request.header("authorization", format!("Bearer {key}")),
+            None => request,
+        };
         let request = request.header("content-type", "application/json").body(Full::from(body)).unwrap();
         tokio::time::timeout(PATIENCE, self.client.request(request)).await.unwrap().unwrap()
     }

@@ -7,7 +7,8 @@ use espalier_proto::agent_message::Message as Said;
 use espalier_proto::coordinator_message::Message as Heard;
 use espalier_proto::{
     Accept, AgentMessage, Baseline, BlockRun, CoordinatorMessage, Delta, EventKind, EvictionPolicy, Hello,
-    KeyUnit, Load, LoadReport, ReportLevel, SetFingerprint, WatchEventsRequest, Welcome,
+    KeyUnit, Load, LoadReport, RemoveWorkerRequest, ReportLevel, ResumePoint, SetFingerprint,
+    WatchEventsRequest, Welcome,
 };
 use espalier_tests::{PATIENCE, admin, alert, until, worker};
 use router_core::key::{KeySpace, SCHEME, Salt, Unit};
@@ -152,6 +153,7 @@ async fn a_hello_that_breaks_the_contract_is_refused_with_what_to_do() {
     let mut session = Session::open(&router, None).await.unwrap();
     session.say(Said::Load(LoadReport::default())).await;
     assert_eq!(session.closed().await.code(), Code::InvalidArgument);
+    assert!(router.router().snapshot().fleet.workers.is_empty(), "whoever is refused leaves no trace");
 }
 
 #[tokio::test]
@@ -162,10 +164,12 @@ async fn a_stale_incarnation_is_refused_and_changes_nothing() {
     session.say(Said::Baseline(baseline(0, &hashes(&welcome, 4)))).await;
     session.hear().await.unwrap();
     let mut stale = Session::open(&router, None).await.unwrap();
-    let status = stale.greet(Hello { incarnation: 99, ..hello() }).await.unwrap_err();
+    let status = stale.greet(Hello { incarnation: 99, dp_size: 5, ..hello() }).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("mint a new one"), "{status:?}");
     assert_eq!(claimed(&router, 0), 256);
+    assert_eq!(router.router().snapshot().fleet.targets.len(), 2, "not even its ranks count");
+    assert!(worker(&router, URL).unwrap().agent.is_some());
     let mut newer = Session::open(&router, None).await.unwrap();
     newer.greet(Hello { incarnation: 101, ..hello() }).await.unwrap();
     until("the earlier life's claims are void", async || claimed(&router, 0) == 0).await;
@@ -282,4 +286,91 @@ async fn ports_in_use_are_named_with_their_flags() {
         let error = router_grpc::start(config).await.unwrap_err().to_string();
         assert!(error.contains(flag) && error.contains("127.0.0.1:"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_session_that_gets_no_further_than_welcome_silences_nobody() {
+    let router = router().await;
+    let mut good = Session::open(&router, None).await.unwrap();
+    let welcome = good.greet(hello()).await.unwrap();
+    let hashes = hashes(&welcome, 4);
+    let mut idle = Session::open(&router, None).await.unwrap();
+    idle.say(Said::Hello(hello())).await;
+    assert!(matches!(idle.hear().await, Ok(Heard::Welcome(_))));
+    good.say(Said::Baseline(baseline(0, &hashes))).await;
+    assert_eq!(good.hear().await.unwrap(), Heard::Ack(espalier_proto::Ack { rank: 0, seq: 0 }));
+    // Once it has said Accept, it speaks for the worker, and the earlier one is told.
+    let fingerprints = welcome.key_spaces.iter().map(|space| space.fingerprint).collect();
+    idle.say(Said::Accept(Accept { fingerprints, reason: String::new() })).await;
+    let status = good.closed().await;
+    assert!(status.code() == Code::Aborted && status.message().contains("another session"), "{status:?}");
+    idle.say(Said::Baseline(baseline(1, &hashes))).await;
+    assert_eq!(idle.hear().await.unwrap(), Heard::Ack(espalier_proto::Ack { rank: 1, seq: 0 }));
+}
+
+#[tokio::test]
+async fn an_agent_that_was_silent_for_too_long_is_sent_away_and_resumes() {
+    let config = RouterConfig { lease_secs: 2.0, ..alert(Vec::new()) };
+    let router = router_grpc::start(config).await.unwrap();
+    let mut session = Session::open(&router, None).await.unwrap();
+    let welcome = session.greet(hello()).await.unwrap();
+    for rank in 0..2 {
+        session.say(Said::Baseline(baseline(rank, &hashes(&welcome, 4)))).await;
+        session.hear().await.unwrap();
+    }
+    let doubtful = || router.router().snapshot().fleet.targets.iter().any(|target| target.doubtful);
+    let status = session.closed().await;
+    assert!(status.code() == Code::Aborted && status.message().contains("lease"), "{status:?}");
+    assert!(doubtful());
+    let space = welcome.key_spaces[0].fingerprint;
+    let resume = (0..2).map(|rank| ResumePoint { rank, acked_seq: 0, key_space_fingerprint: space });
+    let mut again = Session::open(&router, None).await.unwrap();
+    let welcome = again.greet(Hello { resume: resume.collect(), ..hello() }).await.unwrap();
+    assert_eq!(welcome.resume.len(), 2);
+    until("nothing is doubted any more", async || !doubtful()).await;
+    assert_eq!((claimed(&router, 0), claimed(&router, 1)), (256, 256));
+}
+
+#[tokio::test]
+async fn an_agent_whose_worker_was_removed_is_sent_away_and_registers_it_anew() {
+    let router = router().await;
+    let mut session = Session::open(&router, None).await.unwrap();
+    let welcome = session.greet(hello()).await.unwrap();
+    until("it is registered", async || worker(&router, URL).is_some()).await;
+    admin(&router).await.remove_worker(RemoveWorkerRequest { url: URL.to_owned() }).await.unwrap();
+    let status = session.closed().await;
+    assert!(status.code() == Code::Aborted && status.message().contains("removed"), "{status:?}");
+    let mut again = Session::open(&router, None).await.unwrap();
+    again.greet(hello()).await.unwrap();
+    again.say(Said::Baseline(baseline(0, &hashes(&welcome, 4)))).await;
+    again.hear().await.unwrap();
+    assert_eq!(claimed(&router, 0), 256);
+}
+
+#[tokio::test]
+async fn sessions_and_what_they_hold_have_bounds_that_are_counted() {
+    let config = RouterConfig { max_agent_sessions: 1, max_blocks: 5, ..alert(Vec::new()) };
+    let router = router_grpc::start(config).await.unwrap();
+    let mut session = Session::open(&router, None).await.unwrap();
+    let refused = Session::open(&router, None).await.err().unwrap();
+    assert!(
+        refused.code() == Code::ResourceExhausted && refused.message().contains("--max-agent-sessions"),
+        "{refused:?}"
+    );
+    // Three blocks under way in each of two ranks are more than five.
+    let welcome = session.greet(hello()).await.unwrap();
+    for rank in 0..2 {
+        let part = Baseline { parts: 2, ..baseline(rank, &hashes(&welcome, 3)) };
+        session.say(Said::Baseline(part)).await;
+    }
+    let status = session.closed().await;
+    assert!(
+        status.code() == Code::ResourceExhausted && status.message().contains("--max-blocks"),
+        "{status:?}"
+    );
+    let metrics = espalier_tests::metrics(&router).await;
+    for counted in ["espalier_agent_sessions_refused_total 1", "espalier_baselines_refused_total 1"] {
+        assert!(metrics.contains(counted), "{counted} is missing in\n{metrics}");
+    }
+    until("there is room again", async || Session::open(&router, None).await.is_ok()).await;
 }

@@ -3,16 +3,24 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use espalier_proto::{
-    DrainRequest, ExplainRequest, GetWorkerRequest, ListWorkersRequest, RemoveWorkerRequest,
+    AddWorkerRequest, DrainRequest, ExplainRequest, GetWorkerRequest, ListWorkersRequest,
+    RemoveWorkerRequest, UndrainRequest,
 };
 use espalier_tests::{
-    HttpClient, admin, agent, alert, claimed, fast, generate, prompt, until, until_exact, until_ready, worker,
+    HttpClient, PATIENCE, admin, agent, alert, claimed, fast, generate, metrics, prompt, until, until_exact,
+    until_ready, worker,
 };
 use http_body_util::BodyExt as _;
-use router_core::WorkerState;
+use router_core::key::Unit;
+use router_core::{Done, Query, Update, WorkerState};
+use router_grpc::RouterConfig;
 use serde_json::{Value, json};
 use sglang_sim::{Sim, SimConfig};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 #[tokio::test]
 async fn prompts_follow_their_prefix_and_claims_are_exact() {
@@ -256,6 +264,86 @@ async fn a_drain_loses_no_request() {
 }
 
 #[tokio::test]
+async fn a_drain_that_is_called_off_says_so() {
+    let sim = Sim::start(SimConfig { time_scale: 1.0, ..fast() }).await.unwrap();
+    let router = router_grpc::start(alert(vec![sim.url()])).await.unwrap();
+    until_ready(&router, 1).await;
+    let body =
+        json!({"input_ids": prompt(1, 64), "sampling_params": {"max_new_tokens": 100_000}, "stream": true});
+    let mut response = HttpClient::of(&router).open("POST", "/generate", body.to_string()).await;
+    response.body_mut().frame().await.unwrap().unwrap();
+    let mut admin = admin(&router).await;
+    let mut progress = admin.drain(DrainRequest { url: sim.url() }).await.unwrap().into_inner();
+    assert_eq!(progress.message().await.unwrap().unwrap().in_flight, 1);
+    admin.undrain(UndrainRequest { url: sim.url() }).await.unwrap();
+    let ended = progress.message().await.unwrap_err();
+    assert!(ended.code() == tonic::Code::Aborted && ended.message().contains("undrained"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_router_without_its_writer_serves_on_and_says_so() {
+    let sims = [Sim::start(fast()).await.unwrap(), Sim::start(fast()).await.unwrap()];
+    let router = router_grpc::start(alert(sims.iter().map(Sim::url).collect())).await.unwrap();
+    until_ready(&router, 2).await;
+    let client = HttpClient::of(&router);
+    assert_eq!(client.send("GET", "/liveness", String::new()).await.status, 200);
+    let first = client.post("/generate", &generate(&prompt(1, 700), 5)).await;
+    until("it is claimed", async || {
+        !claimed(&router, &sims[0]).await.is_empty() || !claimed(&router, &sims[1]).await.is_empty()
+    })
+    .await;
+    // A question whose answer nobody survives.
+    let target = router.router().snapshot().fleet.targets[0].id;
+    let done = Done::new(|_| panic!("a test ends the writer"));
+    let fatal = Update::Query(Query::Claims { target, unit: Unit::Token, done });
+    router.router().updates().try_send(fatal).unwrap();
+    timeout(PATIENCE, router.writer_died()).await.unwrap();
+    assert_eq!(first.status, 200);
+    for _ in 0..4 {
+        let answer = client.post("/generate", &generate(&prompt(1, 700), 5)).await;
+        assert_eq!((answer.status, answer.header("x-espalier-predicted-tokens")), (200, "0"));
+    }
+    assert_eq!(client.send("GET", "/liveness", String::new()).await.status, 503);
+    assert!(metrics(&router).await.contains("espalier_writer_alive 0"));
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", router.grpc_addr())).unwrap();
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    until("the health service knows", async || {
+        let check = HealthCheckRequest { service: "espalier.v1.Agent".to_owned() };
+        health.check(check).await.unwrap().into_inner().status() == ServingStatus::NotServing
+    })
+    .await;
+    let refused = admin(&router).await.drain(DrainRequest { url: sims[0].url() }).await.err().unwrap();
+    assert!(refused.message().contains("restart"), "{refused:?}");
+    router.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_answer_delays_no_other() {
+    // Connections to it are made by the kernel, and nobody ever reads them.
+    let black_hole = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = format!("http://{}", black_hole.local_addr().unwrap());
+    let sim = Sim::start(fast()).await.unwrap();
+    let config = RouterConfig { health_check_timeout_secs: 3600.0, ..alert(vec![silent, sim.url()]) };
+    let router = router_grpc::start(config).await.unwrap();
+    until_ready(&router, 1).await;
+    let url = sim.url();
+    sim.kill().await;
+    until("the dead one is seen to be dead", async || {
+        worker(&router, &url).is_some_and(|worker| worker.state == WorkerState::Unreachable)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_added_is_checked_at_once() {
+    let sim = Sim::start(fast()).await.unwrap();
+    let config = RouterConfig { health_check_interval_secs: 3600.0, ..alert(Vec::new()) };
+    let router = router_grpc::start(config).await.unwrap();
+    admin(&router).await.add_worker(AddWorkerRequest { url: sim.url() }).await.unwrap();
+    until_ready(&router, 1).await;
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_frees_its_worker() {
     let sim = Sim::start(SimConfig { time_scale: 1.0, ..fast() }).await.unwrap();
     let router = router_grpc::start(alert(vec![sim.url()])).await.unwrap();
@@ -285,18 +373,7 @@ async fn metrics_tell_what_happened() {
         client.post("/generate", &generate(&prompt(1, 700), 5)).await;
     }
     until_exact(&router, &sim).await;
-    let url = format!("http://{}/metrics", router.prometheus_addr().unwrap());
-    let scrape = async || {
-        let stream = tokio::net::TcpStream::connect(router.prometheus_addr().unwrap()).await.unwrap();
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        let request = http::Request::get(&url).header("host", "x");
-        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
-        let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
-        String::from_utf8(body.to_bytes().to_vec()).unwrap()
-    };
-    let text = scrape().await;
+    let text = metrics(&router).await;
     for family in [
         "espalier_requests_total{route=\"generate\",outcome=\"answered\"} 2",
         "espalier_prompt_tokens_total 1400",
@@ -318,7 +395,7 @@ async fn metrics_tell_what_happened() {
         assert!(text.contains(family), "{family} is missing in\n{text}");
     }
     until("the divergence is known to be none", async || {
-        let text = scrape().await;
+        let text = metrics(&router).await;
         let mut lines = text.lines().filter(|line| line.starts_with("espalier_divergence_tokens{"));
         lines.any(|line| line.ends_with("} 0") || line.ends_with("} 0.0"))
     })

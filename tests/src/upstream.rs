@@ -1,0 +1,193 @@
+//! A worker that does what a test tells it, byte for byte, and remembers what it was sent.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+/// One request as it came over the wire.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// The head, with its last empty line.
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+/// What is done on a connection, in order.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Sends bytes.
+    Say(Vec<u8>),
+    /// Sends nothing more until the other side closes.
+    Hang,
+    /// Closes.
+    Close,
+}
+
+/// What has come so far.
+#[derive(Debug, Default)]
+struct Record {
+    requests: Vec<Seen>,
+    health_check: Option<Seen>,
+    closed: usize,
+}
+
+type Script = dyn Fn(&Seen) -> Vec<Act> + Send + Sync;
+
+/// A scripted worker. Dropping it closes everything.
+#[derive(Debug)]
+pub struct Upstream {
+    port: u16,
+    seen: Arc<Mutex<Record>>,
+    _serving: JoinSet<()>,
+}
+
+impl Upstream {
+    /// Health checks are answered as a ready worker with `dp_size` ranks would; everything else is the script's. After its last
+    /// act the connection takes the next request.
+    pub async fn start(dp_size: u32, script: impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen: Arc<Mutex<Record>> = Arc::default();
+        let record = seen.clone();
+        let script: Arc<Script> = Arc::new(script);
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (record, script) = (record.clone(), script.clone());
+                connections.spawn(async move {
+                    if play(stream, dp_size, &record, &*script).await.is_none() {
+                        record.lock().unwrap().closed += 1;
+                    }
+                });
+            }
+        });
+        Self { port, seen, _serving: serving }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What it was sent so far, health checks aside.
+    pub fn requests(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().requests.clone()
+    }
+
+    /// The last health check.
+    pub fn health_check(&self) -> Option<Seen> {
+        self.seen.lock().unwrap().health_check.clone()
+    }
+
+    /// Connections that the other side closed.
+    pub fn closed(&self) -> usize {
+        self.seen.lock().unwrap().closed
+    }
+}
+
+impl Seen {
+    /// The values of a header, in order.
+    pub fn header(&self, name: &str) -> Vec<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(':'));
+        lines.filter(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect()
+    }
+
+    fn path(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap_or("")
+    }
+}
+
+/// An answer of known length.
+pub fn answer(body: &str) -> Vec<Act> {
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    vec![Act::Say((head + body).into_bytes())]
+}
+
+/// The head of an answer in chunks, with more header lines.
+pub fn chunked(more: &str) -> Act {
+    Act::Say(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n{more}\r\n").into_bytes())
+}
+
+/// One chunk.
+pub fn chunk(data: &str) -> Act {
+    Act::Say(format!("{:x}\r\n{data}\r\n", data.len()).into_bytes())
+}
+
+/// Serves one connection; `None` when the other side has closed it.
+async fn play(mut stream: TcpStream, dp_size: u32, record: &Mutex<Record>, script: &Script) -> Option<()> {
+    loop {
+        let request = read(&mut stream).await?;
+        let acts = match request.path() {
+            "/ready" => {
+                record.lock().unwrap().health_check = Some(request);
+                answer("")
+            }
+            "/server_info" => answer(&json!({"dp_size": dp_size, "page_size": 16}).to_string()),
+            _ => {
+                record.lock().unwrap().requests.push(request.clone());
+                script(&request)
+            }
+        };
+        for act in acts {
+            match act {
+                Act::Say(bytes) => stream.write_all(&bytes).await.ok()?,
+                Act::Hang => {
+                    while stream.read(&mut [0; 1024]).await.ok()? > 0 {}
+                    return None;
+                }
+                Act::Close => return Some(()),
+            }
+        }
+    }
+}
+
+/// Reads one request of known length.
+async fn read(stream: &mut TcpStream) -> Option<Seen> {
+    let mut bytes = Vec::new();
+    loop {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+        if let Some(end) = end {
+            let mut seen =
+                Seen { head: String::from_utf8_lossy(&bytes[..end + 4]).into_owned(), body: Vec::new() };
+            let length = seen.header("content-length").first().map_or(0, |length| length.parse().unwrap());
+            if bytes.len() >= end + 4 + length {
+                seen.body = bytes[end + 4..].to_vec();
+                return Some(seen);
+            }
+        }
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+/// Sends bytes to an address and reads until the other side closes, or for as long as a test has patience.
+pub async fn raw(address: std::net::SocketAddr, pieces: &[&str]) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    for piece in pieces {
+        // The other side may have heard enough.
+        let _ = stream.write_all(piece.as_bytes()).await;
+        let _ = stream.flush().await;
+    }
+    let mut bytes = Vec::new();
+    let read = async {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+            bytes.extend_from_slice(&buffer[..count]);
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(60), read).await;
+    String::from_utf8_lossy(&bytes).into_owned()
+}
