@@ -237,7 +237,7 @@ pub struct Hello {
     #[prost(uint32, tag = "1")]
     pub protocol_version: u32,
     /// The worker's base URL as clients of the router must reach it, for example "<http://10.0.0.7:30000".> Two agents that
-    /// name one URL speak for one worker; the later session replaces the earlier.
+    /// name one URL speak for one worker; the later session replaces the earlier when it has said Accept.
     #[prost(string, tag = "2")]
     pub worker_url: ::prost::alloc::string::String,
     /// One life of the engine, minted by the agent: microseconds since the Unix epoch at which this life was first seen.
@@ -295,8 +295,9 @@ pub struct ResumePoint {
 /// The coordinator's answer to Hello.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Welcome {
-    /// Silence longer than this makes the worker's reported claims doubtful. Any message renews the lease; an agent with
-    /// nothing to say MUST send a LoadReport at least three times per lease.
+    /// Silence longer than this makes the worker's reported claims doubtful and ends the stream; they count again when the
+    /// agent resumes, and are dropped after twice this. Any message renews the lease; an agent with nothing to say MUST send
+    /// a LoadReport at least three times per lease.
     #[prost(uint32, tag = "1")]
     pub lease_ms: u32,
     /// The key spaces that reports are wanted in; at most one per unit.
@@ -540,8 +541,12 @@ pub mod agent_client {
         /// the former SHOULD carry the registered one, in decimal, in the trailing metadata
         /// `espalier-registered-incarnation`, and the agent mints a greater one and begins again
         /// UNAUTHENTICATED      no token, or not the right one
-        /// RESOURCE_EXHAUSTED   more workers or dp ranks than the coordinator has room for
-        /// Any later message that breaks a MUST below closes the stream with INVALID_ARGUMENT; claims stay as they were.
+        /// RESOURCE_EXHAUSTED   more workers, dp ranks or streams than the coordinator has room for
+        /// Until Accept nothing changes: an agent that is refused, or gets no further, leaves no worker and silences nobody.
+        /// Any later message that breaks a MUST below closes the stream with INVALID_ARGUMENT, and baselines of more blocks than
+        /// there is room for with RESOURCE_EXHAUSTED; claims stay as they were.
+        /// The coordinator closes a stream with ABORTED when it has nothing to say any more: another session speaks for the
+        /// worker, the lease has ended, or the worker was removed. The agent SHOULD connect again, and resumes if it can.
         pub async fn connect(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::AgentMessage>,
@@ -593,8 +598,12 @@ pub mod agent_server {
         /// the former SHOULD carry the registered one, in decimal, in the trailing metadata
         /// `espalier-registered-incarnation`, and the agent mints a greater one and begins again
         /// UNAUTHENTICATED      no token, or not the right one
-        /// RESOURCE_EXHAUSTED   more workers or dp ranks than the coordinator has room for
-        /// Any later message that breaks a MUST below closes the stream with INVALID_ARGUMENT; claims stay as they were.
+        /// RESOURCE_EXHAUSTED   more workers, dp ranks or streams than the coordinator has room for
+        /// Until Accept nothing changes: an agent that is refused, or gets no further, leaves no worker and silences nobody.
+        /// Any later message that breaks a MUST below closes the stream with INVALID_ARGUMENT, and baselines of more blocks than
+        /// there is room for with RESOURCE_EXHAUSTED; claims stay as they were.
+        /// The coordinator closes a stream with ABORTED when it has nothing to say any more: another session speaks for the
+        /// worker, the lease has ended, or the worker was removed. The agent SHOULD connect again, and resumes if it can.
         async fn connect(
             &self,
             request: tonic::Request<tonic::Streaming<super::AgentMessage>>,
@@ -1159,7 +1168,8 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("espalier.v1.Admin", "AddWorker"));
             self.inner.unary(req, path, codec).await
         }
-        /// Forgets a worker. Requests in flight to it finish; use Drain first to wait for them.
+        /// Forgets a worker. Requests in flight to it finish; use Drain first to wait for them. Its agent's stream ends; an agent
+        /// that still runs connects again and registers the worker anew, so stop the agent first.
         pub async fn remove_worker(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveWorkerRequest>,
@@ -1185,7 +1195,7 @@ pub mod admin_client {
             self.inner.unary(req, path, codec).await
         }
         /// Stops sending new requests to a worker and streams what is still in flight, ending when nothing is. Ending the call
-        /// early does not undo the drain.
+        /// early does not undo the drain. Ends with ABORTED if the worker is undrained meanwhile.
         pub async fn drain(
             &mut self,
             request: impl tonic::IntoRequest<super::DrainRequest>,
@@ -1307,7 +1317,8 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::AddWorkerRequest>,
         ) -> std::result::Result<tonic::Response<super::Worker>, tonic::Status>;
-        /// Forgets a worker. Requests in flight to it finish; use Drain first to wait for them.
+        /// Forgets a worker. Requests in flight to it finish; use Drain first to wait for them. Its agent's stream ends; an agent
+        /// that still runs connects again and registers the worker anew, so stop the agent first.
         async fn remove_worker(
             &self,
             request: tonic::Request<super::RemoveWorkerRequest>,
@@ -1322,7 +1333,7 @@ pub mod admin_server {
             + std::marker::Send
             + 'static;
         /// Stops sending new requests to a worker and streams what is still in flight, ending when nothing is. Ending the call
-        /// early does not undo the drain.
+        /// early does not undo the drain. Ends with ABORTED if the worker is undrained meanwhile.
         async fn drain(
             &self,
             request: tonic::Request<super::DrainRequest>,
