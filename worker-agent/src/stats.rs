@@ -78,6 +78,8 @@ pub struct RouterStats {
     pub deltas_sent: u64,
     /// Baselines sent.
     pub baselines_sent: u64,
+    /// Baselines that it has acknowledged.
+    pub baselines_in_force: u64,
     /// Baselines it asked for.
     pub resyncs: u64,
     /// Ranks that went on after a reconnect without a baseline.
@@ -101,6 +103,7 @@ pub(crate) fn collect(life: Option<&Arc<Life>>, routers: &[(String, Arc<RouterCo
             messages_sent: read(&counters.messages),
             deltas_sent: read(&counters.deltas),
             baselines_sent: read(&counters.baselines),
+            baselines_in_force: read(&counters.baselines_in_force),
             resyncs: read(&counters.resyncs),
             resumed: read(&counters.resumed),
             overflows: read(&counters.overflows),

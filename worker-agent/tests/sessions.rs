@@ -308,6 +308,12 @@ async fn a_resync_is_answered_with_a_baseline() {
     engine.store(1, &prompt(3, 40)).await;
     coordinator.until_holds(1, &engine.blocks(1, coordinator.space())).await;
     coordinator.until_holds(0, &engine.blocks(0, coordinator.space())).await;
+    let in_force = async || {
+        while agent.stats().routers[0].baselines_in_force < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(support::PATIENCE, in_force()).await.unwrap();
     assert_eq!(agent.stats().routers[0].resyncs, 1);
 }
 

@@ -73,6 +73,7 @@ pub(crate) struct RouterCounters {
     pub(crate) messages: AtomicU64,
     pub(crate) deltas: AtomicU64,
     pub(crate) baselines: AtomicU64,
+    pub(crate) baselines_in_force: AtomicU64,
     pub(crate) resyncs: AtomicU64,
     pub(crate) resumed: AtomicU64,
     pub(crate) overflows: AtomicU64,

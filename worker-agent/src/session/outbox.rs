@@ -106,16 +106,19 @@ impl Outbox {
         true
     }
 
-    /// The router has applied everything up to `seq`.
-    pub(super) fn ack(&mut self, seq: u64) {
+    /// The router has applied everything up to `seq`; answers whether that put the last baseline in force.
+    pub(super) fn ack(&mut self, seq: u64) -> bool {
         if seq > self.last_seq {
-            return;
+            return false;
         }
+        let arrives = |acked| self.baseline_seq.is_some_and(|baseline| acked >= baseline);
+        let in_force = !arrives(self.acked_seq) && arrives(seq);
         self.acked_seq = self.acked_seq.max(seq);
         while let Some(first) = self.unacked.front().filter(|first| first.seq <= seq) {
             self.unacked_bytes -= first.bytes;
             self.unacked.pop_front();
         }
+        in_force
     }
 
     /// The number after which this outbox can go on, if it can: the last baseline has arrived, and nothing sent after it
@@ -197,9 +200,10 @@ mod tests {
         outbox.begin_life();
         let baseline = outbox.begin_baseline();
         assert!(send(&mut outbox, 10));
-        outbox.ack(3);
+        assert!(!outbox.ack(3));
         assert_eq!(outbox.resume_point(), None);
-        outbox.ack(baseline);
+        assert!(outbox.ack(baseline), "it is in force");
+        assert!(!outbox.ack(baseline), "and not twice");
         assert_eq!(outbox.resume_point(), Some(baseline));
     }
 

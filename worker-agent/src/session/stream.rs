@@ -147,8 +147,8 @@ async fn read(inbound: &mut Inbound, desk: &Mutex<Desk>, counters: &RouterCounte
         let mut desk = lock(desk);
         match message {
             Incoming::Ack { rank, seq } => {
-                if let Some(outbox) = desk.outboxes.get_mut(rank as usize) {
-                    outbox.ack(seq);
+                if desk.outboxes.get_mut(rank as usize).is_some_and(|outbox| outbox.ack(seq)) {
+                    counters.baselines_in_force.fetch_add(1, Ordering::Relaxed);
                 }
             }
             Incoming::Resync { rank, reason } => {
