@@ -15,22 +15,49 @@ use crate::report::Truth;
 /// A router with its workers.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    sims: Vec<Sim>,
-    agents: Vec<AgentHandle>,
+    engines: Vec<Engine>,
     router: RunningRouter,
+}
+
+/// A simulated engine, up or down, and the agent beside it.
+#[derive(Debug)]
+struct Engine {
+    /// With the port it has once it has been up.
+    config: SimConfig,
+    url: String,
+    /// `None` while it is down.
+    sim: Option<Sim>,
+    agent: AgentHandle,
 }
 
 /// What cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClusterError {
-    #[error("a simulated worker: {0}")]
+    #[error("cannot start a simulated worker: {0}")]
     Sim(#[from] sglang_sim::SimError),
-    #[error("the router: {0}")]
+    #[error("cannot start the router: {0}")]
     Router(#[from] router_grpc::StartError),
-    #[error("an agent: {0}")]
+    #[error("cannot start an agent: {0}")]
     Agent(#[from] worker_agent::ConfigErrors),
-    #[error("after {} s not every worker is ready with its agent's reports: {seen}", PATIENCE.as_secs())]
+    #[error("after {} s not every worker is ready with its agent's reports in force: {seen}", PATIENCE.as_secs())]
     NotReady { seen: String },
+    #[error(
+        "the router has lost worker {url}, so that its claims cannot be compared; see its log with RUST_LOG=info"
+    )]
+    Lost { url: String },
+}
+
+/// An engine that cannot be killed or started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OperateError {
+    #[error("there is no engine {number}; they are 1 to {engines}")]
+    Unknown { number: usize, engines: usize },
+    #[error("engine {number} is down already; `start {number}` brings it back")]
+    Down { number: usize },
+    #[error("engine {number} is up already; `kill {number}` ends it")]
+    Up { number: usize },
+    #[error("engine {number} does not start: {source}")]
+    Start { number: usize, source: sglang_sim::SimError },
 }
 
 /// Shape of a cluster.
@@ -68,17 +95,54 @@ impl Cluster {
             ..RouterConfig::default()
         })
         .await?;
-        let agent = |sim: &Sim| {
-            Agent::start(AgentConfig {
+        let mut engines = Vec::new();
+        for sim in sims {
+            let agent = Agent::start(AgentConfig {
                 worker_url: sim.url(),
                 routers: vec![format!("http://{}", router.grpc_addr())],
                 ..AgentConfig::default()
-            })
-        };
-        let agents = sims.iter().map(agent).collect::<Result<_, _>>()?;
-        let cluster = Self { sims, agents, router };
+            })?;
+            let config = SimConfig { port: sim.address().port(), ..shape.sim.clone() };
+            engines.push(Engine { config, url: sim.url(), sim: Some(sim), agent });
+        }
+        let cluster = Self { engines, router };
         cluster.wait_until_ready().await?;
         Ok(cluster)
+    }
+
+    /// Number of engines, up or down.
+    pub(crate) fn engines(&self) -> usize {
+        self.engines.len()
+    }
+
+    /// Workers that the router would send requests to now.
+    pub(crate) fn ready(&self) -> usize {
+        let snapshot = self.router.router().snapshot();
+        snapshot.fleet.workers.iter().filter(|worker| worker.state == WorkerState::Ready).count()
+    }
+
+    /// Ends an engine as `kill -9` would. Engines count from 1.
+    pub(crate) async fn kill(&mut self, number: usize) -> Result<(), OperateError> {
+        let sim = self.engine(number)?.sim.take().ok_or(OperateError::Down { number })?;
+        sim.kill().await;
+        Ok(())
+    }
+
+    /// Starts an engine that was killed, at its old address and with nothing cached.
+    pub(crate) async fn revive(&mut self, number: usize) -> Result<(), OperateError> {
+        let engine = self.engine(number)?;
+        if engine.sim.is_some() {
+            return Err(OperateError::Up { number });
+        }
+        let started = Sim::start(engine.config.clone()).await;
+        engine.sim = Some(started.map_err(|source| OperateError::Start { number, source })?);
+        Ok(())
+    }
+
+    fn engine(&mut self, number: usize) -> Result<&mut Engine, OperateError> {
+        let engines = self.engines.len();
+        let engine = number.checked_sub(1).and_then(|index| self.engines.get_mut(index));
+        engine.ok_or(OperateError::Unknown { number, engines })
     }
 
     /// Base URL for clients.
@@ -87,22 +151,22 @@ impl Cluster {
     }
 
     /// Compares every claim with what the engines hold, once their last reports have arrived.
-    pub(crate) async fn truth(&self) -> Truth {
-        let mut divergence = self.divergence().await;
+    pub(crate) async fn truth(&self) -> Result<Truth, ClusterError> {
+        let mut divergence = self.divergence().await?;
         let mut since = Instant::now();
         while since.elapsed() < SETTLED_AFTER {
             sleep(LOOK).await;
-            let next = self.divergence().await;
+            let next = self.divergence().await?;
             if next != divergence {
                 (divergence, since) = (next, Instant::now());
             }
         }
         let (differing, held) = divergence;
-        Truth {
+        Ok(Truth {
             divergence_ratio: differing as f64 / held.max(1) as f64,
             report_bytes: self.router.report_bytes(),
-            workers: self.sims.len(),
-        }
+            workers: self.engines.len(),
+        })
     }
 
     /// Where everything listens, for people.
@@ -112,41 +176,46 @@ impl Cluster {
         if let Some(address) = self.router.prometheus_addr() {
             text += &format!("metrics  http://{address}/metrics\n");
         }
-        for sim in &self.sims {
-            text += &format!("worker   {}\n", sim.url());
+        for (index, engine) in self.engines.iter().enumerate() {
+            text += &format!("engine {} {}\n", index + 1, engine.url);
         }
         text
     }
 
     pub(crate) async fn shutdown(self) {
-        for agent in self.agents {
-            agent.shutdown().await;
+        let mut sims = Vec::new();
+        for engine in self.engines {
+            engine.agent.shutdown().await;
+            sims.extend(engine.sim);
         }
         self.router.shutdown().await;
-        for sim in self.sims {
+        for sim in sims {
             sim.kill().await;
         }
     }
 
     /// Blocks that are claimed or held but not both, and blocks held.
-    async fn divergence(&self) -> (usize, usize) {
+    async fn divergence(&self) -> Result<(usize, usize), ClusterError> {
         let snapshot = self.router.router().snapshot();
         let (mut differing, mut held_in_all) = (0, 0);
-        for sim in &self.sims {
-            let Some(worker) = snapshot.fleet.worker_by_url(&sim.url()) else { continue };
+        for engine in &self.engines {
+            let lost = || ClusterError::Lost { url: engine.url.clone() };
+            let worker = snapshot.fleet.worker_by_url(&engine.url).ok_or_else(lost)?;
             for target in snapshot.fleet.targets_of(worker.id) {
                 let claimed: HashSet<BlockHash> =
                     self.router.claims(target.id, Unit::Token).await.into_iter().collect();
-                let held = self.held(sim, target).await;
+                let held = self.held(engine, target).await;
                 differing += claimed.symmetric_difference(&held).count();
                 held_in_all += held.len();
             }
         }
-        (differing, held_in_all)
+        Ok((differing, held_in_all))
     }
 
     /// The blocks an engine really holds.
-    async fn held(&self, sim: &Sim, target: &Target) -> HashSet<BlockHash> {
+    async fn held(&self, engine: &Engine, target: &Target) -> HashSet<BlockHash> {
+        // What is down holds nothing.
+        let Some(sim) = &engine.sim else { return HashSet::new() };
         let space = self.router.router().key_space(Unit::Token);
         let paths = sim.cached_paths(target.id.rank).await;
         let keys = paths.iter().map(|(namespace, tokens)| {
@@ -162,8 +231,7 @@ impl Cluster {
             let workers = &snapshot.fleet.workers;
             let ready =
                 workers.iter().all(|worker| worker.state == WorkerState::Ready && worker.agent.is_some());
-            let reported = self.agents.iter().all(|agent| agent.stats().baselines_sent > 0);
-            if ready && reported && workers.len() == self.sims.len() {
+            if ready && self.engines.iter().all(Engine::is_reported) && workers.len() == self.engines.len() {
                 return Ok(());
             }
             if Instant::now() > give_up {
@@ -173,5 +241,13 @@ impl Cluster {
             }
             sleep(LOOK).await;
         }
+    }
+}
+
+impl Engine {
+    /// A baseline of every rank is in force in the router.
+    fn is_reported(&self) -> bool {
+        let routers = self.agent.stats().routers;
+        routers.iter().all(|router| router.baselines_in_force >= u64::from(self.config.dp_size))
     }
 }

@@ -1,8 +1,7 @@
-//! Sends the trace open loop over HTTP and measures what comes back.
+//! Sends requests of the trace open loop over HTTP and measures what comes back.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request as HttpRequest, StatusCode, Uri};
@@ -12,7 +11,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use indicatif::ProgressBar;
 use serde::Deserialize;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 
 use crate::trace::Request;
 
@@ -30,7 +30,7 @@ pub(crate) struct Pace {
 /// What came of one request.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// Time to its first token in the engines' time.
+    /// Time to its first token in the engines' time, from the moment it was due: what delays the sender delays the client.
     pub(crate) ttft: Duration,
     pub(crate) prompt_tokens: u64,
     pub(crate) cached_tokens: u64,
@@ -80,40 +80,94 @@ struct MetaInfo {
 
 type HttpClient = Client<HttpConnector, Full<Bytes>>;
 
+/// Requests under way to one router.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    client: HttpClient,
+    url: String,
+    pace: Pace,
+    running: JoinSet<Result<Answer, Failure>>,
+}
+
 /// Plays the whole trace against `base` and waits for every answer.
 pub(crate) async fn drive(base: &str, trace: &[Request], pace: Pace, progress: &ProgressBar) -> Outcome {
-    let client: Arc<HttpClient> = Arc::new(Client::builder(TokioExecutor::new()).build_http());
-    let began = tokio::time::Instant::now();
-    let mut running = JoinSet::new();
+    let mut sender = Sender::new(base, pace);
+    let began = Instant::now();
     let mut outcome = Outcome::default();
-    let wall = move |engine: Duration| engine.div_f64(pace.time_scale);
     for request in trace {
         // The body is made before its time comes, so that making it delays nobody.
         let body = body_of(request);
-        tokio::time::sleep_until(began + wall(request.at.div_f64(pace.compression))).await;
-        let (client, url) = (client.clone(), format!("{base}/generate"));
-        running.spawn(async move {
-            let answer = tokio::time::timeout(wall(pace.timeout), send(&client, &url, body, pace.time_scale));
-            answer.await.unwrap_or(Err(Failure::TimedOut))
-        });
-        while let Some(done) = running.try_join_next() {
-            outcome.take(done, progress);
+        let due = began + pace.until(request.at);
+        tokio::time::sleep_until(due).await;
+        sender.send(body, due);
+        while let Some(done) = sender.try_next() {
+            progress.inc(1);
+            outcome.take(done);
         }
     }
-    while let Some(done) = running.join_next().await {
-        outcome.take(done, progress);
+    while let Some(done) = sender.next().await {
+        progress.inc(1);
+        outcome.take(done);
     }
     outcome
 }
 
+impl Pace {
+    /// Real time after which a request of the trace is due.
+    pub(crate) fn until(&self, at: Duration) -> Duration {
+        self.wall(at.div_f64(self.compression))
+    }
+
+    fn wall(&self, engine: Duration) -> Duration {
+        engine.div_f64(self.time_scale)
+    }
+}
+
+impl Sender {
+    pub(crate) fn new(base: &str, pace: Pace) -> Self {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Self { client, url: format!("{base}/generate"), pace, running: JoinSet::new() }
+    }
+
+    /// Sends a request that was due at `due`.
+    pub(crate) fn send(&mut self, body: Bytes, due: Instant) {
+        let (client, url, pace) = (self.client.clone(), self.url.clone(), self.pace);
+        self.running.spawn(async move {
+            let answer = exchange(&client, &url, body, due, pace.time_scale);
+            let answer = tokio::time::timeout_at(due + pace.wall(pace.timeout), answer).await;
+            answer.unwrap_or(Err(Failure::TimedOut))
+        });
+    }
+
+    /// Requests that are not answered yet.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.running.len()
+    }
+
+    /// What came of a request that is done.
+    pub(crate) fn try_next(&mut self) -> Option<Done> {
+        self.running.try_join_next().map(Done)
+    }
+
+    /// Waits for a request to be done; `None` when none is under way.
+    pub(crate) async fn next(&mut self) -> Option<Done> {
+        self.running.join_next().await.map(Done)
+    }
+}
+
 /// Sends one request and reads its events to the end.
-async fn send(client: &HttpClient, url: &str, body: Bytes, time_scale: f64) -> Result<Answer, Failure> {
+async fn exchange(
+    client: &HttpClient,
+    url: &str,
+    body: Bytes,
+    due: Instant,
+    time_scale: f64,
+) -> Result<Answer, Failure> {
     let uri: Uri = url.parse().map_err(|_| Failure::Unreadable)?;
     let request = HttpRequest::post(uri)
         .header("content-type", "application/json")
         .body(Full::new(body))
         .map_err(|_| Failure::Unreadable)?;
-    let sent = Instant::now();
     let response = client.request(request).await?;
     if response.status() != StatusCode::OK {
         return Err(Failure::Status(response.status()));
@@ -134,7 +188,7 @@ async fn send(client: &HttpClient, url: &str, body: Bytes, time_scale: f64) -> R
             }
             if first.is_none() {
                 let event: Event = serde_json::from_slice(&event).map_err(|_| Failure::Unreadable)?;
-                first = Some((sent.elapsed().mul_f64(time_scale), event.meta_info));
+                first = Some((due.elapsed().mul_f64(time_scale), event.meta_info));
             }
         }
     }
@@ -146,7 +200,8 @@ async fn send(client: &HttpClient, url: &str, body: Bytes, time_scale: f64) -> R
     Ok(Answer { ttft, prompt_tokens, cached_tokens, predicted_tokens, worker })
 }
 
-fn body_of(request: &Request) -> Bytes {
+/// A request as SGLang takes it.
+pub(crate) fn body_of(request: &Request) -> Bytes {
     let body = serde_json::json!({
         "input_ids": request.tokens(),
         "sampling_params": {"max_new_tokens": request.output_tokens, "ignore_eos": true},
@@ -155,18 +210,35 @@ fn body_of(request: &Request) -> Bytes {
     Bytes::from(body.to_string())
 }
 
+/// What came of one request.
+#[derive(Debug)]
+pub(crate) struct Done(Result<Result<Answer, Failure>, JoinError>);
+
 impl Outcome {
-    fn take(
-        &mut self,
-        done: Result<Result<Answer, Failure>, tokio::task::JoinError>,
-        progress: &ProgressBar,
-    ) {
-        progress.inc(1);
-        match done {
-            Ok(Ok(answer)) => self.answers.push(answer),
-            Ok(Err(failure)) => *self.failures.entry(failure.to_string()).or_default() += 1,
-            Err(error) => *self.failures.entry(error.to_string()).or_default() += 1,
-        }
+    pub(crate) fn take(&mut self, Done(done): Done) {
+        let reason = match done {
+            Ok(Ok(answer)) => return self.answers.push(answer),
+            Ok(Err(failure)) => failure.to_string(),
+            Err(error) => error.to_string(),
+        };
+        self.fail(reason);
+    }
+
+    /// Counts a request that has no answer.
+    pub(crate) fn fail(&mut self, reason: String) {
+        *self.failures.entry(reason).or_default() += 1;
+    }
+
+    /// Requests without a complete answer.
+    pub(crate) fn failed(&self) -> usize {
+        self.failures.values().sum()
+    }
+
+    /// Cached tokens per prompt token, as the engines counted them; `None` without answers.
+    pub(crate) fn hit_rate(&self) -> Option<f64> {
+        let sum = |of: fn(&Answer) -> u64| self.answers.iter().map(of).sum::<u64>() as f64;
+        let prompt_tokens = sum(|answer| answer.prompt_tokens);
+        (prompt_tokens > 0.0).then(|| sum(|answer| answer.cached_tokens) / prompt_tokens)
     }
 }
 
@@ -207,5 +279,20 @@ mod tests {
         assert!(!events.ended);
         assert_eq!(events.next(), None);
         assert!(events.ended);
+    }
+
+    /// Lag of the sender is the client's wait, and must not be hidden.
+    #[tokio::test]
+    async fn a_wait_counts_from_when_a_request_was_due() {
+        let sim = sglang_sim::Sim::start(sglang_sim::SimConfig::default()).await.unwrap();
+        let pace = Pace { compression: 1.0, time_scale: 2.0, timeout: Duration::from_secs(600) };
+        let mut sender = Sender::new(&sim.url(), pace);
+        let lag = Duration::from_secs(20);
+        let body =
+            Bytes::from(r#"{"input_ids":[1,2,3],"sampling_params":{"max_new_tokens":1},"stream":true}"#);
+        sender.send(body, Instant::now().checked_sub(lag).unwrap());
+        let Done(done) = sender.next().await.unwrap();
+        assert!(done.unwrap().unwrap().ttft >= lag * 2);
+        assert_eq!(pace.until(Duration::from_secs(8)), Duration::from_secs(4));
     }
 }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod drive;
+mod kept;
 mod report;
 mod trace;
 
@@ -17,6 +18,7 @@ use sglang_sim::SimConfig;
 
 use crate::cluster::{Cluster, ClusterError, Shape};
 use crate::drive::Pace;
+use crate::kept::Kept;
 use crate::report::Run;
 use crate::trace::{Request, TraceError};
 
@@ -48,8 +50,10 @@ struct Arguments {
     /// Print one JSON document instead of a table
     #[arg(long)]
     json: bool,
-    /// Leave the last run's cluster running, on fixed ports and in real time, until Ctrl-C
-    #[arg(long)]
+    /// Afterwards keep a cluster running, on fixed ports and in real time, until `quit` or Ctrl-C: the trace's requests go
+    /// on in a loop with a line of figures every few seconds, and what is typed (or piped in) kills and starts engines:
+    /// `kill 2`, `start 2`, `help`, `quit`
+    #[arg(long, verbatim_doc_comment)]
     keep: bool,
 }
 
@@ -58,7 +62,7 @@ struct Arguments {
 enum DemoError {
     #[error(transparent)]
     Trace(#[from] TraceError),
-    #[error("cannot start {0}")]
+    #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error("cannot print: {0}")]
     Print(#[from] io::Error),
@@ -102,7 +106,7 @@ async fn run(arguments: &Arguments) -> Result<usize, DemoError> {
     out.flush()?;
     drop(out);
     if arguments.keep {
-        keep(arguments).await?;
+        keep(&trace, arguments).await?;
     }
     Ok(runs.iter().map(|run| run.failed).sum())
 }
@@ -123,31 +127,17 @@ async fn run_policy(
     progress.finish();
     let truth = cluster.truth().await;
     cluster.shutdown().await;
-    Ok(Run::new(&name, ideal, outcome, truth))
+    Ok(Run::new(&name, ideal, outcome, truth?))
 }
 
-/// Leaves a fresh cluster running for people to play with.
-async fn keep(arguments: &Arguments) -> Result<(), DemoError> {
+/// Leaves a fresh cluster running, with traffic, for people to play with.
+async fn keep(trace: &[Request], arguments: &Arguments) -> Result<(), DemoError> {
     let shape =
         Shape { sim: SimConfig { time_scale: 1.0, ..arguments.sim_config() }, ..arguments.shape(KEPT_PORTS) };
     let policy = arguments.policies.last().copied().unwrap_or(PolicyName::CacheAware);
     let cluster = Cluster::start(policy, &shape).await?;
-    let mut err = io::stderr().lock();
-    writeln!(err, "\n{}", cluster.addresses())?;
-    writeln!(
-        err,
-        "Try, twice:\n  curl -s {}/v1/chat/completions -H 'content-type: application/json' \\",
-        cluster.url()
-    )?;
-    writeln!(
-        err,
-        "    -d '{{\"model\":\"sim\",\"max_tokens\":8,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello there\"}}]}}' -i"
-    )?;
-    writeln!(err, "Ctrl-C ends it.")?;
-    drop(err);
-    // Without a way to hear Ctrl-C the process's end does the same.
-    let _ = tokio::signal::ctrl_c().await;
-    cluster.shutdown().await;
+    let pace = Pace { compression: arguments.compression, time_scale: 1.0, timeout: TIMEOUT };
+    Kept::new(cluster, pace).run(trace).await?;
     Ok(())
 }
 

@@ -57,7 +57,7 @@ struct Document<'a> {
 impl Run {
     pub(crate) fn new(policy: &str, ideal_token_hit_rate: f64, outcome: Outcome, truth: Truth) -> Self {
         let answers = &outcome.answers;
-        let failed = outcome.failures.values().sum();
+        let failed = outcome.failed();
         let sum = |of: fn(&Answer) -> u64| answers.iter().map(of).sum::<u64>() as f64;
         let prompt_tokens = sum(|answer| answer.prompt_tokens).max(1.0);
         let mispredicted = sum(|answer| answer.predicted_tokens.abs_diff(answer.cached_tokens));
@@ -72,7 +72,7 @@ impl Run {
             policy: policy.to_owned(),
             requests: answers.len() + failed,
             failed,
-            token_hit_rate: sum(|answer| answer.cached_tokens) / prompt_tokens,
+            token_hit_rate: outcome.hit_rate().unwrap_or(0.0),
             ideal_token_hit_rate,
             ttft_ms: Percentiles { p50: percentile_ms(&ttfts, 0.50), p99: percentile_ms(&ttfts, 0.99) },
             imbalance: busiest * truth.workers as f64 / prompt_tokens,
@@ -85,7 +85,7 @@ impl Run {
 }
 
 /// Nearest-rank percentile of sorted times.
-fn percentile_ms(sorted: &[Duration], share: f64) -> f64 {
+pub(crate) fn percentile_ms(sorted: &[Duration], share: f64) -> f64 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.max(1) - 1).map_or(0.0, |time| time.as_secs_f64() * 1e3)
 }
