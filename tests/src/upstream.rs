@@ -1,12 +1,13 @@
 //! A worker that does what a test tells it, byte for byte, and remembers what it was sent.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+
+use crate::PATIENCE;
 
 /// One request as it came over the wire.
 #[derive(Clone, Debug, Default)]
@@ -173,7 +174,7 @@ async fn read(stream: &mut TcpStream) -> Option<Seen> {
     }
 }
 
-/// Sends bytes to an address and reads until the other side closes, or for as long as a test has patience.
+/// Sends bytes to an address and reads until the other side closes.
 pub async fn raw(address: std::net::SocketAddr, pieces: &[&str]) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     for piece in pieces {
@@ -188,6 +189,6 @@ pub async fn raw(address: std::net::SocketAddr, pieces: &[&str]) -> String {
             bytes.extend_from_slice(&buffer[..count]);
         }
     };
-    let _ = tokio::time::timeout(Duration::from_secs(60), read).await;
+    tokio::time::timeout(PATIENCE, read).await.expect("the other side closes");
     String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -276,7 +276,7 @@ async fn a_drain_that_is_called_off_says_so() {
     let mut progress = admin.drain(DrainRequest { url: sim.url() }).await.unwrap().into_inner();
     assert_eq!(progress.message().await.unwrap().unwrap().in_flight, 1);
     admin.undrain(UndrainRequest { url: sim.url() }).await.unwrap();
-    let ended = progress.message().await.unwrap_err();
+    let ended = timeout(PATIENCE, progress.message()).await.unwrap().unwrap_err();
     assert!(ended.code() == tonic::Code::Aborted && ended.message().contains("undrained"), "{ended:?}");
 }
 
