@@ -32,6 +32,9 @@ pub(crate) struct Step {
     pub(crate) held: u32,
 }
 
+/// Room that is left to a run which follows one that nobody else holds and nothing else follows: what an engine generates.
+const ROOM_TO_GROW: u32 = 24;
+
 /// A run was cut in two. The lower half keeps the id, and with it its children.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Split {
@@ -85,6 +88,10 @@ impl Index {
             let Some((run, offset)) = self.locate(*hash).filter(|(run, _)| self.holds(*run, slot)) else {
                 continue;
             };
+            if offset > 0 && self.is_sole_leaf(run, slot) {
+                taken += u64::from(self.shorten(run, offset));
+                continue;
+            }
             if offset > 0 {
                 self.cut(run, offset);
             }
@@ -161,13 +168,13 @@ impl Index {
             steps.clear();
             return self.claim(&key, slot, may_grow, steps, splits);
         }
+        let mut room = 0;
         if let Some(run) = parent
             && self.is_sole_leaf(run, slot)
             && steps.last().is_none_or(|step| step.held > 0)
             && may_grow(run)
         {
-            let len = self.runs.record(run.0).len;
-            let (more, left) = rest.split_at(rest.len().min((MOST_BLOCKS - len) as usize));
+            let (more, left) = rest.split_at(rest.len().min(self.runs.room(run.0) as usize));
             if !more.is_empty() {
                 self.runs.grow(run.0, more);
                 if let Some(step) = steps.last_mut() {
@@ -175,10 +182,11 @@ impl Index {
                     step.covered = step.len;
                 }
             }
-            rest = left;
+            // What has grown once will grow again.
+            (rest, room) = (left, ROOM_TO_GROW);
         }
         for hashes in rest.chunks(MOST_BLOCKS as usize) {
-            let run = RunId(self.runs.add(parent.map(|run| run.0), hashes, slot));
+            let run = RunId(self.runs.add(parent.map(|run| run.0), hashes, slot, room));
             let len = hashes.len() as u32;
             steps.push(Step { run, len, covered: len, held: 0 });
             parent = Some(run);
@@ -205,6 +213,14 @@ impl Index {
         (0 < at && at < self.runs.record(run.0).len).then(|| self.cut_from(run, at))
     }
 
+    /// Leaves the first `at` blocks, neither none nor all, of a run that only one slot holds and from which nothing hangs.
+    /// Returns the blocks that are gone.
+    pub(crate) fn shorten(&mut self, run: RunId, at: u32) -> u32 {
+        let before = self.runs.record(run.0).len;
+        self.runs.shorten(run.0, at);
+        before - at
+    }
+
     fn cut_from(&mut self, run: RunId, at: u32) -> Split {
         let holders = self.runs.record(run.0).holders.slots(self.runs.words());
         let upper = RunId(self.runs.split(run.0, at));
@@ -223,8 +239,8 @@ impl Index {
         }
     }
 
-    /// Pairs of runs on the path of `key` that nothing tells apart any more, last first: the second is all that hangs from
-    /// the first, and `slot` alone holds both.
+    /// Pairs of runs on a path that nothing tells apart any more, last first: the second is all that hangs from the first, and
+    /// `slot` alone holds both.
     pub(crate) fn joinable(&self, path: &[Step], slot: Slot) -> Vec<(RunId, RunId)> {
         let own = Holders::one(slot);
         let pairs = path.iter().rev().filter_map(|step| {
@@ -232,7 +248,9 @@ impl Index {
             let mut children = self.runs.children(step.run.0);
             let (Some(child), None) = (children.next(), children.next()) else { return None };
             let lower = self.runs.record(child);
-            let alike = upper.holders == own && lower.holders == own && upper.len + lower.len <= MOST_BLOCKS;
+            // What is joined is copied: with each at least half as long as the one before, a block is seldom copied again.
+            let fits = upper.len <= 2 * lower.len && upper.len + lower.len <= MOST_BLOCKS;
+            let alike = upper.holders == own && lower.holders == own && fits;
             alike.then_some((step.run, RunId(child)))
         });
         pairs.collect()
@@ -283,7 +301,7 @@ impl Index {
     }
 
     /// Nothing hangs from the run, and nobody else holds it.
-    fn is_sole_leaf(&self, run: RunId, slot: Slot) -> bool {
+    pub(crate) fn is_sole_leaf(&self, run: RunId, slot: Slot) -> bool {
         self.runs.children(run.0).next().is_none() && self.runs.record(run.0).holders == Holders::one(slot)
     }
 }

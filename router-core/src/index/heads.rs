@@ -98,7 +98,7 @@ impl HeadsUnderEdit {
             self.make_room(arena, page, tag);
             page = self.heads.pages.get(self.heads.place(tag));
         }
-        let page = self.to_change(arena, page, tag);
+        let page = self.own_page(arena, page, tag);
         let fill = self.fill.get_mut(&page).expect("every page has its fill");
         put(arena.words(), page, entry_of(tag, run), fill);
     }
@@ -111,7 +111,7 @@ impl HeadsUnderEdit {
         let words = arena.words();
         let line = probed_lines(page, tag).find(|line| words.line(*line).load().contains(&entry));
         let Some(offset) = line.map(|line| line - page) else { return };
-        let page = self.to_change(arena, page, tag);
+        let page = self.own_page(arena, page, tag);
         let fill = self.fill.get_mut(&page).expect("every page has its fill");
         let mut entries = arena.words().line(page + offset).load();
         let has_room = entries.contains(&0);
@@ -122,8 +122,8 @@ impl HeadsUnderEdit {
         fill.used -= u32::from(has_room);
     }
 
-    /// The page with this tag, to be changed.
-    fn to_change(&mut self, arena: &mut Arena, page: Address, tag: u32) -> Address {
+    /// The page with this tag, as one that no snapshot sees.
+    fn own_page(&mut self, arena: &mut Arena, page: Address, tag: u32) -> Address {
         let own = arena.page_to_change(page);
         if own != page {
             let fill = self.fill.remove(&page).expect("every page has its fill");

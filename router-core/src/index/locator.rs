@@ -50,6 +50,11 @@ impl Locator {
     /// A run and its blocks are no longer there.
     pub(super) fn remove(&mut self, words: &Words, start: Address, len: u32) {
         self.runs.remove(&start);
+        self.remove_blocks(words, start, len);
+    }
+
+    /// Blocks of a run are no longer there.
+    pub(super) fn remove_blocks(&mut self, words: &Words, start: Address, len: u32) {
         for address in start..start + len {
             if let Ok(entry) = self.blocks.find_entry(words.get(address), |other| *other == address) {
                 entry.remove();

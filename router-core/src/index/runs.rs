@@ -98,16 +98,17 @@ impl Runs {
         Tree { words, heads: self.heads.heads().clone(), records: self.records.clone(), _guard: guard }
     }
 
-    /// Adds a run of at most [`MOST_BLOCKS`].
-    pub(super) fn add(&mut self, parent: Option<u32>, hashes: &[BlockHash], slot: Slot) -> u32 {
+    /// Adds a run of at most [`MOST_BLOCKS`], with room for `more` blocks.
+    pub(super) fn add(&mut self, parent: Option<u32>, hashes: &[BlockHash], slot: Slot, more: u32) -> u32 {
         let run = self.new_number();
         let len = hashes.len() as u32;
-        let at = self.arena.new_extent(len, run);
+        let capacity = (len + more).min(MOST_BLOCKS);
+        let at = self.arena.new_extent(capacity, run);
         self.fill(at, hashes);
         let [head, last] = [hashes[0], hashes[hashes.len() - 1]].map(BlockHash::get);
         self.write(run, Record { head, last, len, hashes: at, holders: Holders::one(slot) });
         self.links[run as usize] =
-            Links { parent: NONE, first_child: NONE, next: NONE, previous: NONE, capacity: len };
+            Links { parent: NONE, first_child: NONE, next: NONE, previous: NONE, capacity };
         if let Some(parent) = parent {
             self.hang(run, parent);
         }
@@ -220,28 +221,36 @@ impl Runs {
         self.size.runs -= 1;
     }
 
-    /// Appends blocks to a run without children, up to [`MOST_BLOCKS`] in all.
+    /// Blocks for which a run has room.
+    pub(super) fn room(&self, run: u32) -> u32 {
+        self.links[run as usize].capacity - self.record(run).len
+    }
+
+    /// Appends blocks to a run without children that has room for them.
     pub(super) fn grow(&mut self, run: u32, more: &[BlockHash]) {
         let record = self.record(run);
         let len = record.len + more.len() as u32;
-        let room = self.links[run as usize].capacity;
-        if len <= room {
-            // No snapshot sees more of the extent than the blocks that the run had when it was published.
-            self.fill(record.hashes + record.len, more);
-            let last = more.last().map_or(record.last, |hash| hash.get());
-            self.write(run, Record { len, last, ..record });
-            if let Some(locator) = &mut self.locator {
-                locator.insert(self.arena.words(), run, record.hashes, record.len, len);
-            }
-        } else {
-            let hashes: Vec<BlockHash> = self.hashes(run).chain(more.iter().copied()).collect();
-            if let Some(locator) = &mut self.locator {
-                locator.remove(self.arena.words(), record.hashes, record.len);
-            }
-            self.put_elsewhere(run, record, &hashes);
-            self.arena.drop_extent(record.hashes, room);
+        // No snapshot sees more of the extent than the blocks that the run had when it was published.
+        self.fill(record.hashes + record.len, more);
+        let last = more.last().map_or(record.last, |hash| hash.get());
+        self.write(run, Record { len, last, ..record });
+        if let Some(locator) = &mut self.locator {
+            locator.insert(self.arena.words(), run, record.hashes, record.len, len);
         }
         self.size.blocks += more.len() as u64;
+    }
+
+    /// Cuts a run without children to its first `at` blocks, which are neither none nor all, for everybody.
+    pub(super) fn shorten(&mut self, run: u32, at: u32) {
+        let record = self.record(run);
+        let capacity = std::mem::replace(&mut self.links[run as usize].capacity, at);
+        if let Some(locator) = &mut self.locator {
+            locator.remove_blocks(self.arena.words(), record.hashes + at, record.len - at);
+        }
+        self.size.blocks -= u64::from(record.len - at);
+        let last = record.hash(self.words(), at - 1).get();
+        self.arena.drop_extent(record.hashes + at, capacity - at);
+        self.write(run, Record { len: at, last, ..record });
     }
 
     /// Writes a run's hashes to a new extent, with room to grow. Its old extent is the caller's to drop.

@@ -87,7 +87,7 @@ impl SlotClaims {
     }
 
     /// The run has so many blocks now.
-    pub(super) fn grow(&mut self, run: RunId, blocks: u32) {
+    pub(super) fn resize(&mut self, run: RunId, blocks: u32) {
         if let Some(claim) = self.runs.get_mut(&run) {
             claim.blocks = blocks;
         }

@@ -98,7 +98,7 @@ impl ClaimTable {
             }
             if step.held < step.len {
                 let fresh = &own[step.held as usize..];
-                claims.grow(step.run, step.len);
+                claims.resize(step.run, step.len);
                 claims.holding(kind).tokens += fresh.len() as u64 * block_tokens;
                 if kind.is_reported() {
                     fresh.iter().for_each(|hash| claims.digest.add(*hash));
@@ -152,12 +152,17 @@ impl ClaimTable {
             }
         }
         for (run, offset) in first_gone {
-            if self.claim_of(slot, run).is_some() {
-                if offset > 0 {
-                    self.cut(run, offset);
-                }
-                self.drop_subtree(slot, run);
+            if self.claim_of(slot, run).is_none() {
+                continue;
             }
+            if offset > 0 && self.index.is_sole_leaf(run, slot) {
+                self.shorten(slot, run, offset);
+                continue;
+            }
+            if offset > 0 {
+                self.cut(run, offset);
+            }
+            self.drop_subtree(slot, run);
         }
         before - self.tokens(slot, Scope::All)
     }
@@ -291,6 +296,18 @@ impl ClaimTable {
         let split = self.index.cut(run, at)?;
         self.follow_split(&split);
         Some(split.upper)
+    }
+
+    /// Leaves a slot the first `keep` blocks of a run that only it holds and from which nothing hangs.
+    fn shorten(&mut self, slot: Slot, run: RunId, keep: u32) {
+        let claims = slot_mut(&mut self.slots, slot);
+        let Some(kind) = claims.runs.get(&run).map(|claim| claim.kind) else { return };
+        if kind.is_reported() {
+            self.index.hashes(run).skip(keep as usize).for_each(|hash| claims.digest.remove(hash));
+        }
+        claims.resize(run, keep);
+        let gone = self.index.shorten(run, keep);
+        claims.holding(kind).tokens -= u64::from(gone) * self.block_tokens.of(kind);
     }
 
     /// Drops a run of which a slot holds no child.
