@@ -10,11 +10,27 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 /// What can be measured, and the command that measures it.
-const MEASUREMENTS: [(&str, &str, &[&str]); 1] = [(
-    "index",
-    "key derivation, lookup and decision of router-core, beside the naive index",
-    &["bench", "--quiet", "--package", "router-core", "--bench", "index", "--"],
-)];
+const MEASUREMENTS: [(&str, &str, &[&str]); 2] = [
+    (
+        "index",
+        "key derivation, lookup, updates and decision of router-core, beside the naive index",
+        &["bench", "--quiet", "--package", "router-core", "--bench", "index", "--"],
+    ),
+    (
+        "index-peers",
+        "the same beside the published crates of other routers, results compared",
+        &[
+            "run",
+            "--quiet",
+            "--release",
+            "--manifest-path",
+            "router-core/peers/Cargo.toml",
+            "--target-dir",
+            "target/peers",
+            "--",
+        ],
+    ),
+];
 
 /// What every measurement comes to.
 #[derive(Debug, Serialize)]

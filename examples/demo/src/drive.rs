@@ -46,12 +46,10 @@ pub(crate) enum Failure {
     Transport(#[from] hyper_util::client::legacy::Error),
     #[error("answered {0}")]
     Status(StatusCode),
-    #[error("broke off: {0}")]
-    Broken(#[from] hyper::Error),
-    #[error("ended before its last event")]
-    Unfinished,
-    #[error("answered with an error event")]
-    ErrorEvent,
+    #[error("broke off before their first token")]
+    NeverBegun,
+    #[error("broke off after their first token")]
+    BrokenOff,
     #[error("answered with something else than SGLang's events")]
     Unreadable,
     #[error("timed out")]
@@ -180,11 +178,12 @@ async fn exchange(
     let mut events = Events::default();
     let mut first: Option<(Duration, MetaInfo)> = None;
     while let Some(frame) = stream.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
+        let frame = frame.map_err(|_| Failure::broken(first.is_some()))?;
+        let Ok(data) = frame.into_data() else { continue };
         events.push(&data);
         while let Some(event) = events.next() {
             if event.starts_with(b"{\"error\"") {
-                return Err(Failure::ErrorEvent);
+                return Err(Failure::broken(first.is_some()));
             }
             if first.is_none() {
                 let event: Event = serde_json::from_slice(&event).map_err(|_| Failure::Unreadable)?;
@@ -192,9 +191,9 @@ async fn exchange(
             }
         }
     }
-    let (ttft, usage) = first.ok_or(Failure::Unreadable)?;
+    let (ttft, usage) = first.ok_or(Failure::NeverBegun)?;
     if !events.ended {
-        return Err(Failure::Unfinished);
+        return Err(Failure::BrokenOff);
     }
     let MetaInfo { prompt_tokens, cached_tokens } = usage;
     Ok(Answer { ttft, prompt_tokens, cached_tokens, predicted_tokens, worker })
@@ -208,6 +207,13 @@ pub(crate) fn body_of(request: &Request) -> Bytes {
         "stream": true,
     });
     Bytes::from(body.to_string())
+}
+
+impl Failure {
+    /// A stream that ends early. Before its first token the request could have been tried elsewhere; after it, it could not.
+    fn broken(begun: bool) -> Self {
+        if begun { Self::BrokenOff } else { Self::NeverBegun }
+    }
 }
 
 /// What came of one request.
@@ -257,11 +263,16 @@ impl Events {
 
     /// The data of the next whole event, without the one that ends the stream.
     fn next(&mut self) -> Option<Vec<u8>> {
-        let end = memchr::memmem::find(&self.pending, b"\n\n")?;
-        let event: Vec<u8> = self.pending.drain(..end + 2).collect();
-        let data = event.strip_prefix(b"data: ").unwrap_or(&event).trim_ascii_end();
-        self.ended = data == b"[DONE]";
-        (!self.ended).then(|| data.to_vec())
+        loop {
+            let end = memchr::memmem::find(&self.pending, b"\n\n")?;
+            let event: Vec<u8> = self.pending.drain(..end + 2).collect();
+            let data = event.strip_prefix(b"data: ").unwrap_or(&event).trim_ascii();
+            // A blank line closes whatever came before it, if anything did.
+            if !data.is_empty() {
+                self.ended = data == b"[DONE]";
+                return (!self.ended).then(|| data.to_vec());
+            }
+        }
     }
 }
 
@@ -272,7 +283,7 @@ mod tests {
     #[test]
     fn events_are_found_across_chunks() {
         let mut events = Events::default();
-        for chunk in ["dat", "a: {\"a\":1}\n", "\ndata: [DON", "E]\n\n"] {
+        for chunk in ["\n\ndat", "a: {\"a\":1}\n", "\ndata: [DON", "E]\n\n"] {
             events.push(chunk.as_bytes());
         }
         assert_eq!(events.next().unwrap(), b"{\"a\":1}");

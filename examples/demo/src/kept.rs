@@ -264,7 +264,7 @@ mod tests {
     async fn failures_are_counted_and_named() {
         let mut kept = kept().await;
         kept.fresh.fail(Failure::Status(StatusCode::BAD_GATEWAY).to_string());
-        kept.fresh.fail(Failure::Unfinished.to_string());
+        kept.fresh.fail(Failure::BrokenOff.to_string());
         let line = kept.figures();
         assert!(line.contains("failed 2") && line.contains("1 requests answered 502"), "{line}");
         assert!(kept.figures().contains("failed 2"), "the sum stays");
