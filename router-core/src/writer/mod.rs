@@ -239,18 +239,21 @@ impl State {
         }
     }
 
-    fn answer(&self, query: Query) {
+    /// Answers with what is claimed now, once that can be seen in a snapshot too.
+    fn answer(&mut self, query: Query) {
         match query {
             Query::Confirmed { key, done } => {
                 let confirmed = self.roster.targets().map(|(id, _, rank)| {
                     let blocks = self.claims.confirmed_blocks(rank.slot, &key);
                     (id, blocks)
                 });
-                done.call(confirmed.filter(|(_, blocks)| *blocks > 0).collect());
+                let confirmed = confirmed.filter(|(_, blocks)| *blocks > 0).collect();
+                self.after_publication.push(AfterPublication(Box::new(move || done.call(confirmed))));
             }
             Query::Claims { target, unit, done } => {
                 let slot = self.roster.rank(target).map(|rank| rank.slot);
-                done.call(slot.map_or_else(Vec::new, |slot| self.claims.all(slot, unit)));
+                let claims = slot.map_or_else(Vec::new, |slot| self.claims.all(slot, unit));
+                self.after_publication.push(AfterPublication(Box::new(move || done.call(claims))));
             }
         }
     }
