@@ -166,6 +166,10 @@ async fn a_stale_incarnation_is_refused_and_changes_nothing() {
     let mut stale = Session::open(&router, None).await.unwrap();
     let status = stale.greet(Hello { incarnation: 99, dp_size: 5, ..hello() }).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(
+        status.metadata().contains_key("espalier-registered-incarnation"),
+        "for an agent whose clock was behind"
+    );
     assert!(status.message().contains("mint a new one"), "{status:?}");
     assert_eq!(claimed(&router, 0), 256);
     assert_eq!(router.router().snapshot().fleet.targets.len(), 2, "not even its ranks count");
