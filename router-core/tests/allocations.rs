@@ -193,10 +193,7 @@ fn first_slot(round: u32) -> u16 {
 }
 
 fn key(round: u32, group: u32, prompt_in_group: u32) -> Vec<BlockHash> {
-    key_space()
-        .key_of_tokens(Salt::default(), &prompt(round, group, prompt_in_group))
-        .hashes()
-        .to_vec()
+    key_space().key_of_tokens(Salt::default(), &prompt(round, group, prompt_in_group)).hashes().to_vec()
 }
 
 /// One token is one block: half of them the group's, half its own.
