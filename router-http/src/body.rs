@@ -31,6 +31,8 @@ enum Kind {
 #[derive(Debug)]
 struct Passing {
     inner: Incoming,
+    /// Data that has been read and not passed yet.
+    first: Option<Frame<Bytes>>,
     exchange: Exchange,
     search: UsageSearch,
     /// An event may be put after what was cut off.
@@ -57,13 +59,14 @@ impl Body {
     /// that one can be put after what was cut off.
     pub(crate) fn passing(
         inner: Incoming,
+        first: Option<Frame<Bytes>>,
         exchange: Exchange,
         takes_event: bool,
         idle_timeout: Option<Duration>,
     ) -> Self {
         let idle = idle_timeout.map(|timeout| (timeout, Box::pin(tokio::time::sleep(timeout))));
         let search = UsageSearch::new();
-        let mut passing = Passing { inner, exchange, search, takes_event, idle, ended: false };
+        let mut passing = Passing { inner, first, exchange, search, takes_event, idle, ended: false };
         passing.end_if_complete();
         Self(Kind::Passing(Box::new(passing)))
     }
@@ -73,6 +76,10 @@ impl Passing {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         if self.ended {
             return Poll::Ready(None);
+        }
+        if let Some(frame) = self.first.take() {
+            self.pass(&frame);
+            return Poll::Ready(Some(Ok(frame)));
         }
         match Pin::new(&mut self.inner).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -104,7 +111,7 @@ impl Passing {
 
     /// A body of known length need not be asked again after its last byte.
     fn end_if_complete(&mut self) {
-        if self.inner.is_end_stream() {
+        if self.first.is_none() && self.inner.is_end_stream() {
             self.ended = true;
             self.exchange.complete();
         }
@@ -161,6 +168,8 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Own(body) => body.size_hint(),
+            // A stream of which something was read beforehand has no length.
+            Kind::Passing(body) if body.first.is_some() => SizeHint::default(),
             Kind::Passing(body) => body.inner.size_hint(),
         }
     }

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
+use hyper::body::{Frame, Incoming};
 use opentelemetry::global;
 use router_core::key::PrefixKey;
 use router_core::{InFlight, RouteError, RouteRequest, Router, WorkerId};
@@ -48,6 +49,13 @@ struct Arrived {
     path_and_query: String,
     headers: HeaderMap,
     body: Bytes,
+}
+
+/// A worker's answer as far as it was waited for.
+struct Answered {
+    response: Response<Incoming>,
+    /// The first data of a stream.
+    first: Option<Frame<Bytes>>,
 }
 
 /// What a decision needs of it.
@@ -121,7 +129,7 @@ impl Service {
         request: Request<Incoming>,
         client: Option<SocketAddr>,
         exchange: &mut Exchange,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Answered, Failure> {
         self.authorize(request.headers())?;
         own::refuse_tunnels(&request)?;
         let mut arrived = self.receive(kind, request).await?;
@@ -150,7 +158,7 @@ impl Service {
         wanted: &Wanted,
         began: Instant,
         exchange: &mut Exchange,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Answered, Failure> {
         let mut tried: Vec<WorkerId> = Vec::new();
         let mut last: Option<Failure> = None;
         // A request that was sent and lost is repeated once: the worker may have closed a connection that it had kept, just
@@ -179,8 +187,12 @@ impl Service {
             let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
             let pin_rank = arrived.kind != RouteKind::Other && wanted.rank.is_none();
             let sent = self.inner.upstream.send(exchange.sent(in_flight), request, headers, body, pin_rank);
-            match sent.await {
-                Ok(response) => return Ok(response),
+            let answered = match sent.await {
+                Ok(response) => self.begin(arrived, response).await,
+                Err(attempt) => Err(attempt),
+            };
+            match answered {
+                Ok(answered) => return Ok(answered),
                 Err(Attempt { failure, unsent }) => {
                     exchange.failed_attempt();
                     let lost = matches!(failure, Failure::Lost) && arrived.may_repeat() && lost_at.is_none();
@@ -195,6 +207,29 @@ impl Service {
             }
         }
         Err(last.unwrap_or(Failure::Route(RouteError::AllTried)))
+    }
+
+    /// Waits for the first data of a stream, before which nothing has been said that another worker could not say too.
+    async fn begin(&self, arrived: &Arrived, mut response: Response<Incoming>) -> Result<Answered, Attempt> {
+        let holds = arrived.may_repeat() && response.status().is_success() && is_stream(response.headers());
+        if !holds || !takes_event(response.headers()) {
+            return Ok(Answered { response, first: None });
+        }
+        let frame = response.body_mut().frame();
+        let frame = match self.inner.config.idle_timeout {
+            None => frame.await,
+            Some(timeout) => match tokio::time::timeout(timeout, frame).await {
+                Ok(frame) => frame,
+                Err(_) => {
+                    let failure = Failure::Slow { seconds: timeout.as_secs() };
+                    return Err(Attempt { failure, unsent: false });
+                }
+            },
+        };
+        match frame.transpose() {
+            Ok(first) => Ok(Answered { response, first }),
+            Err(_) => Err(Attempt { failure: Failure::Lost, unsent: false }),
+        }
     }
 
     fn route(&self, wanted: &Wanted, tried: &[WorkerId]) -> Result<InFlight, RouteError> {
@@ -230,16 +265,22 @@ impl Service {
     }
 
     /// Passes a worker's answer on; from here on its body reports what happens.
-    fn pass_on(&self, response: Response<Incoming>, mut exchange: Exchange) -> Response<Body> {
-        let (mut head, body) = response.into_parts();
+    fn pass_on(&self, answered: Answered, mut exchange: Exchange) -> Response<Body> {
+        let (mut head, body) = answered.response.into_parts();
         headers::strip_hop_by_hop(&mut head.headers);
         exchange.describe(&mut head.headers);
-        let content_type = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        let streaming = content_type.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
+        let streaming = is_stream(&head.headers);
         exchange.answered(head.status, streaming);
         let takes_event = streaming && takes_event(&head.headers);
-        Response::from_parts(head, Body::passing(body, exchange, takes_event, self.inner.config.idle_timeout))
+        let idle_timeout = self.inner.config.idle_timeout;
+        Response::from_parts(head, Body::passing(body, answered.first, exchange, takes_event, idle_timeout))
     }
+}
+
+/// The answer is a stream of server-sent events.
+fn is_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"))
 }
 
 impl Arrived {

@@ -333,3 +333,31 @@ async fn connections_to_workers_are_kept_under_watch() {
     .await;
     request.abort();
 }
+
+#[tokio::test]
+async fn a_stream_that_ends_before_its_first_data_begins_elsewhere() {
+    let head = || chunked("content-type: text/event-stream\r\n");
+    let doomed = Upstream::start(1, move |_| vec![head(), Act::Close]).await;
+    let whole =
+        move |_: &_| vec![head(), chunk("data: {\"text\":\"a\"}\n\n"), chunk("data: [DONE]\n\n"), chunk("")];
+    let other = Upstream::start(1, whole).await;
+    let config = RouterConfig {
+        policy: PolicyName::RoundRobin,
+        health_failure_threshold: u32::MAX,
+        ..alert(vec![doomed.url(), other.url()])
+    };
+    let router = router_grpc::start(config).await.unwrap();
+    until_ready(&router, 2).await;
+    let client = HttpClient::of(&router);
+    for _ in 0..4 {
+        let answer = client.post("/generate", &json!({"text": "a", "stream": true})).await;
+        assert_eq!((answer.status, answer.header("x-espalier-worker")), (200, &*other.url()));
+        assert_eq!(answer.text, "data: {\"text\":\"a\"}\n\ndata: [DONE]\n\n");
+    }
+    assert!(!doomed.requests().is_empty(), "it was tried");
+    // Where nobody else can, the client hears of it as of any answer that never came.
+    let only = router_grpc::start(alert(vec![doomed.url()])).await.unwrap();
+    until_ready(&only, 1).await;
+    let answer = HttpClient::of(&only).post("/generate", &json!({"text": "a", "stream": true})).await;
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (502, &json!("worker_lost")));
+}
