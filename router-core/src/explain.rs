@@ -29,6 +29,7 @@ pub struct Explanation {
 
 /// One candidate.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CandidateView {
     /// The target.
     pub target: TargetId,
@@ -46,6 +47,7 @@ pub struct CandidateView {
 
 /// One target that might not be chosen.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Excluded {
     /// The target.
     pub target: TargetId,

@@ -9,6 +9,7 @@ use crate::timing::PrefillModel;
 
 /// One dp rank of one worker, for as long as the worker is registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TargetId {
     /// The worker.
     pub worker: WorkerId,
@@ -18,6 +19,7 @@ pub struct TargetId {
 
 /// A registered worker. Never reused within one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct WorkerId(pub(crate) u32);
 
 /// Where a target's claims stand in the index. A target whose claims are voided moves to a fresh slot, which makes them
@@ -27,10 +29,13 @@ pub struct Slot(pub(crate) u16);
 
 /// One life of an engine; a greater one is a later life. Zero: not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Incarnation(pub u64);
 
 /// What stands between a worker and traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum WorkerState {
     /// Does not answer its health check, or did not yet.
     Unreachable,
@@ -44,6 +49,8 @@ pub enum WorkerState {
 
 /// How much an agent reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum ReportLevel {
     /// Counts and load.
     Counts,
@@ -55,6 +62,8 @@ pub enum ReportLevel {
 
 /// What is known of a worker's engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct WorkerProfile {
     /// Model names the engine answers to; empty when unknown.
     pub models: Vec<Arc<str>>,
@@ -93,6 +102,7 @@ pub struct Worker {
 
 /// An agent's open session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AgentLink {
     /// The level it reports at.
     pub level: ReportLevel,

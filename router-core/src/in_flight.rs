@@ -33,6 +33,7 @@ pub struct InFlight {
 
 /// What a response says about its prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Usage {
     /// Tokens in the prompt.
     pub prompt_tokens: u64,

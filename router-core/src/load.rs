@@ -25,6 +25,7 @@ struct Counters {
 
 /// One reading of [`LoadCounters`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Load {
     /// Requests routed and not completed.
     pub in_flight: u64,
@@ -50,6 +51,7 @@ pub(crate) struct Share {
 
 /// The engine's own numbers for one dp rank, from its agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ReportedLoad {
     /// Requests in the running batch.
     pub running_requests: u32,

@@ -68,6 +68,8 @@ pub enum Notice {
 
 /// Why a session has nothing to say any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum SessionEnd {
     /// A later session speaks for its worker.
     Replaced,
@@ -79,23 +81,37 @@ pub enum SessionEnd {
 
 /// Kinds of [`Notice::Happened`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum EventKind {
+    /// A worker was registered.
     WorkerAdded,
+    /// A worker was removed, with every claim on it.
     WorkerRemoved,
+    /// A worker's [state](crate::WorkerState) changed.
     WorkerState,
+    /// An agent's session speaks for the worker from now on.
     AgentConnected,
+    /// The session's stream ended, or its lease did.
     AgentLost,
+    /// A delta is missing: the rank's claims are not followed until its next baseline.
     Gap,
+    /// A baseline was applied.
     Resynced,
+    /// All claims on the worker, or on one of its ranks, became void.
     ClaimsVoided,
+    /// A drain began.
     DrainStarted,
+    /// Nothing is in flight any more to a worker that drains.
     DrainDone,
+    /// The agent hashes prompts differently; its blocks cannot be used.
     KeySpaceMismatch,
 }
 
 /// Why a prediction was wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum MispredictionCause {
     /// The blocks had been confirmed and were evicted since.
     Evicted,

@@ -11,6 +11,7 @@ use crate::update::FleetError;
 /// One agent session. A later session of the same worker replaces the earlier, which is told so by
 /// [`Notice::SessionEnded`](crate::Notice::SessionEnded) and has nothing to say from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SessionId(pub u64);
 
 /// An agent that wants to speak for a worker, registered or not.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 /// A moment, in microseconds since an origin of the embedder's choice (usually the start of the process). Monotonic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Time(u64);
 
 impl Time {

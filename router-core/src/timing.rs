@@ -8,6 +8,7 @@ use std::time::Duration;
 /// in the new tokens, with attention over the context before them on top; at an average context of `half` tokens attention
 /// costs as much as all the rest.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PrefillModel {
     /// Tokens a second at an empty context.
     pub tokens_per_s: f64,

@@ -257,6 +257,14 @@ impl UpdateSender {
     }
 }
 
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the writer's queue is full, or the writer is gone; the update was not taken")
+    }
+}
+
+impl std::error::Error for Refused {}
+
 impl<T> fmt::Debug for Done<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Done(…)")

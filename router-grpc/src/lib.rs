@@ -1,7 +1,7 @@
 //! Espalier's coordinator: agent sessions, the writer's thread, administration, health checks and telemetry, with the data plane
 //! in the same process.
 //!
-//! [`start`] puts it all together from a [`RouterConfig`]; the command `router-grpc` is its first user ([`cli`]).
+//! [`start()`] puts it all together from a [`RouterConfig`]; the command `router-grpc` is its first user ([`cli`]).
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), router_grpc::StartError> {

@@ -144,7 +144,7 @@ impl BlockView {
         }
     }
 
-    /// Changes which changes are told. After raising it, tell the [`BlockView::baseline`].
+    /// Changes which changes are told. After raising it, tell what [`take_baseline`](Self::take_baseline) takes.
     pub fn set_tell(&mut self, tell: Tell) {
         self.tell = tell;
     }

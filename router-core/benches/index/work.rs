@@ -13,7 +13,7 @@ use router_core::key::{BlockHash, KeySpace, Salt, Unit};
 /// Tokens in a block: the page size the peers' crates are built around.
 pub(crate) const BLOCK_TOKENS: usize = 16;
 
-/// Groups of prompts that share a prefix.
+/// Groups of prompts that share a prefix, for every million blocks: a larger index has more groups of the same sizes.
 const GROUPS: usize = 128;
 /// Exponent of the groups' popularity by rank.
 const ZIPF_EXPONENT: f64 = 0.8;
@@ -173,7 +173,9 @@ impl Work {
     }
 
     fn add_groups(&mut self) {
-        let weights: Vec<f64> = (1..=GROUPS).map(|rank| (rank as f64).powf(-ZIPF_EXPONENT)).collect();
+        let alike = self.cell.blocks.div_ceil(1_000_000);
+        let weight = |index: usize| ((index / alike + 1) as f64).powf(-ZIPF_EXPONENT);
+        let weights: Vec<f64> = (0..GROUPS * alike).map(weight).collect();
         let total: f64 = weights.iter().sum();
         let mut cumulative = 0.0;
         for weight in weights {
@@ -196,7 +198,7 @@ impl Work {
 
     fn any_group(&mut self) -> usize {
         let at = self.rng.f64();
-        self.groups.partition_point(|group| group.cumulative < at).min(GROUPS - 1)
+        self.groups.partition_point(|group| group.cumulative < at).min(self.groups.len() - 1)
     }
 
     fn prompt_of(&mut self, group: usize, more: usize) -> Arc<Prompt> {

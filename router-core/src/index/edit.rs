@@ -159,7 +159,7 @@ impl Index {
         splits: &mut Vec<Split>,
     ) {
         if let Some(head) = rest.first()
-            && self.runs.find(*head).is_some()
+            && self.runs.find(parent.map(|run| run.0), *head).is_some()
         {
             // Only `extend` has not walked the path.
             let mut key =
@@ -196,7 +196,8 @@ impl Index {
     /// The runs that `key` leads through, and whether a slot holds them; the last may be covered in part.
     pub(crate) fn walk(&self, key: &[BlockHash], slot: Slot, steps: &mut Vec<Step>) {
         let mut rest = key;
-        while let Some(run) = rest.first().and_then(|head| self.runs.find(*head)) {
+        let mut parent = None;
+        while let Some(run) = rest.first().and_then(|head| self.runs.find(parent, *head)) {
             let record = self.runs.record(run);
             let covered = record.common(self.runs.words(), rest);
             let held = if record.holders.contains(self.runs.words(), slot) { record.len } else { 0 };
@@ -205,6 +206,7 @@ impl Index {
                 break;
             }
             rest = &rest[covered as usize..];
+            parent = Some(run);
         }
     }
 

@@ -1,7 +1,8 @@
 //! Which snapshots live, and what must not be written again while they do.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+
+use super::sync::Arc;
 
 /// Counts snapshots and keeps what they can see.
 ///
@@ -79,7 +80,7 @@ impl<T> Epochs<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -86,7 +86,7 @@ impl HeadsUnderEdit {
         &self.heads
     }
 
-    /// Enters a run; none may begin with the same hash.
+    /// Enters a run.
     pub(super) fn insert(&mut self, arena: &mut Arena, head: BlockHash, run: u32) {
         let tag = tag(head);
         if self.heads.pages.len() == 0 {

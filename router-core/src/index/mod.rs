@@ -6,12 +6,12 @@
 //! holds all before it: one walk from the root finds, for every target at once, how many leading blocks of a prompt it holds
 //! ([`Tree::match_prefix`]).
 //!
-//! All of it stands in words in slabs ([`words`]). A chained hash commits to the whole prefix, so that a run needs no path to be
-//! found: a table leads from the hash of its first block to its record ([`heads`], [`record`]), a line of eight words with the
+//! All of it stands in words in slabs (`words`). A chained hash commits to the whole prefix, so that a run needs no path to be
+//! found: a table leads from the hash of its first block to its record (`heads`, `record`), a line of eight words with the
 //! hash of its last block, its length and its holders; only where a prompt parts from a run in its middle are the run's other
 //! hashes read. Records and tables are in pages that the writer copies before it changes them for the first time after a
-//! publication; hashes are in a log and are never changed ([`arena`]). A snapshot is a list of pages and a guard: while the guard
-//! lives, nothing that the snapshot sees is written again ([`epochs`]). Publishing, holding and dropping a snapshot cost the
+//! publication; hashes are in a log and are never changed (`arena`). A snapshot is a list of pages and a guard: while the guard
+//! lives, nothing that the snapshot sees is written again (`epochs`). Publishing, holding and dropping a snapshot cost the
 //! same however large the index is.
 //!
 //! [`Index`] is the writer's side. [`NaiveIndex`] is the specification: a map from target to set of prefixes, against which the
@@ -27,6 +27,7 @@ mod naive;
 mod numbers;
 mod record;
 mod runs;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -54,11 +54,14 @@ impl Runs {
         self.records.get(self.words(), run)
     }
 
-    /// The run that begins with this hash.
-    pub(super) fn find(&self, head: BlockHash) -> Option<u32> {
-        self.heads
-            .heads()
-            .find(self.words(), head, |run| self.words().line(self.records.address(run)).get(0) == head.get())
+    /// The run that begins with this hash below another, or where a prompt begins.
+    ///
+    /// A hash commits to all before it, so that the parent says nothing more, unless somebody reported blocks that cannot be:
+    /// then a path must still be one.
+    pub(super) fn find(&self, parent: Option<u32>, head: BlockHash) -> Option<u32> {
+        self.heads.heads().find(self.words(), head, |run| {
+            self.words().line(self.records.address(run)).get(0) == head.get() && self.parent(run) == parent
+        })
     }
 
     pub(super) fn parent(&self, run: u32) -> Option<u32> {

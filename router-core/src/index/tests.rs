@@ -1,15 +1,15 @@
-//! The index by itself under loads that fill pages, tables and slabs, beside the specification.
+//! The index by itself under loads that fill pages, tables and slabs. `tests/specification.rs` has it beside its specification.
 
 use std::collections::VecDeque;
 
-use proptest::prelude::*;
-
-use super::{Index, Matches, NaiveIndex, Tree};
+use super::{Index, Matches};
 use crate::fleet::Slot;
 use crate::key::{BlockHash, KeySpace, Salt, Unit};
 
 /// Enough to need every form of a set of holders.
 const SLOTS: u16 = 700;
+/// Rounds of coming and going; fewer where every step is interpreted.
+const ROUNDS: u32 = if cfg!(miri) { 30 } else { 3_000 };
 
 /// A prompt that shares the beginning of its group's and then goes its own way.
 fn prompt(group: u32, shared: usize, own: u32, len: usize) -> Vec<BlockHash> {
@@ -17,79 +17,6 @@ fn prompt(group: u32, shared: usize, own: u32, len: usize) -> Vec<BlockHash> {
         (0..len as u32).map(|at| if (at as usize) < shared { group << 16 } else { own << 8 | 1 }).collect();
     let space = KeySpace::new(Unit::Token, 1, 5).unwrap();
     space.key_of_tokens(Salt::default(), &tokens).hashes().to_vec()
-}
-
-fn assert_alike(tree: &Tree, naive: &NaiveIndex, key: &[BlockHash]) {
-    let mut matches = Matches::default();
-    // A used one must be as good as new.
-    tree.match_prefix(&prompt(0, 9, 0, 9), &mut matches);
-    tree.match_prefix(key, &mut matches);
-    for slot in (0..SLOTS).map(Slot) {
-        assert_eq!(matches.blocks(slot), naive.match_prefix(key, slot), "{slot:?}");
-    }
-    let held: Vec<u32> = matches.holders().iter().map(|slot| matches.blocks(*slot)).collect();
-    assert!(held.is_sorted_by(|a, b| a >= b) && held.iter().all(|blocks| *blocks > 0));
-    assert_eq!(held.len(), (0..SLOTS).filter(|slot| naive.match_prefix(key, Slot(*slot)) > 0).count());
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
-
-    #[test]
-    fn everything_it_does_is_what_the_specification_does(
-        operations in prop::collection::vec(
-            (0_u8..10, 0..SLOTS, 0_u32..3, 0_usize..24, 0_u32..12, 1_usize..24),
-            1..400,
-        ),
-    ) {
-        let (mut index, mut naive) = (Index::default(), NaiveIndex::default());
-        index.locate_blocks();
-        let mut taken: VecDeque<(Tree, NaiveIndex)> = VecDeque::new();
-        for (operation, slot, group, shared, own, len) in operations {
-            let (key, slot) = (prompt(group, shared, own, len), Slot(slot));
-            match operation {
-                0..5 => {
-                    index.insert(&key, slot);
-                    naive.claim(&key, slot);
-                }
-                5 => {
-                    // Below what it holds of the prompt, or below a block in its middle.
-                    let held = naive.match_prefix(&key, slot) as usize;
-                    let from = held.min(shared + 1);
-                    let extended = from > 0 && index.extend(key[from - 1], &key[from..], slot);
-                    prop_assert_eq!(extended, from > 0);
-                    if extended {
-                        naive.claim(&key, slot);
-                    }
-                }
-                6 | 7 => {
-                    let before = naive.claims(slot).len();
-                    let gone = &key[len / 2..];
-                    let taken = index.remove(gone, slot);
-                    gone.iter().for_each(|hash| naive.remove(*hash, slot));
-                    prop_assert_eq!(taken, (before - naive.claims(slot).len()) as u64);
-                }
-                8 => {
-                    index.clear(slot);
-                    naive.clear(slot);
-                }
-                _ => {
-                    taken.push_back((index.snapshot(), naive.clone()));
-                    if taken.len() > 3 {
-                        // Neither the oldest nor the newest.
-                        taken.remove(1);
-                    }
-                }
-            }
-            prop_assert_eq!(index.size().blocks, naive.blocks());
-        }
-        taken.push_back((index.snapshot(), naive));
-        for (tree, naive) in &taken {
-            for own in [0, 3, 7, 11] {
-                assert_alike(tree, naive, &prompt(own % 3, own as usize, own, 23));
-            }
-        }
-    }
 }
 
 /// Prompts come and go for long; what is dead is used again, and a snapshot that was held all the time has not changed.
@@ -100,7 +27,7 @@ fn memory_is_used_again_under_churn_and_held_snapshots_keep() {
     let mut held = None;
     let mut most = 0;
     let mut rng = fastrand::Rng::with_seed(3);
-    for round in 0..3_000_u32 {
+    for round in 0..ROUNDS {
         let (key, slot) =
             (prompt(round % 5, rng.usize(..60), round, 200 + rng.usize(..200)), Slot(rng.u16(..SLOTS)));
         index.insert(&key, slot);
@@ -111,10 +38,10 @@ fn memory_is_used_again_under_churn_and_held_snapshots_keep() {
             live.retain(|(_, other)| *other != slot);
         }
         let tree = index.snapshot();
-        if round == 1_000 {
+        if round == ROUNDS / 3 {
             held = Some((tree, live.clone()));
         }
-        if round == 1_500 {
+        if round == ROUNDS / 2 {
             most = index.slabs();
         }
     }

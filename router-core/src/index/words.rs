@@ -6,8 +6,8 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
+
+use super::sync::{AtomicU64, Relaxed};
 
 /// Words in a line: a line is 64 bytes, as a cache line is.
 pub(super) const LINE_WORDS: usize = 8;

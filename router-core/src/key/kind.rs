@@ -4,6 +4,8 @@ use super::Unit;
 
 /// What a block is of, and whether an engine's events can name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum BlockKind {
     /// Token ids, as agents report them.
     Tokens,

@@ -15,6 +15,8 @@ pub const MAX_BLOCK_SIZE: u32 = 65_536;
 
 /// What a prompt is cut from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Unit {
     /// The engine's token ids, each hashed as a little-endian `u32`.
     Token,

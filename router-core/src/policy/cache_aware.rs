@@ -12,6 +12,8 @@ use super::{Candidate, Choice, Policy, Reason, View};
 
 /// Settings of [`CacheAware`].
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct CacheAwareSettings {
     /// `λ` at no eviction pressure: how many further times a miss is charged.
     pub miss_penalty: f64,

@@ -31,6 +31,9 @@ pub trait Policy: fmt::Debug + Send + Sync {
     fn name(&self) -> &'static str;
 
     /// The candidate to send the request to. The view has at least one.
+    ///
+    /// Called on the thread that decides, for every request: it must not block. An index that no candidate has makes
+    /// [`Router::route`](crate::Router::route) panic.
     fn choose(&self, view: &View<'_>, rng: &mut fastrand::Rng) -> Choice;
 
     /// Whether a view of some targets of a large fleet will do: the holders of the longest matches, and others drawn by chance.
@@ -90,6 +93,8 @@ pub struct Choice {
 
 /// Why a candidate was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Reason {
     /// There was no other.
     Only,
@@ -115,6 +120,8 @@ pub enum Reason {
 
 /// A policy by the name and settings that users configure.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum PolicyConfig {
     /// [`CacheAware`].

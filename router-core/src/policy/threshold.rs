@@ -8,6 +8,8 @@ use super::{Candidate, Choice, Policy, Reason, View};
 
 /// Settings of [`Threshold`].
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct ThresholdSettings {
     /// Least share of the prompt, 0 to 1, that a match must cover to be followed.
     pub cache_threshold: f64,

@@ -32,6 +32,7 @@ pub struct Snapshot {
 
 /// Size of the prefix index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct IndexSize {
     /// Distinct blocks.
     pub blocks: u64,

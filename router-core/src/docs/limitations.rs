@@ -1,0 +1,45 @@
+//! What it does not do, and what it only estimates.
+//!
+//! # Claims are beliefs
+//!
+//! * Without an agent, claims are predictions corrected by responses. Between an eviction and the first response that shows it, the
+//!   router expects a hit that will not come. A misprediction costs time, never a wrong answer.
+//! * What follows from one short answer assumes that the engine evicts the least recently used leaf first. Engines differ, and
+//!   SGLang has other rules; where a worker's profile says so ([`evicts_lru`](crate::WorkerProfile::evicts_lru)), nothing is
+//!   inferred and claims go by their bounds alone.
+//! * Blocks of *text*, and of prompts under an extra key, cannot be named by agents: their claims live from predictions and
+//!   responses even beside an exact agent. Two texts of the same tokens are two prompts; the number of tokens in a text is an
+//!   estimate that is learned from responses.
+//! * Only whole blocks are known: up to one block at the end of every match is not seen, and the last token of a prompt is
+//!   never expected to be cached.
+//!
+//! # Hashes
+//!
+//! A block is known by 64 bits. Two different prefixes have the same hash with a probability of about 2⁻⁶⁴ for each pair: with
+//! a hundred million blocks some 3 in 10,000 that there is any such pair. The router then expects a hit where there is none. Nobody
+//! can aim at it without the seed. Whoever has the seed can test whether a prompt was seen: keep it as you keep prompts, and
+//! take it from the operating system's randomness.
+//!
+//! # Bounds
+//!
+//! * 4,096 targets ([`MAX_TARGETS`](crate::MAX_TARGETS)), workers times dp ranks, in one router. Beyond:
+//!   [`FleetError::Full`](crate::FleetError::Full).
+//! * Words and runs have 32-bit numbers: at most 2³² words, 32 GiB, of hashes, records and tables in one index. Keep
+//!   [`max_blocks`](crate::Settings::max_blocks) below 200 million; the writer panics where the numbers end.
+//! * One writer thread applies everything. It is the first thing that more traffic, or more events, will fill; what finds its
+//!   queue full is refused and counted, and less is claimed.
+//! * Publishing copies the list of targets. With thousands of them that is what a publication costs.
+//! * A fleet of more than 128 targets is sampled, unless the policy forbids it: the decision is then the best of those that
+//!   hold most and some drawn by chance, not of all. [`Router::explain`](crate::Router::explain) always looks at all.
+//!
+//! # Snapshots that are held
+//!
+//! A held snapshot keeps the memory that it sees. If everything has been replaced since, that is one more copy of the index for
+//! each snapshot that is held; what came and went in between is not kept. There is no bound on how many you hold.
+//!
+//! # What it leaves to others
+//!
+//! * Router replicas share nothing. Each learns from its own traffic, and from the agents, which talk to all of them.
+//! * Nothing is kept across a restart: it starts empty and learns.
+//! * No I/O, no clock, no logging, no threads. Whoever embeds it drives the writer, passes the time and tells people.
+//! * It does not retry, forward, limit or check health; it takes the results.
