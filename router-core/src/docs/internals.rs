@@ -99,6 +99,7 @@
 //! | property | by |
 //! |---|---|
 //! | the index does what `NaiveIndex` does | `tests/specification.rs`; the same harness under a fuzzer, `fuzz/` |
+//! | reports that cannot be stop nothing | `tests/bad_reports.rs` |
 //! | claims, digests, bounds and undoing | `src/writer/claims_tests.rs` |
 //! | held snapshots do not change | `tests/publication.rs`, `src/index/tests.rs` |
 //! | every decision is made on one published state | `tests/decisions.rs` |

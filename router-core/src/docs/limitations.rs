@@ -20,6 +20,9 @@
 //! can aim at it without the seed. Whoever has the seed can test whether a prompt was seen: keep it as you keep prompts, and
 //! take it from the operating system's randomness.
 //!
+//! Agents are believed. One that names another target's blocks where no prompt has them hides them from lookups for as long as
+//! it claims them: hits are missed, nothing else.
+//!
 //! # Bounds
 //!
 //! * 4,096 targets ([`MAX_TARGETS`](crate::MAX_TARGETS)), workers times dp ranks, in one router. Beyond:
