@@ -92,6 +92,8 @@ pub enum StartError {
 /// Starts a router on the current runtime. It serves when this returns, whether or not any worker is up.
 pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
     config.check()?;
+    // It is read again for every session; that it cannot be read at all should be known before anybody waits.
+    settings::secret("agent-token-file", config.agent_token_file.as_deref())?;
     let clock = Clock::new();
     let (router, writer) = Router::new(settings::core(&config)?);
     let mut registry = Registry::default();
@@ -283,5 +285,18 @@ async fn serve_grpc(
     let (served, ()) = tokio::join!(server.serve_with_incoming(TcpListenerStream::new(listener)), report);
     if let Err(error) = served {
         tracing::error!(%error, "administration and agents are no longer served");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_token_file_that_cannot_be_read_is_known_before_serving() {
+        let missing = Some("/nowhere/token".into());
+        let config = RouterConfig { agent_token_file: missing, ..RouterConfig::default() };
+        let error = start(config).await.unwrap_err().to_string();
+        assert!(error.contains("--agent-token-file /nowhere/token"), "{error}");
     }
 }
