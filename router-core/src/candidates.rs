@@ -220,7 +220,7 @@ fn candidate(
     blocks: u32,
 ) -> Candidate {
     // The last token is always computed, so that even a prompt that is cached whole has something to prefill.
-    let matched_tokens = key.map_or(0, |key| {
+    let matched_tokens = key.filter(|_| blocks > 0).map_or(0, |key| {
         let matched = snapshot.tokens_of_blocks(settings.space(key.unit()), u64::from(blocks));
         matched.min(snapshot.prompt_tokens(key).saturating_sub(1))
     });

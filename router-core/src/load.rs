@@ -1,9 +1,7 @@
 //! Live load of a target: what this router has sent to it and not seen the end of.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
-
 use crossbeam_utils::CachePadded;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Counters of one target that every request touches. They are the one thing a decision reads outside the snapshot.
 ///
@@ -35,8 +33,8 @@ pub struct Load {
     pub prefill_tokens: u64,
     /// Prompt tokens of the same requests, cached or not.
     pub prefill_prompt_tokens: u64,
-    /// Time their prefill was expected to take.
-    pub backlog: Duration,
+    /// Microseconds that their prefill was expected to take.
+    pub backlog_us: u64,
     /// Prompt tokens of all requests in flight.
     pub context_tokens: u64,
 }
@@ -73,7 +71,7 @@ impl LoadCounters {
             in_prefill: self.0.in_prefill.load(Relaxed),
             prefill_tokens: self.0.prefill_tokens.load(Relaxed),
             prefill_prompt_tokens: self.0.prefill_prompt_tokens.load(Relaxed),
-            backlog: Duration::from_micros(self.0.backlog_us.load(Relaxed)),
+            backlog_us: self.0.backlog_us.load(Relaxed),
             context_tokens: self.0.context_tokens.load(Relaxed),
         }
     }

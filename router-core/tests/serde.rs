@@ -1,7 +1,6 @@
 //! What is written can be read again, and the names are those that the crate promises: `--features serde`.
 
 use std::fmt::Debug;
-use std::time::Duration;
 
 use router_core::key::{BlockKind, Unit};
 use router_core::policy::{CacheAwareSettings, PolicyConfig, Reason, ThresholdSettings};
@@ -68,7 +67,7 @@ fn settings_may_be_partial_and_not_wrong() {
 
 #[test]
 fn loads_profiles_and_sizes_come_back_as_they_were() {
-    let load = Load { in_flight: 3, backlog: Duration::from_millis(1_250), ..Load::default() };
+    let load = Load { in_flight: 3, backlog_us: 1_250_000, ..Load::default() };
     let back: Load = serde_json::from_str(&serde_json::to_string(&load).unwrap()).unwrap();
     assert_eq!(back, load);
     let reported = ReportedLoad { waiting_requests: 2, capacity_tokens: 400_000, ..ReportedLoad::default() };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::epochs::{Epochs, Guard};
-use super::words::{Address, LINE_WORDS, SLAB_WORDS, Words};
+use super::words::{Address, LINE_WORDS, SEGMENT_WORDS, Words};
 
 /// Words in a page: what is copied before the first change after a publication.
 pub(super) const PAGE_WORDS: usize = 128;
@@ -11,8 +11,8 @@ pub(super) const PAGE_WORDS: usize = 128;
 /// Lines in a page.
 pub(super) const PAGE_LINES: usize = PAGE_WORDS / LINE_WORDS;
 
-/// Slabs of the log from which on its dead words are worth cleaning up.
-const LEAST_CLEANED_SLABS: usize = 4;
+/// Segments of the log from which on its dead words are worth cleaning up.
+const LEAST_CLEANED_SEGMENTS: usize = 4;
 
 /// Share of the log that may be dead.
 const MOST_DEAD: f64 = 0.4;
@@ -22,7 +22,7 @@ const MOST_DEAD: f64 = 0.4;
 pub(super) struct Arena {
     words: Words,
     epochs: Epochs<Unused>,
-    free_slabs: Vec<usize>,
+    free_segments: Vec<usize>,
     free_pages: Vec<Address>,
     /// When each page was made, by its number among all words.
     page_made: Vec<u64>,
@@ -33,22 +33,22 @@ pub(super) struct Arena {
 #[derive(Clone, Copy, Debug)]
 enum Unused {
     Page(Address),
-    Slab(usize),
+    Segment(usize),
 }
 
-/// Extents are laid end to end, never written again, and moved out of a slab that is mostly dead.
+/// Extents are laid end to end, never written again, and moved out of a segment that is mostly dead.
 #[derive(Debug, Default)]
 struct Log {
-    /// The slab that is being filled, and how much of it is.
+    /// The segment that is being filled, and how much of it is.
     current: Option<(usize, usize)>,
-    /// For each slab of the arena, if the log uses it.
-    slabs: Vec<Option<LogSlab>>,
-    used_slabs: usize,
+    /// For each segment of the arena, if the log uses it.
+    segments: Vec<Option<LogSegment>>,
+    used_segments: usize,
     live_words: u64,
 }
 
 #[derive(Debug)]
-struct LogSlab {
+struct LogSegment {
     made: u64,
     live: u32,
     /// Who has put something here; what is no longer here has gone.
@@ -60,14 +60,20 @@ impl Arena {
         &self.words
     }
 
+    /// Segments that something stands in, or stood in while a snapshot lives that sees it.
+    #[cfg(test)]
+    pub(super) fn used_segments(&self) -> usize {
+        self.words.segments() - self.free_segments.len()
+    }
+
     /// A page of anything.
     pub(super) fn new_page(&mut self) -> Address {
         if self.free_pages.is_empty() {
-            let start = Words::start_of(self.new_slab());
+            let start = Words::start_of(self.new_segment());
             self.free_pages
-                .extend((0..SLAB_WORDS / PAGE_WORDS).rev().map(|n| start + (n * PAGE_WORDS) as u32));
+                .extend((0..SEGMENT_WORDS / PAGE_WORDS).rev().map(|n| start + (n * PAGE_WORDS) as u32));
         }
-        let page = self.free_pages.pop().expect("a slab has pages");
+        let page = self.free_pages.pop().expect("a segment has pages");
         let number = page as usize / PAGE_WORDS;
         if number >= self.page_made.len() {
             self.page_made.resize(number + 1, 0);
@@ -95,57 +101,57 @@ impl Arena {
         copy
     }
 
-    /// So many words of the log in a row, at most a slab's, for `owner`.
+    /// So many words of the log in a row, at most a segment's, for `owner`.
     pub(super) fn new_extent(&mut self, words: u32, owner: u32) -> Address {
-        debug_assert!(words > 0 && words as usize <= SLAB_WORDS, "an extent fits into a slab");
-        let (slab, filled) = match self.log.current {
-            Some((slab, filled)) if filled + words as usize <= SLAB_WORDS => (slab, filled),
-            _ => (self.new_log_slab(), 0),
+        debug_assert!(words > 0 && words as usize <= SEGMENT_WORDS, "an extent fits into a segment");
+        let (segment, filled) = match self.log.current {
+            Some((segment, filled)) if filled + words as usize <= SEGMENT_WORDS => (segment, filled),
+            _ => (self.new_log_segment(), 0),
         };
-        self.log.current = Some((slab, filled + words as usize));
-        let log_slab = self.log.slabs[slab].as_mut().expect("the current slab is the log's");
-        log_slab.live += words;
-        log_slab.owners.push(owner);
+        self.log.current = Some((segment, filled + words as usize));
+        let log_segment = self.log.segments[segment].as_mut().expect("the current segment is the log's");
+        log_segment.live += words;
+        log_segment.owners.push(owner);
         self.log.live_words += u64::from(words);
-        Words::start_of(slab) + filled as u32
+        Words::start_of(segment) + filled as u32
     }
 
     /// From now on a part of `owner`'s stands where an extent is already.
     pub(super) fn add_owner(&mut self, address: Address, owner: u32) {
-        if let Some(slab) = &mut self.log.slabs[Words::slab_of(address)] {
-            slab.owners.push(owner);
+        if let Some(segment) = &mut self.log.segments[Words::segment_of(address)] {
+            segment.owners.push(owner);
         }
     }
 
     /// Words of the log are not needed any more.
     pub(super) fn drop_extent(&mut self, address: Address, words: u32) {
-        let number = Words::slab_of(address);
-        let slab = self.log.slabs[number].as_mut().expect("extents are in slabs of the log");
-        slab.live -= words;
+        let number = Words::segment_of(address);
+        let segment = self.log.segments[number].as_mut().expect("extents are in segments of the log");
+        segment.live -= words;
         self.log.live_words -= u64::from(words);
         let is_current = self.log.current.is_some_and(|(current, _)| current == number);
-        if slab.live > 0 || is_current {
+        if segment.live > 0 || is_current {
             return;
         }
-        let made = slab.made;
-        self.log.slabs[number] = None;
-        self.log.used_slabs -= 1;
-        let unused = self.epochs.give_up(made, Unused::Slab(number));
+        let made = segment.made;
+        self.log.segments[number] = None;
+        self.log.used_segments -= 1;
+        let unused = self.epochs.give_up(made, Unused::Segment(number));
         self.reuse(unused);
     }
 
-    /// If too much of the log is dead: the slab with the least alive, and who may have something in it.
-    pub(super) fn slab_to_clean(&self) -> Option<(usize, Vec<u32>)> {
-        let capacity = (self.log.used_slabs * SLAB_WORDS) as f64;
+    /// If too much of the log is dead: the segment with the least alive, and who may have something in it.
+    pub(super) fn segment_to_clean(&self) -> Option<(usize, Vec<u32>)> {
+        let capacity = (self.log.used_segments * SEGMENT_WORDS) as f64;
         let dead = capacity - self.log.live_words as f64;
-        if self.log.used_slabs < LEAST_CLEANED_SLABS || dead < MOST_DEAD * capacity {
+        if self.log.used_segments < LEAST_CLEANED_SEGMENTS || dead < MOST_DEAD * capacity {
             return None;
         }
-        let current = self.log.current.map(|(slab, _)| slab);
-        let slabs = self.log.slabs.iter().enumerate().filter(|(number, _)| Some(*number) != current);
-        let used = slabs.filter_map(|(number, slab)| Some((number, slab.as_ref()?)));
-        let (number, slab) = used.min_by_key(|(_, slab)| slab.live)?;
-        Some((number, slab.owners.clone()))
+        let current = self.log.current.map(|(segment, _)| segment);
+        let segments = self.log.segments.iter().enumerate().filter(|(number, _)| Some(*number) != current);
+        let used = segments.filter_map(|(number, segment)| Some((number, segment.as_ref()?)));
+        let (number, segment) = used.min_by_key(|(_, segment)| segment.live)?;
+        Some((number, segment.owners.clone()))
     }
 
     /// Publishes what has been written: all of it stays as it is while the guard lives.
@@ -160,33 +166,35 @@ impl Arena {
         match unused {
             None => {}
             Some(Unused::Page(page)) => self.free_pages.push(page),
-            Some(Unused::Slab(slab)) => self.free_slabs.push(slab),
+            Some(Unused::Segment(segment)) => self.free_segments.push(segment),
         }
     }
 
-    fn new_slab(&mut self) -> usize {
-        self.free_slabs.pop().unwrap_or_else(|| {
+    fn new_segment(&mut self) -> usize {
+        if self.free_segments.is_empty() {
+            let known = self.words.segments();
             self.words = self.words.with_new_slab();
-            self.words.slabs() - 1
-        })
+            self.free_segments.extend((known..self.words.segments()).rev());
+        }
+        self.free_segments.pop().expect("a slab has segments")
     }
 
-    fn new_log_slab(&mut self) -> usize {
-        let slab = self.new_slab();
-        if slab >= self.log.slabs.len() {
-            self.log.slabs.resize_with(slab + 1, || None);
+    fn new_log_segment(&mut self) -> usize {
+        let segment = self.new_segment();
+        if segment >= self.log.segments.len() {
+            self.log.segments.resize_with(segment + 1, || None);
         }
         let made = self.epochs.now();
         let before = self.log.current.map(|(before, _)| before);
-        self.log.slabs[slab] = Some(LogSlab { made, live: 0, owners: Vec::new() });
-        self.log.used_slabs += 1;
-        self.log.current = Some((slab, 0));
+        self.log.segments[segment] = Some(LogSegment { made, live: 0, owners: Vec::new() });
+        self.log.used_segments += 1;
+        self.log.current = Some((segment, 0));
         // The one that was filled until now may have died meanwhile.
         if let Some(before) = before
-            && self.log.slabs[before].as_ref().is_some_and(|slab| slab.live == 0)
+            && self.log.segments[before].as_ref().is_some_and(|segment| segment.live == 0)
         {
             self.drop_extent(Words::start_of(before), 0);
         }
-        slab
+        segment
     }
 }

@@ -84,10 +84,14 @@ impl Index {
     pub fn remove(&mut self, hashes: &[BlockHash], slot: Slot) -> u64 {
         let before = self.size();
         let mut taken = 0;
-        for hash in hashes {
+        let mut rest = hashes;
+        while let Some((hash, others)) = rest.split_first() {
+            rest = others;
             let Some((run, offset)) = self.locate(*hash).filter(|(run, _)| self.holds(*run, slot)) else {
                 continue;
             };
+            // What follows in the run goes with it, and needs not be found.
+            rest = &others[self.continued(run, offset + 1, others) as usize..];
             if offset > 0 && self.is_sole_leaf(run, slot) {
                 taken += u64::from(self.shorten(run, offset));
                 continue;
@@ -283,6 +287,13 @@ impl Index {
         self.runs.locate(hash).map(|(run, offset)| (RunId(run), offset))
     }
 
+    /// Of these hashes, so many are those of a run from block `offset` on.
+    pub(crate) fn continued(&self, run: RunId, offset: u32, hashes: &[BlockHash]) -> u32 {
+        let record = self.runs.record(run.0);
+        let own = (offset..record.len).map(|at| record.hash(self.runs.words(), at));
+        own.zip(hashes).take_while(|(own, hash)| own == *hash).count() as u32
+    }
+
     /// All hashes from the first block to block `offset` of a run.
     pub(crate) fn key_to(&self, run: RunId, offset: u32) -> Vec<BlockHash> {
         let mut path = vec![run];
@@ -294,8 +305,8 @@ impl Index {
     }
 
     #[cfg(test)]
-    pub(super) fn slabs(&self) -> usize {
-        self.runs.words().slabs()
+    pub(super) fn used_segments(&self) -> usize {
+        self.runs.used_segments()
     }
 
     fn holds(&self, run: RunId, slot: Slot) -> bool {

@@ -1,10 +1,10 @@
 //! Finds runs by the hash they begin with: extendible hashing (Fagin, Nievergelt, Pippenger and Strong 1979) over pages.
 //!
-//! The low bits of a hash choose a line of a page, the bits above them the page. An entry is a word: the low half of the hash
-//! as a tag, and a run's number. A line that is full overflows into the next one of its page; a lookup ends at the first line
-//! with room. A page that is too full is split in two, so that growing never means more than one page at a time.
+//! Bits of the tag, 32 bits made of the hash and a secret, choose a line of a page and the page. An entry is a word: tag
+//! and run. A line that is full overflows into the next ones of its page; a lookup ends at the first line with room. A page in
+//! which an entry would stand too far from its line is split in two, so that growing never means more than one page at a time.
 
-use rustc_hash::FxHashMap;
+use std::hash::{BuildHasher, RandomState};
 
 use super::arena::{Arena, PAGE_LINES, PAGE_WORDS};
 use super::numbers::Numbers;
@@ -12,71 +12,79 @@ use super::words::{Address, LINE_WORDS, Words};
 use crate::key::BlockHash;
 
 /// What readers see. Clones share what has not been changed since.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Heads {
     /// Pages by the bits of the tag above the line's; a page may stand in several places.
     pages: Numbers,
     /// Number of these bits.
     depth: u32,
+    /// Makes tags of hashes. Whoever reports hashes does not know it, and cannot crowd one page.
+    multiplier: u64,
 }
 
 /// The writer's side.
 #[derive(Debug, Default)]
 pub(super) struct HeadsUnderEdit {
     heads: Heads,
-    fill: FxHashMap<Address, Fill>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Fill {
-    /// Bits that all tags of the page have in common.
-    depth: u32,
-    entries: u32,
-    /// Words that once held an entry, those of `entries` included.
-    used: u32,
+    /// Bits that all tags of a page have in common, by the page's place among all pages of its arena.
+    depths: Vec<u8>,
 }
 
 const LINE_BITS: u32 = (PAGE_LINES as u32).trailing_zeros();
 
-/// Words of a page in use from which on it is split, or cleaned of what is gone.
-const MOST_USED: u32 = (PAGE_WORDS * 3 / 4) as u32;
+/// Lines that an entry is tried in before its page is split.
+const MOST_PROBES: usize = 4;
 
 /// A word whose entry is gone; the next line may still hold what did not find room here.
 const GONE: u64 = u32::MAX as u64;
 
+impl Default for Heads {
+    fn default() -> Self {
+        Self { pages: Numbers::default(), depth: 0, multiplier: RandomState::new().hash_one(0) | 1 }
+    }
+}
+
 impl Heads {
-    /// The run that begins with `head`, of those whose tag is the same the first that `is_it`.
+    /// The run that begins with `hash`: of those whose tag is the same the first that `is_it`.
     #[inline]
     pub(super) fn find(
         &self,
         words: &Words,
-        head: BlockHash,
+        hash: BlockHash,
         mut is_it: impl FnMut(u32) -> bool,
     ) -> Option<u32> {
         if self.pages.len() == 0 {
             return None;
         }
-        let tag = tag(head);
-        let page = self.pages.get(self.place(tag));
-        for line in probed_lines(page, tag) {
+        let tag = self.tag(hash);
+        for line in probed_lines(self.page(tag), tag) {
             let entries = words.line(line).load();
-            for entry in entries {
-                if (entry >> 32) as u32 == tag
-                    && let Some(run) = run_of(entry)
+            let mut alike = places(&entries, |entry| (entry >> 32) as u32 == tag);
+            while alike != 0 {
+                if let Some(run) = run_of(entries[alike.trailing_zeros() as usize % LINE_WORDS])
                     && is_it(run)
                 {
                     return Some(run);
                 }
+                alike &= alike - 1;
             }
-            if entries.contains(&0) {
+            if has_room(&entries) {
                 return None;
             }
         }
         None
     }
 
-    fn place(&self, tag: u32) -> usize {
-        (tag >> LINE_BITS) as usize & ((1 << self.depth) - 1)
+    #[inline]
+    fn tag(&self, hash: BlockHash) -> u32 {
+        // Multiply-shift hashing (Dietzfelbinger et al. 1997): two hashes that were chosen without knowing the multiplier have
+        // the same tag once in 2^31.
+        (hash.get().wrapping_mul(self.multiplier) >> 32) as u32
+    }
+
+    #[inline]
+    fn page(&self, tag: u32) -> Address {
+        self.pages.get((tag >> LINE_BITS) as usize & ((1 << self.depth) - 1))
     }
 }
 
@@ -87,67 +95,86 @@ impl HeadsUnderEdit {
     }
 
     /// Enters a run.
-    pub(super) fn insert(&mut self, arena: &mut Arena, head: BlockHash, run: u32) {
-        let tag = tag(head);
+    pub(super) fn insert(&mut self, arena: &mut Arena, hash: BlockHash, run: u32) {
+        let tag = self.heads.tag(hash);
         if self.heads.pages.len() == 0 {
             let page = self.page_of(arena, 0, &[]);
             self.heads.pages.push(page);
         }
-        let mut page = self.heads.pages.get(self.heads.place(tag));
-        while self.fill[&page].used >= MOST_USED {
+        loop {
+            let page = self.own_page(arena, tag);
+            if put(arena.words(), page, entry_of(tag, run), MOST_PROBES) {
+                return;
+            }
             self.make_room(arena, page, tag);
-            page = self.heads.pages.get(self.heads.place(tag));
         }
-        let page = self.own_page(arena, page, tag);
-        let fill = self.fill.get_mut(&page).expect("every page has its fill");
-        put(arena.words(), page, entry_of(tag, run), fill);
     }
 
     /// Takes a run out.
-    pub(super) fn remove(&mut self, arena: &mut Arena, head: BlockHash, run: u32) {
-        let tag = tag(head);
-        let entry = entry_of(tag, run);
-        let page = self.heads.pages.get(self.heads.place(tag));
-        let words = arena.words();
-        let line = probed_lines(page, tag).find(|line| words.line(*line).load().contains(&entry));
-        let Some(offset) = line.map(|line| line - page) else { return };
-        let page = self.own_page(arena, page, tag);
-        let fill = self.fill.get_mut(&page).expect("every page has its fill");
-        let mut entries = arena.words().line(page + offset).load();
-        let has_room = entries.contains(&0);
-        let own = entries.iter().position(|other| *other == entry).expect("it was in this line");
-        entries[own] = if has_room { 0 } else { GONE };
-        arena.words().line(page + offset).store(entries);
-        fill.entries -= 1;
-        fill.used -= u32::from(has_room);
+    pub(super) fn remove(&mut self, arena: &mut Arena, hash: BlockHash, run: u32) {
+        self.change(arena, hash, run, |entries| if has_room(entries) { 0 } else { GONE });
     }
 
-    /// The page with this tag, as one that no snapshot sees.
-    fn own_page(&mut self, arena: &mut Arena, page: Address, tag: u32) -> Address {
+    /// Lets a hash lead to another run.
+    pub(super) fn replace(&mut self, arena: &mut Arena, hash: BlockHash, run: u32, by: u32) {
+        let entry = entry_of(self.heads.tag(hash), by);
+        self.change(arena, hash, run, |_| entry);
+    }
+
+    /// Puts something else in the place of an entry, if there is one.
+    fn change(
+        &mut self,
+        arena: &mut Arena,
+        hash: BlockHash,
+        run: u32,
+        by: impl FnOnce(&[u64; LINE_WORDS]) -> u64,
+    ) {
+        if self.heads.pages.len() == 0 {
+            return;
+        }
+        let tag = self.heads.tag(hash);
+        let entry = entry_of(tag, run);
+        let page = self.own_page(arena, tag);
+        for line in probed_lines(page, tag) {
+            let entries = arena.words().line(line).load();
+            let own = places(&entries, |other| other == entry);
+            if own != 0 {
+                arena.words().set(line + own.trailing_zeros(), by(&entries));
+                return;
+            }
+            if has_room(&entries) {
+                return;
+            }
+        }
+    }
+
+    /// The page of this tag, as one that no snapshot sees.
+    fn own_page(&mut self, arena: &mut Arena, tag: u32) -> Address {
+        let page = self.heads.page(tag);
         let own = arena.page_to_change(page);
         if own != page {
-            let fill = self.fill.remove(&page).expect("every page has its fill");
-            self.fill.insert(own, fill);
-            self.point(tag >> LINE_BITS, fill.depth, own);
+            let depth = *self.depth_of(page);
+            *self.depth_of(own) = depth;
+            self.point(tag >> LINE_BITS, depth, own);
         }
         own
     }
 
-    /// Splits a page that is full of entries, or cleans one that is full of what is gone.
+    /// Cleans a page of what is gone, or splits one that has nothing to clean.
     fn make_room(&mut self, arena: &mut Arena, page: Address, tag: u32) {
-        let fill = self.fill.remove(&page).expect("every page has its fill");
+        let depth = *self.depth_of(page);
         let words = arena.words();
-        let lines =
-            (0..PAGE_LINES as u32).flat_map(|line| words.line(page + line * LINE_WORDS as u32).load());
-        let entries: Vec<u64> = lines.filter(|entry| run_of(*entry).is_some()).collect();
+        let all = (page..page + PAGE_WORDS as u32).map(|word| words.get(word));
+        let entries: Vec<u64> = all.clone().filter(|entry| run_of(*entry).is_some()).collect();
+        let gone = all.filter(|entry| *entry == GONE).count();
         arena.drop_page(page);
         let bits = tag >> LINE_BITS;
-        if fill.entries < MOST_USED / 2 {
-            let clean = self.page_of(arena, fill.depth, &entries);
-            self.point(bits, fill.depth, clean);
+        if gone > 0 {
+            let clean = self.page_of(arena, depth, &entries);
+            self.point(bits, depth, clean);
             return;
         }
-        if fill.depth == self.heads.depth {
+        if u32::from(depth) == self.heads.depth {
             self.heads.pages.double();
             self.heads.depth += 1;
             debug_assert!(
@@ -155,30 +182,40 @@ impl HeadsUnderEdit {
                 "tags tell more runs apart than there can be"
             );
         }
-        let split_bit = 1 << (fill.depth + LINE_BITS);
+        let split_bit = 1 << (u32::from(depth) + LINE_BITS);
         let (high, low): (Vec<u64>, Vec<u64>) =
             entries.into_iter().partition(|entry| (entry >> 32) as u32 & split_bit != 0);
         for (half, entries) in [(0, low), (1, high)] {
-            let page = self.page_of(arena, fill.depth + 1, &entries);
-            let common = bits & ((1 << fill.depth) - 1);
-            self.point(common | half << fill.depth, fill.depth + 1, page);
+            let page = self.page_of(arena, depth + 1, &entries);
+            let common = bits & ((1 << depth) - 1);
+            self.point(common | half << depth, depth + 1, page);
         }
     }
 
     /// A new page with these entries.
-    fn page_of(&mut self, arena: &mut Arena, depth: u32, entries: &[u64]) -> Address {
+    fn page_of(&mut self, arena: &mut Arena, depth: u8, entries: &[u64]) -> Address {
         let page = arena.new_page();
         for line in (0..PAGE_WORDS as u32).step_by(LINE_WORDS) {
             arena.words().line(page + line).store([0; LINE_WORDS]);
         }
-        let mut fill = Fill { depth, ..Fill::default() };
-        entries.iter().for_each(|entry| put(arena.words(), page, *entry, &mut fill));
-        self.fill.insert(page, fill);
+        *self.depth_of(page) = depth;
+        for entry in entries {
+            let found_room = put(arena.words(), page, *entry, PAGE_LINES);
+            debug_assert!(found_room, "they come from one page");
+        }
         page
     }
 
+    fn depth_of(&mut self, page: Address) -> &mut u8 {
+        let place = page as usize / PAGE_WORDS;
+        if place >= self.depths.len() {
+            self.depths.resize(place + 1, 0);
+        }
+        &mut self.depths[place]
+    }
+
     /// Lets every place whose low `depth` bits are those of `bits` lead to a page.
-    fn point(&mut self, bits: u32, depth: u32, page: Address) {
+    fn point(&mut self, bits: u32, depth: u8, page: Address) {
         let first = bits as usize & ((1 << depth) - 1);
         for place in (first..1 << self.heads.depth).step_by(1 << depth) {
             self.heads.pages.set(place, page);
@@ -186,35 +223,46 @@ impl HeadsUnderEdit {
     }
 }
 
-/// Writes an entry into the first room from its line on. The page has some.
-fn put(words: &Words, page: Address, entry: u64, fill: &mut Fill) {
-    for line in probed_lines(page, (entry >> 32) as u32) {
-        let mut entries = words.line(line).load();
-        if let Some(room) = entries.iter().position(|other| run_of(*other).is_none()) {
-            fill.entries += 1;
-            fill.used += u32::from(entries[room] == 0);
-            entries[room] = entry;
-            words.line(line).store(entries);
-            return;
+/// Writes an entry into the first room from its line on; `false` if so many lines have none.
+fn put(words: &Words, page: Address, entry: u64, lines: usize) -> bool {
+    for line in probed_lines(page, (entry >> 32) as u32).take(lines) {
+        let free = places(&words.line(line).load(), |other| run_of(other).is_none());
+        if free != 0 {
+            words.set(line + free.trailing_zeros(), entry);
+            return true;
         }
     }
-    unreachable!("a page is split before it is full");
+    false
 }
 
 /// The lines of a page in which an entry with this tag may stand, in the order in which they are tried.
+#[inline]
 fn probed_lines(page: Address, tag: u32) -> impl Iterator<Item = Address> {
-    let lines = PAGE_LINES as u32;
-    (0..lines).map(move |probe| page + (tag + probe) % lines * LINE_WORDS as u32)
+    (0..PAGE_LINES as u32).map(move |probe| line_of(page, tag.wrapping_add(probe)))
 }
 
-fn tag(head: BlockHash) -> u32 {
-    head.get() as u32
+#[inline]
+fn line_of(page: Address, tag: u32) -> Address {
+    page + tag % PAGE_LINES as u32 * LINE_WORDS as u32
+}
+
+/// Where in a line such words stand, as a bitmap: without a branch, which would mostly be guessed wrong.
+#[inline]
+fn places(entries: &[u64; LINE_WORDS], wanted: impl Fn(u64) -> bool) -> u32 {
+    entries.iter().enumerate().fold(0, |all, (at, entry)| all | u32::from(wanted(*entry)) << at)
+}
+
+/// There is a word in the line that never held anything: nothing has overflowed from here.
+#[inline]
+fn has_room(entries: &[u64; LINE_WORDS]) -> bool {
+    places(entries, |entry| entry == 0) != 0
 }
 
 fn entry_of(tag: u32, run: u32) -> u64 {
     u64::from(tag) << 32 | u64::from(run + 1)
 }
 
+#[inline]
 fn run_of(entry: u64) -> Option<u32> {
     match entry as u32 {
         0 | u32::MAX => None,

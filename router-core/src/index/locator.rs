@@ -1,7 +1,8 @@
 //! Finds blocks by their hash alone, for those who name them so.
 
+use std::hint::black_box;
+
 use hashbrown::HashTable;
-use std::collections::BTreeMap;
 
 use super::words::{Address, Words};
 use crate::key::BlockHash;
@@ -11,54 +12,83 @@ use crate::key::BlockHash;
 pub(super) struct Locator {
     /// The hash itself stands at the address.
     blocks: HashTable<Address>,
-    /// Runs by where their hashes begin.
-    runs: BTreeMap<Address, u32>,
+    /// Where runs begin, for each segment of the log, in order.
+    starts: Vec<Vec<Start>>,
+}
+
+/// A run, and where its hashes begin.
+#[derive(Clone, Copy, Debug)]
+struct Start {
+    at: Address,
+    run: u32,
 }
 
 impl Locator {
     /// The run of a block and the block's place in it.
     pub(super) fn find(&self, words: &Words, hash: BlockHash) -> Option<(u32, u32)> {
         let address = *self.blocks.find(hash.get(), |address| words.get(*address) == hash.get())?;
-        let (start, run) = self.runs.range(..=address).next_back()?;
-        Some((*run, address - start))
+        let starts = self.starts.get(Words::segment_of(address))?;
+        let before = starts.partition_point(|start| start.at <= address).checked_sub(1)?;
+        Some((starts[before].run, address - starts[before].at))
     }
 
     /// A run stands at `start`, with so many blocks of which the first `known` stood there before.
     pub(super) fn insert(&mut self, words: &Words, run: u32, start: Address, known: u32, len: u32) {
-        self.runs.insert(start, run);
+        self.begin(start, run);
         for address in start + known..start + len {
             self.blocks.insert_unique(words.get(address), address, |address| words.get(*address));
         }
     }
 
-    /// A run that stood at `start` is now another one, and so many of its blocks have gone to `below`.
+    /// A run that stood at `start` is now another one, and what followed its first `at` blocks is `lower`.
     pub(super) fn split(&mut self, start: Address, upper: u32, at: u32, lower: u32) {
-        self.runs.insert(start, upper);
-        self.runs.insert(start + at, lower);
+        self.begin(start, upper);
+        self.begin(start + at, lower);
     }
 
-    /// A run that begins at `start` goes on where this one ended; it is one with the one before.
-    pub(super) fn rename(&mut self, start: Address, run: u32) {
-        self.runs.insert(start, run);
-    }
-
-    /// No run begins there any more; its blocks belong to the one before.
-    pub(super) fn forget_start(&mut self, start: Address) {
-        self.runs.remove(&start);
+    /// A run goes on where another one, at `start`, begins: it is all `run` now, which begins at `upper`.
+    pub(super) fn join(&mut self, upper: Address, start: Address, run: u32) {
+        self.end(start);
+        self.begin(upper, run);
     }
 
     /// A run and its blocks are no longer there.
     pub(super) fn remove(&mut self, words: &Words, start: Address, len: u32) {
-        self.runs.remove(&start);
+        self.end(start);
         self.remove_blocks(words, start, len);
     }
 
     /// Blocks of a run are no longer there.
     pub(super) fn remove_blocks(&mut self, words: &Words, start: Address, len: u32) {
+        // Each is a cache miss or two. Looked for first, they overlap; taken out, each would wait for the one before.
+        let found =
+            |address: &Address| self.blocks.find(words.get(*address), |other| other == address).is_some();
+        black_box((start..start + len).filter(found).count());
         for address in start..start + len {
             if let Ok(entry) = self.blocks.find_entry(words.get(address), |other| *other == address) {
                 entry.remove();
             }
+        }
+    }
+
+    fn begin(&mut self, at: Address, run: u32) {
+        let segment = Words::segment_of(at);
+        if segment >= self.starts.len() {
+            self.starts.resize_with(segment + 1, Vec::new);
+        }
+        let starts = &mut self.starts[segment];
+        // The log grows at its end, and so does this, mostly.
+        match starts.binary_search_by_key(&at, |start| start.at) {
+            Ok(place) => starts[place].run = run,
+            Err(place) => starts.insert(place, Start { at, run }),
+        }
+    }
+
+    fn end(&mut self, at: Address) {
+        if let Some(starts) = self.starts.get_mut(Words::segment_of(at))
+            && let Ok(place) = starts.binary_search_by_key(&at, |start| start.at)
+        {
+            starts.remove(place);
         }
     }
 }

@@ -4,6 +4,9 @@ use super::record::{Record, slots_of};
 use super::words::{Address, Words};
 use crate::fleet::Slot;
 
+/// Slots that one word of a bitmap stands for.
+const SLOTS_OF_A_WORD: usize = u64::BITS as usize;
+
 /// How many leading blocks of a prompt each slot holds. Reused between lookups, it does not allocate.
 #[derive(Clone, Debug, Default)]
 pub struct Matches {
@@ -29,8 +32,12 @@ impl Matches {
 
     /// Begins a lookup.
     pub(super) fn begin(&mut self) {
-        self.holders.drain(..).for_each(|slot| self.blocks[usize::from(slot.0)] = 0);
-        self.seen.fill(0);
+        for (seen, blocks) in self.seen.iter_mut().zip(self.blocks.chunks_exact_mut(SLOTS_OF_A_WORD)) {
+            if std::mem::take(seen) != 0 {
+                blocks.fill(0);
+            }
+        }
+        self.holders.clear();
         self.path.clear();
     }
 
@@ -47,14 +54,29 @@ impl Matches {
             Record::of(words.line(record)).holders.for_each_word(words, |number, bits| {
                 if number >= seen.len() {
                     seen.resize(number + 1, 0);
-                    blocks.resize((number + 1) * u64::BITS as usize, 0);
+                    blocks.resize((number + 1) * SLOTS_OF_A_WORD, 0);
                 }
                 let fresh = bits & !seen[number];
-                seen[number] |= bits;
-                for slot in slots_of(number, fresh) {
-                    blocks[usize::from(slot.0)] = depth;
-                    holders.push(slot);
+                if fresh == 0 {
+                    return;
                 }
+                seen[number] |= fresh;
+                let blocks = &mut blocks[number * SLOTS_OF_A_WORD..][..SLOTS_OF_A_WORD];
+                if fresh.is_power_of_two() {
+                    let slot = Slot((number * SLOTS_OF_A_WORD) as u16 + fresh.trailing_zeros() as u16);
+                    blocks[usize::from(slot.0) % SLOTS_OF_A_WORD] = depth;
+                    holders.push(slot);
+                    return;
+                }
+                // Collected first: a vector that is pushed to asks for its room every time.
+                let mut found = [Slot(0); SLOTS_OF_A_WORD];
+                let mut count = 0;
+                for slot in slots_of(number, fresh) {
+                    blocks[usize::from(slot.0) % SLOTS_OF_A_WORD] = depth;
+                    found[count % SLOTS_OF_A_WORD] = slot;
+                    count += 1;
+                }
+                holders.extend_from_slice(&found[..count]);
             });
         }
     }

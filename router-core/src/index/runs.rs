@@ -22,6 +22,7 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug, Default)]
 pub(super) struct Runs {
     arena: Arena,
+    /// Runs by their first hashes.
     heads: HeadsUnderEdit,
     records: Records,
     links: Vec<Links>,
@@ -48,6 +49,11 @@ impl Runs {
 
     pub(super) fn words(&self) -> &Words {
         self.arena.words()
+    }
+
+    #[cfg(test)]
+    pub(super) fn used_segments(&self) -> usize {
+        self.arena.used_segments()
     }
 
     pub(super) fn record(&self, run: u32) -> Record {
@@ -175,8 +181,7 @@ impl Runs {
         self.write(upper, Record { last: middle.get(), len: at, holders, ..whole });
         let rest = Record { head: below.get(), len: whole.len - at, hashes: whole.hashes + at, ..whole };
         self.write(lower, rest);
-        self.heads.remove(&mut self.arena, head, lower);
-        self.heads.insert(&mut self.arena, head, upper);
+        self.heads.replace(&mut self.arena, head, lower, upper);
         self.heads.insert(&mut self.arena, below, lower);
         self.links[upper as usize] = Links { capacity: at, first_child: lower, ..self.links[lower as usize] };
         self.replace_in_family(lower, upper);
@@ -200,8 +205,7 @@ impl Runs {
             self.arena.add_owner(above.hashes, lower);
             self.write(lower, Record { head: above.head, len, hashes: above.hashes, ..below });
             if let Some(locator) = &mut self.locator {
-                locator.forget_start(below.hashes);
-                locator.rename(above.hashes, lower);
+                locator.join(above.hashes, below.hashes, lower);
             }
         } else {
             let hashes: Vec<BlockHash> = self.hashes(upper).chain(self.hashes(lower)).collect();
@@ -213,9 +217,8 @@ impl Runs {
             self.arena.drop_extent(above.hashes, room);
             self.arena.drop_extent(below.hashes, tail);
         }
-        self.heads.remove(&mut self.arena, heads[0], upper);
+        self.heads.replace(&mut self.arena, heads[0], upper, lower);
         self.heads.remove(&mut self.arena, heads[1], lower);
-        self.heads.insert(&mut self.arena, heads[0], lower);
         if let Holders::Far { words, bitmap } = above.holders {
             self.arena.drop_extent(bitmap, words.into());
         }

@@ -1,4 +1,4 @@
-//! The index by itself under loads that fill pages, tables and slabs. `tests/specification.rs` has it beside its specification.
+//! The index by itself under loads that fill pages, tables and segments. `tests/specification.rs` has it beside its specification.
 
 use std::collections::VecDeque;
 
@@ -42,10 +42,14 @@ fn memory_is_used_again_under_churn_and_held_snapshots_keep() {
             held = Some((tree, live.clone()));
         }
         if round == ROUNDS / 2 {
-            most = index.slabs();
+            most = index.used_segments();
         }
     }
-    assert!(index.slabs() <= most + most / 4, "{} slabs, {most} after half of it", index.slabs());
+    assert!(
+        index.used_segments() <= most + most / 4,
+        "{} segments, {most} after half of it",
+        index.used_segments()
+    );
     let (tree, live) = held.unwrap();
     let mut matches = Matches::default();
     for (key, slot) in live {

@@ -12,10 +12,15 @@ use super::sync::{AtomicU64, Relaxed};
 /// Words in a line: a line is 64 bytes, as a cache line is.
 pub(super) const LINE_WORDS: usize = 8;
 
-/// Words in a slab.
-pub(super) const SLAB_WORDS: usize = 1 << SLAB_BITS;
+/// Words in a segment: what the arena hands out.
+pub(super) const SEGMENT_WORDS: usize = 1 << SEGMENT_BITS;
 
-const SLAB_BITS: u32 = 14;
+const SEGMENT_BITS: u32 = 14;
+
+/// Words in a slab: two megabytes, which an allocator that is told to can put on one large page of the machine.
+const SLAB_WORDS: usize = 1 << SLAB_BITS;
+
+const SLAB_BITS: u32 = 18;
 
 /// Place of a word.
 pub(super) type Address = u32;
@@ -47,19 +52,19 @@ impl Line {
 }
 
 impl Words {
-    /// The slab of a word.
-    pub(super) fn slab_of(address: Address) -> usize {
-        (address >> SLAB_BITS) as usize
+    /// The segment of a word.
+    pub(super) fn segment_of(address: Address) -> usize {
+        (address >> SEGMENT_BITS) as usize
     }
 
-    /// The first word of a slab.
-    pub(super) fn start_of(slab: usize) -> Address {
-        Address::try_from(slab << SLAB_BITS).expect("blocks are bounded far below 2^32 words")
+    /// The first word of a segment.
+    pub(super) fn start_of(segment: usize) -> Address {
+        Address::try_from(segment << SEGMENT_BITS).expect("blocks are bounded far below 2^32 words")
     }
 
-    /// Slabs.
-    pub(super) fn slabs(&self) -> usize {
-        self.0.len()
+    /// Segments of all slabs.
+    pub(super) fn segments(&self) -> usize {
+        self.0.len() * (SLAB_WORDS / SEGMENT_WORDS)
     }
 
     /// The same slabs and one more, of zeros.
@@ -81,7 +86,7 @@ impl Words {
     /// The line that a word stands in.
     #[inline]
     pub(super) fn line(&self, address: Address) -> &Line {
-        &self.0[Self::slab_of(address)][address as usize % SLAB_WORDS / LINE_WORDS]
+        &self.0[(address >> SLAB_BITS) as usize][address as usize % SLAB_WORDS / LINE_WORDS]
     }
 
     /// Copies `words` words.
@@ -94,6 +99,6 @@ impl Words {
 
 impl fmt::Debug for Words {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Words").field("slabs", &self.slabs()).finish_non_exhaustive()
+        f.debug_struct("Words").field("segments", &self.segments()).finish_non_exhaustive()
     }
 }

@@ -32,6 +32,9 @@ pub struct CacheAware {
 /// Costs closer than this share of a full prefill count as equal: below it the estimates say nothing.
 const TIE_SHARE: f64 = 0.01;
 
+/// Costs that are not calculated twice: those of all candidates that a decision usually has.
+const COSTS_KEPT: usize = 128;
+
 impl Default for CacheAwareSettings {
     fn default() -> Self {
         Self { miss_penalty: 1.0, stiffness: 3.0, decode_delay_us: 200.0 }
@@ -64,12 +67,20 @@ impl Policy for CacheAware {
         if view.candidates.len() == 1 {
             return Choice { index: 0, reason: Reason::Only };
         }
-        let costs = || view.candidates.iter().map(|candidate| self.cost_us(view, candidate));
-        let least = costs().fold(f64::INFINITY, f64::min);
+        let mut kept = [0.0; COSTS_KEPT];
+        let mut least = f64::INFINITY;
+        for (at, candidate) in view.candidates.iter().enumerate() {
+            let cost = self.cost_us(view, candidate);
+            least = least.min(cost);
+            if let Some(kept) = kept.get_mut(at) {
+                *kept = cost;
+            }
+        }
         let equal = least + TIE_SHARE * view.candidates[0].prefill.prefill_us(view.prompt_tokens, 0);
         // Among equals the one with the longer match leaves more room elsewhere.
         let (mut index, mut best, mut tied, mut longest) = (0, (0, 0), 0, 0);
-        for (at, (candidate, cost)) in view.candidates.iter().zip(costs()).enumerate() {
+        for (at, candidate) in view.candidates.iter().enumerate() {
+            let cost = kept.get(at).copied().unwrap_or_else(|| self.cost_us(view, candidate));
             longest = longest.max(candidate.matched_tokens);
             if cost > equal || (tied > 0 && candidate.matched_tokens < best.0) {
                 continue;
@@ -101,8 +112,6 @@ impl Policy for CacheAware {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::testing::{candidate, view};
     use super::*;
 
@@ -124,7 +133,7 @@ mod tests {
         let mut all = [candidate(0), candidate(1)];
         all[0].matched_tokens = 8_000;
         // A miss costs (1 + λ) · 0.86 s more than the match does.
-        all[0].load.backlog = Duration::from_millis(2_500);
+        all[0].load.backlog_us = 2_500_000;
         assert_eq!(choose(&all, 8_000), Choice { index: 1, reason: Reason::Spill });
         all[1].eviction_pressure = 1.0;
         assert_eq!(choose(&all, 8_000), Choice { index: 0, reason: Reason::LongestMatch });

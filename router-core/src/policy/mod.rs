@@ -155,13 +155,14 @@ impl PolicyConfig {
 impl Candidate {
     /// Time until everything dispatched there has been prefilled.
     pub fn backlog(&self) -> Duration {
-        self.load.backlog.saturating_add(self.prefill.prefill_time(self.foreign_waiting_tokens, 0))
+        Duration::from_micros(self.load.backlog_us)
+            .saturating_add(self.prefill.prefill_time(self.foreign_waiting_tokens, 0))
     }
 
     /// The same in microseconds.
     #[inline]
     pub(crate) fn backlog_us(&self) -> f64 {
-        self.load.backlog.as_micros() as f64 + self.prefill.prefill_us(self.foreign_waiting_tokens, 0)
+        self.load.backlog_us as f64 + self.prefill.prefill_us(self.foreign_waiting_tokens, 0)
     }
 
     /// The rendezvous score of this candidate for a prefix: the highest wins, and stays the winner when others come or go.

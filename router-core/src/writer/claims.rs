@@ -146,9 +146,12 @@ impl ClaimTable {
     pub(crate) fn remove(&mut self, slot: Slot, hashes: &[BlockHash]) -> u64 {
         let before = self.tokens(slot, Scope::All);
         let mut first_gone: FxHashMap<RunId, u32> = FxHashMap::default();
-        for hash in hashes {
+        let mut rest = hashes;
+        while let Some((hash, others)) = rest.split_first() {
+            rest = others;
             if let Some((run, offset)) = self.index.locate(*hash) {
                 first_gone.entry(run).and_modify(|first| *first = (*first).min(offset)).or_insert(offset);
+                rest = &others[self.index.continued(run, offset + 1, others) as usize..];
             }
         }
         for (run, offset) in first_gone {

@@ -6,10 +6,10 @@ use super::Runs;
 use crate::fleet::Slot;
 
 impl Runs {
-    /// Moves what still lives out of the log's slab that is most dead, if too much of the log is.
+    /// Moves what still lives out of the log's segment that is most dead, if too much of the log is.
     pub(super) fn clean(&mut self) {
-        let Some((slab, owners)) = self.arena.slab_to_clean() else { return };
-        let here = |address: Address| Words::slab_of(address) == slab;
+        let Some((segment, owners)) = self.arena.segment_to_clean() else { return };
+        let here = |address: Address| Words::segment_of(address) == segment;
         for run in owners {
             if self.links[run as usize].capacity == 0 {
                 continue;
