@@ -1,7 +1,7 @@
 //! Agents that say what cannot be: hashes that no prompt has, one hash in two places, parents nobody has heard of.
 //!
 //! Issue 3: no panic, nothing lost. What a broken agent says may make a mess of its own target's claims; it must not stop
-//! the writer, and what another target holds must stay and be found again once the liar is gone.
+//! the writer, and what another target holds must stay and be found.
 
 mod fleet;
 
@@ -27,7 +27,7 @@ struct Report {
 
 /// Few values, so that the same hash is met in many places; some are the sound prompt's own.
 fn hash() -> impl Strategy<Value = u64> {
-    1_u64..16
+    0_u64..16
 }
 
 fn report() -> impl Strategy<Value = Report> {
@@ -44,7 +44,7 @@ fn report() -> impl Strategy<Value = Report> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
-    // Who lies about hashes can hide matches of those blocks from others; nothing more.
+    // Who lies about hashes makes a mess of its own claims, of no one else's.
     #[test]
     fn a_broken_agent_stops_nothing_and_goes_without_a_trace(
         reports in prop::collection::vec(report(), 1..30),
@@ -52,6 +52,7 @@ proptest! {
         let mut story = Story::new();
         for report in reports {
             story.tell(report);
+            prop_assert_eq!(story.sound_tokens(), SOUND_BLOCKS as u64);
         }
         // What it holds can be taken out again, to the last block.
         story.restart_broken();
@@ -103,7 +104,7 @@ impl Story {
         let value = |value: u64| match self.sound.hashes().get(value as usize) {
             // Some of the other worker's blocks, torn out of their prompt.
             Some(hash) if value.is_multiple_of(3) => *hash,
-            _ => BlockHash::new(value).expect("it is not zero"),
+            _ => BlockHash::new(value + 1).expect("it is not zero"),
         };
         let stored = report.stored.into_iter().map(|(parent, hashes)| BlockRun {
             parent: parent.map(value),

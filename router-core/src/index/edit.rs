@@ -65,7 +65,7 @@ impl Index {
     /// Claims blocks for a slot that follow `parent`, which must be the last block of what it holds of a prompt or stand
     /// above it. `false`: the slot does not hold `parent`, or blocks are not located.
     pub fn extend(&mut self, parent: BlockHash, hashes: &[BlockHash], slot: Slot) -> bool {
-        let Some((run, offset)) = self.locate(parent) else { return false };
+        let Some((run, offset)) = self.locate(parent, slot) else { return false };
         if !self.holds(run, slot) {
             return false;
         }
@@ -87,7 +87,8 @@ impl Index {
         let mut rest = hashes;
         while let Some((hash, others)) = rest.split_first() {
             rest = others;
-            let Some((run, offset)) = self.locate(*hash).filter(|(run, _)| self.holds(*run, slot)) else {
+            let Some((run, offset)) = self.locate(*hash, slot).filter(|(run, _)| self.holds(*run, slot))
+            else {
                 continue;
             };
             // What follows in the run goes with it, and needs not be found.
@@ -282,9 +283,10 @@ impl Index {
         self.runs.children(run.0).map(RunId).filter(|child| self.holds(*child, slot)).collect()
     }
 
-    /// The run of a block and the block's place in it, if blocks are located and it is there.
-    pub(crate) fn locate(&self, hash: BlockHash) -> Option<(RunId, u32)> {
-        self.runs.locate(hash).map(|(run, offset)| (RunId(run), offset))
+    /// The run of a block and the block's place in it, if blocks are located and it is there: one that the slot holds, rather
+    /// than another.
+    pub(crate) fn locate(&self, hash: BlockHash, slot: Slot) -> Option<(RunId, u32)> {
+        self.runs.locate(hash, slot).map(|(run, offset)| (RunId(run), offset))
     }
 
     /// Of these hashes, so many are those of a run from block `offset` on.

@@ -24,12 +24,25 @@ struct Start {
 }
 
 impl Locator {
-    /// The run of a block and the block's place in it.
-    pub(super) fn find(&self, words: &Words, hash: BlockHash) -> Option<(u32, u32)> {
-        let address = *self.blocks.find(hash.get(), |address| words.get(*address) == hash.get())?;
-        let starts = self.starts.get(Words::segment_of(address))?;
-        let before = starts.partition_point(|start| start.at <= address).checked_sub(1)?;
-        Some((starts[before].run, address - starts[before].at))
+    /// The run of a block and the block's place in it. Should it stand in several, which only happens when somebody reports
+    /// hashes that he did not derive, one that is `preferred`.
+    pub(super) fn find(
+        &self,
+        words: &Words,
+        hash: BlockHash,
+        preferred: impl Fn(u32) -> bool,
+    ) -> Option<(u32, u32)> {
+        let mut any = None;
+        for address in self.blocks.iter_hash(hash.get()).filter(|address| words.get(**address) == hash.get())
+        {
+            let starts = self.starts.get(Words::segment_of(*address))?;
+            let before = starts.partition_point(|start| start.at <= *address).checked_sub(1)?;
+            any = Some((starts[before].run, address - starts[before].at));
+            if preferred(starts[before].run) {
+                break;
+            }
+        }
+        any
     }
 
     /// A run stands at `start`, with so many blocks of which the first `known` stood there before.

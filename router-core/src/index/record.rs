@@ -4,7 +4,7 @@
 //! word 0  hash of the first block
 //! word 1  hash of the last block
 //! word 2  number of blocks, and where their hashes stand
-//! word 3  form of the holders: how many, or from which on, or where
+//! word 3  form of the holders: how many, or from which on, or where; mark of the run above
 //! 4 to 7  up to 16 slots, or a bitmap of 256
 //! ```
 
@@ -20,7 +20,16 @@ pub(super) struct Record {
     pub(super) len: u32,
     /// Where the hashes of all its blocks stand.
     pub(super) hashes: Address,
+    /// Tells the run above from others: see [`mark`].
+    pub(super) above: u16,
     pub(super) holders: Holders,
+}
+
+/// What a record says of the run above, by the run's number. A hash commits to all before it; but somebody may report hashes
+/// that he did not derive, and what hangs elsewhere must not be taken for what hangs here.
+#[inline]
+pub(super) fn mark(above: Option<u32>) -> u16 {
+    above.map_or(0, |run| (run % u32::from(u16::MAX)) as u16 + 1)
 }
 
 /// Who holds a run.
@@ -37,6 +46,9 @@ pub(super) enum Holders {
 /// Slots that fit into a record.
 pub(super) const FEW: usize = 16;
 
+/// Bits of word 3 that say which form it is; the number that belongs to the form has those up to the 16th.
+const KIND_BITS: u32 = 2;
+
 /// Words of a bitmap in a record.
 const NEAR_WORDS: usize = 4;
 
@@ -50,20 +62,25 @@ impl Record {
     #[inline]
     fn from_words(words: [u64; LINE_WORDS]) -> Self {
         let [head, last, place, form, rest @ ..] = words;
-        let holders = match form as u8 {
-            0 => Holders::Few { count: (form >> 8) as u8, packed: rest },
-            1 => Holders::Near { first_word: (form >> 8) as u8, bits: rest },
-            _ => Holders::Far { words: (form >> 8) as u16, bitmap: (form >> 32) as Address },
+        let number = (form as u16) >> KIND_BITS;
+        let holders = match form & ((1 << KIND_BITS) - 1) {
+            0 => Holders::Few { count: number as u8, packed: rest },
+            1 => Holders::Near { first_word: number as u8, bits: rest },
+            _ => Holders::Far { words: number, bitmap: (form >> 32) as Address },
         };
-        Self { head, last, len: place as u32, hashes: (place >> 32) as Address, holders }
+        let above = (form >> 16) as u16;
+        Self { head, last, len: place as u32, hashes: (place >> 32) as Address, above, holders }
     }
 
     pub(super) fn to_words(self) -> [u64; LINE_WORDS] {
         let (form, rest) = match self.holders {
-            Holders::Few { count, packed } => (u64::from(count) << 8, packed),
-            Holders::Near { first_word, bits } => (1 | u64::from(first_word) << 8, bits),
-            Holders::Far { words, bitmap } => (2 | u64::from(words) << 8 | u64::from(bitmap) << 32, [0; 4]),
+            Holders::Few { count, packed } => (u64::from(count) << KIND_BITS, packed),
+            Holders::Near { first_word, bits } => (1 | u64::from(first_word) << KIND_BITS, bits),
+            Holders::Far { words, bitmap } => {
+                (2 | u64::from(words) << KIND_BITS | u64::from(bitmap) << 32, [0; 4])
+            }
         };
+        let form = form | u64::from(self.above) << 16;
         let place = u64::from(self.len) | u64::from(self.hashes) << 32;
         let [a, b, c, d] = rest;
         [self.head, self.last, place, form, a, b, c, d]

@@ -5,7 +5,7 @@ mod upkeep;
 use super::arena::{Arena, PAGE_LINES};
 use super::heads::HeadsUnderEdit;
 use super::locator::Locator;
-use super::record::{Changed, Holders, Record};
+use super::record::{Changed, Holders, Record, mark};
 use super::tree::{Records, Tree};
 use super::words::{Address, LINE_WORDS, Words};
 use crate::fleet::Slot;
@@ -85,8 +85,10 @@ impl Runs {
         (0..record.len).map(move |at| record.hash(self.words(), at))
     }
 
-    pub(super) fn locate(&self, hash: BlockHash) -> Option<(u32, u32)> {
-        self.locator.as_ref()?.find(self.words(), hash)
+    /// The run of a block and the block's place in it: if there are several, one that the slot holds.
+    pub(super) fn locate(&self, hash: BlockHash, slot: Slot) -> Option<(u32, u32)> {
+        let is_own = |run| self.record(run).holders.contains(self.words(), slot);
+        self.locator.as_ref()?.find(self.words(), hash, is_own)
     }
 
     /// From now on blocks can be found by their hash alone.
@@ -117,7 +119,10 @@ impl Runs {
         let at = self.arena.new_extent(capacity, run);
         self.fill(at, hashes);
         let [head, last] = [hashes[0], hashes[hashes.len() - 1]].map(BlockHash::get);
-        self.write(run, Record { head, last, len, hashes: at, holders: Holders::one(slot) });
+        self.write(
+            run,
+            Record { head, last, len, hashes: at, above: mark(parent), holders: Holders::one(slot) },
+        );
         self.links[run as usize] =
             Links { parent: NONE, first_child: NONE, next: NONE, previous: NONE, capacity };
         if let Some(parent) = parent {
@@ -179,7 +184,9 @@ impl Runs {
         };
         self.arena.add_owner(whole.hashes, upper);
         self.write(upper, Record { last: middle.get(), len: at, holders, ..whole });
-        let rest = Record { head: below.get(), len: whole.len - at, hashes: whole.hashes + at, ..whole };
+        let above = mark(Some(upper));
+        let rest =
+            Record { head: below.get(), len: whole.len - at, hashes: whole.hashes + at, above, ..whole };
         self.write(lower, rest);
         self.heads.replace(&mut self.arena, head, lower, upper);
         self.heads.insert(&mut self.arena, below, lower);
@@ -203,7 +210,7 @@ impl Runs {
         if above.hashes + above.len == below.hashes {
             self.links[lower as usize].capacity = room + tail;
             self.arena.add_owner(above.hashes, lower);
-            self.write(lower, Record { head: above.head, len, hashes: above.hashes, ..below });
+            self.write(lower, Record { holders: below.holders, last: below.last, len, ..above });
             if let Some(locator) = &mut self.locator {
                 locator.join(above.hashes, below.hashes, lower);
             }
@@ -213,7 +220,7 @@ impl Runs {
                 locator.remove(self.arena.words(), above.hashes, above.len);
                 locator.remove(self.arena.words(), below.hashes, below.len);
             }
-            self.put_elsewhere(lower, below, &hashes);
+            self.put_elsewhere(lower, Record { holders: below.holders, ..above }, &hashes);
             self.arena.drop_extent(above.hashes, room);
             self.arena.drop_extent(below.hashes, tail);
         }

@@ -7,7 +7,7 @@ use super::epochs::Guard;
 use super::heads::Heads;
 use super::matches::Matches;
 use super::numbers::Numbers;
-use super::record::Record;
+use super::record::{Record, mark};
 use super::words::{Address, LINE_WORDS, Line, Words};
 use crate::key::BlockHash;
 
@@ -33,30 +33,33 @@ impl Tree {
     /// A hash commits to all blocks before it, so every run is found by its first hash alone, and compared by its last.
     pub fn match_prefix(&self, key: &[BlockHash], matches: &mut Matches) {
         matches.begin();
-        let mut depth = 0;
-        while let Some((line, record)) = key.get(depth).and_then(|head| self.find(*head)) {
+        let (mut depth, mut above) = (0, None);
+        while let Some((run, line, record)) = key.get(depth).and_then(|head| self.find(above, *head)) {
             let common = record.common(&self.words, &key[depth..]);
             depth += common as usize;
             matches.walk(line, depth as u32);
             if common < record.len {
                 break;
             }
+            above = Some(run);
         }
         matches.finish(&self.words);
     }
 
+    /// The run that begins with `head` below another, or where a prompt begins, and where its record stands.
     #[inline]
-    fn find(&self, head: BlockHash) -> Option<(Address, Record)> {
+    fn find(&self, above: Option<u32>, head: BlockHash) -> Option<(u32, Address, Record)> {
         let mut found = None;
-        self.heads.find(&self.words, head, |run| {
+        let run = self.heads.find(&self.words, head, |run| {
             let line = self.records.address(run);
-            let is_it = self.words.line(line).get(0) == head.get();
+            let record = Record::of(self.words.line(line));
+            let is_it = record.head == head.get() && record.above == mark(above);
             if is_it {
-                found = Some(line);
+                found = Some((line, record));
             }
             is_it
         })?;
-        found.map(|line| (line, Record::of(self.words.line(line))))
+        found.map(|(line, record)| (run, line, record))
     }
 }
 

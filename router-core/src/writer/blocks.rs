@@ -110,7 +110,7 @@ impl State {
             let own = || runs.iter().flat_map(|run| run.hashes.iter().copied());
             let key = match runs[0].parent {
                 None => Some(own().collect()),
-                Some(parent) => self.claims.key_to(parent).map(|mut key| {
+                Some(parent) => self.claims.key_to(slot, parent).map(|mut key| {
                     key.extend(own());
                     key
                 }),

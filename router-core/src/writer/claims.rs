@@ -149,7 +149,7 @@ impl ClaimTable {
         let mut rest = hashes;
         while let Some((hash, others)) = rest.split_first() {
             rest = others;
-            if let Some((run, offset)) = self.index.locate(*hash) {
+            if let Some((run, offset)) = self.index.locate(*hash, slot) {
                 first_gone.entry(run).and_modify(|first| *first = (*first).min(offset)).or_insert(offset);
                 rest = &others[self.index.continued(run, offset + 1, others) as usize..];
             }
@@ -170,14 +170,14 @@ impl ClaimTable {
         before - self.tokens(slot, Scope::All)
     }
 
-    /// All hashes from a prompt's first block to `hash`, if the block is known.
-    pub(crate) fn key_to(&self, hash: BlockHash) -> Option<Vec<BlockHash>> {
-        self.index.locate(hash).map(|(run, offset)| self.index.key_to(run, offset))
+    /// All hashes from a prompt's first block to `hash`, if the block is known, along a path of the slot's own if there is one.
+    pub(crate) fn key_to(&self, slot: Slot, hash: BlockHash) -> Option<Vec<BlockHash>> {
+        self.index.locate(hash, slot).map(|(run, offset)| self.index.key_to(run, offset))
     }
 
     /// When a slot last used a block, if it claims it.
     pub(crate) fn last_access(&self, slot: Slot, hash: BlockHash) -> Option<Time> {
-        let (run, _) = self.index.locate(hash)?;
+        let (run, _) = self.index.locate(hash, slot)?;
         self.claim_of(slot, run).map(|claim| claim.last_access)
     }
 
