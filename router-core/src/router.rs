@@ -125,7 +125,7 @@ impl Router {
         self.inner.orphaned.store(true, Relaxed);
         let mut last = Snapshot::clone(&self.inner.cell.load_full());
         last.epoch += 1;
-        last.fleet.targets.iter_mut().for_each(|target| target.doubtful = true);
+        Arc::make_mut(&mut last.fleet).targets.iter_mut().for_each(|target| target.doubtful = true);
         self.inner.cell.store(Arc::new(last));
     }
 

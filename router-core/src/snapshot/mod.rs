@@ -19,8 +19,9 @@ pub struct Snapshot {
     pub epoch: u64,
     /// When it was published.
     pub published: Time,
-    /// Workers and targets.
-    pub fleet: Fleet,
+    /// Workers and targets. Snapshots share it while only figures change that candidates are compared by; of more than some
+    /// hundred targets these are up to 2 µs a target old.
+    pub fleet: Arc<Fleet>,
     /// The policy in force.
     pub policy: Arc<dyn Policy>,
     /// Mean length of a token in bytes of text, learned from responses.

@@ -18,15 +18,10 @@ impl State {
         at: Time,
         report: AgentReport,
     ) {
-        let Some(current) = self.roster.get_mut(worker).and_then(|member| member.session.as_mut()) else {
-            return;
-        };
-        // Another session speaks for the worker by now, or this one has been told that it ended.
-        if current.id != session || !current.open {
-            return;
+        // Else another session speaks for the worker by now, or this one has been told that it ended.
+        if self.roster.heard(worker, session, at) {
+            self.apply_open(worker, session, at, report);
         }
-        current.last_report = at;
-        self.apply_open(worker, session, at, report);
     }
 
     fn apply_open(&mut self, worker: WorkerId, session: SessionId, at: Time, report: AgentReport) {
@@ -43,7 +38,7 @@ impl State {
                 }
             }
             AgentReport::Load { rank, load } => {
-                if let Some(rank) = self.roster.rank_mut(target(rank)) {
+                if let Some(rank) = self.roster.figures_mut(target(rank)) {
                     // Only now can what this router sent be told from the rest: later both will have changed.
                     let own = rank.load.read().prefill_prompt_tokens;
                     rank.foreign_waiting_tokens = load.waiting_uncached_tokens.saturating_sub(own);
@@ -201,7 +196,7 @@ impl State {
 
     fn count_evictions(&mut self, target: TargetId, total: u64) {
         let exact = self.roster.get(target.worker).is_some_and(|member| member.reports_exactly());
-        let Some(rank) = self.roster.rank_mut(target) else { return };
+        let Some(rank) = self.roster.figures_mut(target) else { return };
         let before = rank.evicted_tokens_total.replace(total);
         // Exact reports have counted them block by block.
         if let Some(evicted) = before.map(|before| total.saturating_sub(before)).filter(|_| !exact) {
@@ -221,15 +216,7 @@ impl State {
     /// Tells each open session what has been applied since it was last told.
     pub(super) fn acknowledge(&mut self) {
         let mut notices = std::mem::take(&mut self.notices);
-        for member in self.roster.members_mut() {
-            let Some(session) = member.session.filter(|session| session.open) else { continue };
-            for (index, rank) in member.ranks.iter_mut().enumerate() {
-                if let Some(seq) = rank.gate.applied().filter(|seq| rank.acked != Some(*seq)) {
-                    rank.acked = Some(seq);
-                    notices.push(Notice::Acked { session: session.id, rank: index as u32, seq });
-                }
-            }
-        }
+        self.roster.newly_applied(|session, rank, seq| notices.push(Notice::Acked { session, rank, seq }));
         self.notices = notices;
     }
 }

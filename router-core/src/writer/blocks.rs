@@ -25,11 +25,13 @@ enum Access {
 
 impl State {
     pub(super) fn apply_delta(&mut self, target: TargetId, session: SessionId, at: Time, delta: &Delta) {
-        let Some(rank) = self.roster.rank_mut(target) else { return };
+        let Some(rank) = self.roster.figures_mut(target) else { return };
         match rank.gate.pass(delta.seq) {
             Verdict::Repeat | Verdict::Closed => {}
             Verdict::Gap { expected } => {
-                rank.doubtful = true;
+                if let Some(rank) = self.roster.rank_mut(target) {
+                    rank.doubtful = true;
+                }
                 self.dirty = true;
                 let reason: Arc<str> = format!("delta {} came where {expected} was due", delta.seq).into();
                 let resync = Notice::ResyncNeeded { session, rank: target.rank, reason: reason.clone() };
@@ -52,7 +54,7 @@ impl State {
         }
         let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
         let evicted = self.claims.remove(slot, &delta.removed);
-        if let Some(rank) = self.roster.rank_mut(target) {
+        if let Some(rank) = self.roster.figures_mut(target) {
             rank.pressure.evicted(evicted);
             rank.incomplete = delta.incomplete;
         }
@@ -127,7 +129,7 @@ impl State {
         if unknown > 0 {
             self.notices.push(Notice::UnknownParents { target, runs: unknown });
         }
-        if let Some(rank) = self.roster.rank_mut(target) {
+        if let Some(rank) = self.roster.figures_mut(target) {
             rank.pressure.stored(stored);
         }
     }
@@ -138,7 +140,7 @@ impl State {
         };
         let differing = digest.difference(&self.claims.digest(rank.slot));
         let tokens = differing * self.block_size(Unit::Token);
-        if let Some(rank) = self.roster.rank_mut(target) {
+        if let Some(rank) = self.roster.figures_mut(target) {
             rank.divergence_tokens = Some(tokens);
             self.dirty = true;
         }

@@ -81,7 +81,7 @@ impl State {
             let scope = if exact { Scope::Unreported } else { Scope::All };
             evicted += self.claims.move_horizon(traffic.slot, scope, last_used);
         }
-        if let Some(rank) = self.roster.rank_mut(traffic.target) {
+        if let Some(rank) = self.roster.figures_mut(traffic.target) {
             rank.pressure.evicted(evicted);
         }
         self.dirty = true;
@@ -142,7 +142,7 @@ impl State {
 
     fn learn(&mut self, traffic: &Traffic, observation: &Observation) {
         if let Some(took) = observation.alone_for
-            && let Some(rank) = self.roster.rank_mut(traffic.target)
+            && let Some(rank) = self.roster.figures_mut(traffic.target)
         {
             rank.prefill.learn(observation.prompt_tokens, observation.cached_tokens, took);
             self.dirty = true;

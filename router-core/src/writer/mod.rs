@@ -185,6 +185,8 @@ impl Writer {
         self.state.dirty = false;
         let replaced = self.cell.load_full();
         self.cell.store(Arc::new(self.state.snapshot(self.epoch, now)));
+        // Figures that a large fleet shows later are shown even if nothing follows.
+        self.state.dirty = self.state.roster.lags();
         self.replaced.push_back(replaced);
         self.replaced.retain(|old| Arc::strong_count(old) > 1);
         if self.replaced.len() > REPLACED_KEPT {
@@ -219,7 +221,7 @@ impl State {
         Snapshot {
             epoch,
             published: now,
-            fleet: self.roster.publish(|slot| self.claims.tokens(slot, Scope::All)),
+            fleet: self.roster.publish(now, |slot| self.claims.tokens(slot, Scope::All)),
             policy: self.policy.clone(),
             text_bytes_per_token: self.text_bytes_per_token,
             size: self.claims.size(),
@@ -285,7 +287,7 @@ impl State {
         } else {
             self.claims.evict_to(slot, Scope::All, capacity)
         };
-        if let Some(rank) = self.roster.rank_mut(target) {
+        if let Some(rank) = self.roster.figures_mut(target) {
             rank.pressure.evicted(evicted);
         }
     }

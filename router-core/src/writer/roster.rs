@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::gate::Gate;
 use crate::fleet::{
@@ -19,8 +20,21 @@ use crate::update::FleetError;
 pub(crate) struct Roster {
     max_targets: u16,
     next_worker: u32,
+    /// By id, which only grows.
     workers: Vec<Member>,
     slots: SlotPool,
+    published: Published,
+}
+
+/// The fleet that snapshots share, until something has changed that they must show.
+#[derive(Debug, Default)]
+struct Published {
+    fleet: Arc<Fleet>,
+    at: Time,
+    /// Something beyond mere figures has changed since.
+    outdated: bool,
+    /// It has been published again since, and figures may have changed.
+    lags: bool,
 }
 
 /// One registered worker.
@@ -37,6 +51,8 @@ pub(crate) struct Member {
     pub(crate) session: Option<Session>,
     pub(crate) ranks: Vec<Rank>,
     identity: u64,
+    /// As snapshots show it, until it changes.
+    published: Option<Arc<Worker>>,
 }
 
 /// The agent session that speaks for a worker, open or lately lost.
@@ -88,12 +104,22 @@ struct SlotPool {
     tenures: u64,
 }
 
+/// Figures of a target may be so old in a snapshot, for every target: what renewing them costs stays a small share of the
+/// writer's time in the largest fleet, and a fleet of a few hundred is renewed with every publication.
+const FIGURES_AGE_PER_TARGET: Duration = Duration::from_micros(2);
+
 /// Stored tokens after which older history counts half.
 const PRESSURE_WINDOW_TOKENS: u64 = 1 << 18;
 
 impl Roster {
     pub(crate) fn new(max_targets: u16) -> Self {
-        Self { max_targets, next_worker: 0, workers: Vec::new(), slots: SlotPool::default() }
+        Self {
+            max_targets,
+            next_worker: 0,
+            workers: Vec::new(),
+            slots: SlotPool::default(),
+            published: Published::default(),
+        }
     }
 
     /// Registers a worker with one rank, not yet reachable.
@@ -118,14 +144,16 @@ impl Roster {
             session: None,
             ranks: vec![rank],
             identity,
+            published: None,
         });
+        self.published.outdated = true;
         Ok(id)
     }
 
     /// Forgets a worker; its slots are to be swept. Returns the requests in flight to it.
     pub(crate) fn remove(&mut self, id: WorkerId) -> Result<(Member, u64), FleetError> {
-        let at =
-            self.workers.iter().position(|member| member.id == id).ok_or(FleetError::UnknownWorker(id))?;
+        let at = self.place(id).ok_or(FleetError::UnknownWorker(id))?;
+        self.published.outdated = true;
         let member = self.workers.remove(at);
         let in_flight = member.ranks.iter().map(|rank| rank.load.read().in_flight).sum();
         member.ranks.iter().for_each(|rank| self.slots.retired.push_back(rank.slot));
@@ -138,14 +166,12 @@ impl Roster {
         let want = profile.dp_size.max(1);
         self.room_for(want.saturating_sub(have as u32))?;
         let fresh: Vec<_> = (have..want as usize).map(|_| Rank::new(self.slots.begin())).collect();
-        let Some(member) = self.workers.iter_mut().find(|member| member.id == id) else {
-            return Err(FleetError::UnknownWorker(id));
-        };
+        let member = self.get_mut(id).ok_or(FleetError::UnknownWorker(id))?;
         member.ranks.extend(fresh);
-        let gone = member.ranks.drain(want as usize..).map(|rank| rank.slot);
-        self.slots.retired.extend(gone);
+        let gone: Vec<_> = member.ranks.drain(want as usize..).map(|rank| rank.slot).collect();
         let changed = member.profile != profile;
         member.profile = profile;
+        self.slots.retired.extend(gone);
         Ok(changed)
     }
 
@@ -185,11 +211,20 @@ impl Roster {
     }
 
     pub(crate) fn get(&self, id: WorkerId) -> Option<&Member> {
-        self.workers.iter().find(|member| member.id == id)
+        self.place(id).map(|at| &self.workers[at])
     }
 
+    /// A worker, to change what the next snapshot must show.
     pub(crate) fn get_mut(&mut self, id: WorkerId) -> Option<&mut Member> {
-        self.workers.iter_mut().find(|member| member.id == id)
+        let place = self.place(id)?;
+        let member = &mut self.workers[place];
+        self.published.outdated = true;
+        member.published = None;
+        Some(member)
+    }
+
+    fn place(&self, id: WorkerId) -> Option<usize> {
+        self.workers.binary_search_by_key(&id, |member| member.id).ok()
     }
 
     pub(crate) fn rank(&self, target: TargetId) -> Option<&Rank> {
@@ -202,16 +237,39 @@ impl Roster {
         agent && self.rank(target).is_some_and(|rank| !rank.incomplete)
     }
 
+    /// A rank, to change what the next snapshot must show.
     pub(crate) fn rank_mut(&mut self, target: TargetId) -> Option<&mut Rank> {
         self.get_mut(target.worker)?.ranks.get_mut(target.rank as usize)
+    }
+
+    /// A rank, to change figures by which candidates are compared, or what snapshots do not show at all.
+    pub(crate) fn figures_mut(&mut self, target: TargetId) -> Option<&mut Rank> {
+        let at = self.place(target.worker)?;
+        self.workers[at].ranks.get_mut(target.rank as usize)
+    }
+
+    /// A report of a session has arrived. `false` if it does not speak for the worker, or no longer.
+    pub(crate) fn heard(&mut self, worker: WorkerId, id: SessionId, at: Time) -> bool {
+        let session = self.place(worker).and_then(|place| self.workers[place].session.as_mut());
+        let current = session.filter(|session| session.id == id && session.open);
+        current.map(|session| session.last_report = at).is_some()
     }
 
     pub(crate) fn members(&self) -> &[Member] {
         &self.workers
     }
 
-    pub(crate) fn members_mut(&mut self) -> &mut [Member] {
-        &mut self.workers
+    /// For every open session: the number of the last delta applied to each rank, if it has not been told yet.
+    pub(crate) fn newly_applied(&mut self, mut tell: impl FnMut(SessionId, u32, u64)) {
+        for member in &mut self.workers {
+            let Some(session) = member.session.filter(|session| session.open) else { continue };
+            for (index, rank) in member.ranks.iter_mut().enumerate() {
+                if let Some(seq) = rank.gate.applied().filter(|seq| rank.acked != Some(*seq)) {
+                    rank.acked = Some(seq);
+                    tell(session.id, index as u32, seq);
+                }
+            }
+        }
     }
 
     /// All ranks of all workers.
@@ -222,11 +280,27 @@ impl Roster {
         })
     }
 
-    /// The fleet as a snapshot shows it.
-    pub(crate) fn publish(&self, claimed_tokens: impl Fn(Slot) -> u64) -> Fleet {
+    /// The fleet as a snapshot shows it: the one before, if only figures have changed since, and not for long.
+    pub(crate) fn publish(&mut self, now: Time, claimed_tokens: impl Fn(Slot) -> u64) -> Arc<Fleet> {
+        let targets = self.published.fleet.targets.len() as u32;
+        if self.published.outdated || now.since(self.published.at) >= targets * FIGURES_AGE_PER_TARGET {
+            let fleet = Arc::new(self.fleet(claimed_tokens));
+            self.published = Published { fleet, at: now, outdated: false, lags: false };
+        } else {
+            self.published.lags = true;
+        }
+        self.published.fleet.clone()
+    }
+
+    /// Whether the fleet that was published last was an older one.
+    pub(crate) fn lags(&self) -> bool {
+        self.published.lags
+    }
+
+    fn fleet(&mut self, claimed_tokens: impl Fn(Slot) -> u64) -> Fleet {
         let mut fleet = Fleet::default();
-        for member in &self.workers {
-            let worker = Arc::new(member.publish());
+        for member in &mut self.workers {
+            let worker = member.publish();
             for (rank, state) in member.ranks.iter().enumerate() {
                 let slot = usize::from(state.slot.0);
                 if slot >= fleet.by_slot.len() {
@@ -279,18 +353,24 @@ impl Member {
         self.session.is_some_and(|session| session.open && session.level >= ReportLevel::Removals)
     }
 
-    fn publish(&self) -> Worker {
+    fn publish(&mut self) -> Arc<Worker> {
         let link = |session: Session| AgentLink { level: session.level, last_report: session.last_report };
-        Worker {
+        let agent = self.session.filter(|session| session.open).map(link);
+        if let Some(worker) = self.published.as_ref().filter(|worker| worker.agent == agent) {
+            return worker.clone();
+        }
+        let worker = Arc::new(Worker {
             id: self.id,
             url: self.url.clone(),
             state: self.state(),
             reason: self.reason.clone(),
             profile: self.profile.clone(),
             incarnation: self.incarnation,
-            agent: self.session.filter(|session| session.open).map(link),
+            agent,
             identity: self.identity,
-        }
+        });
+        self.published = Some(worker.clone());
+        worker
     }
 }
 

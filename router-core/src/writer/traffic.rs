@@ -64,7 +64,7 @@ impl State {
     fn claim_prompt(&mut self, traffic: &Traffic, at: Time, source: Source) {
         let (kind, hashes) = (traffic.key.kind(), traffic.key.hashes());
         let stored = self.claims.claim(traffic.slot, kind, hashes, at, source);
-        if let Some(rank) = self.roster.rank_mut(traffic.target) {
+        if let Some(rank) = self.roster.figures_mut(traffic.target) {
             rank.pressure.stored(stored);
         }
         self.bound_target(traffic.target);

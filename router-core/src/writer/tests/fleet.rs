@@ -1,0 +1,156 @@
+//! Workers come, go and change; targets are found and chosen among many.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::Fleet;
+
+#[test]
+fn only_ready_workers_are_candidates() {
+    let mut story = Story::with_workers(3);
+    let ids: Vec<_> = story.router.snapshot().fleet.workers.iter().map(|w| w.id).collect();
+    story.healthy(ids[0], false);
+    story.ask(|done| Update::Fleet(FleetUpdate::Drain { worker: ids[1], on: true, done })).unwrap();
+    for first in 0..20 {
+        assert_eq!(story.route(&prompt(first, 3)).target().worker, ids[2]);
+    }
+    let state = AgentReport::State { updating: true, reachable: true, reason: "new weights".into() };
+    story.join(ids[2], 1, 1, Vec::new()).unwrap();
+    story.report(ids[2], 1, state);
+    let key = story.key(&prompt(1, 3));
+    let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
+    let refused = story.router.route(&request, story.now, &mut story.rng).unwrap_err();
+    assert_eq!(refused, RouteError::NoneReady { registered: 3, unreachable: 1, draining: 1, updating: 1 });
+    story.ask(|done| Update::Fleet(FleetUpdate::Drain { worker: ids[1], on: false, done })).unwrap();
+    assert_eq!(story.route(&prompt(1, 3)).target().worker, ids[1]);
+}
+
+#[test]
+fn a_removed_worker_is_gone_and_its_requests_end_in_peace() {
+    let mut story = Story::with_workers(2);
+    let mut request = story.route(&prompt(1, 8));
+    let worker = request.target().worker;
+    story.turn();
+    let left = story.ask(|done| Update::Fleet(FleetUpdate::Remove { worker, done }));
+    assert_eq!(left, Ok(1));
+    request.first_token(story.now);
+    request.complete(story.now);
+    story.turn();
+    assert_eq!(story.router.snapshot().fleet.workers.len(), 1);
+    assert_eq!(story.router.snapshot().size, crate::IndexSize::default());
+    let again = story.ask(|done| Update::Fleet(FleetUpdate::Remove { worker, done }));
+    assert_eq!(again, Err(FleetError::UnknownWorker(worker)));
+    assert_ne!(
+        story.add("http://0").or_else(|_| story.add("http://0b")).unwrap(),
+        worker,
+        "ids are not reused"
+    );
+}
+
+#[test]
+fn requests_that_can_go_nowhere_say_why() {
+    let mut story = Story::with(0, WorkerProfile::default(), |_| {});
+    let route = |story: &mut Story, request: &RouteRequest<'_>| {
+        story.router.route(request, story.now, &mut story.rng).map(drop).unwrap_err()
+    };
+    assert_eq!(route(&mut story, &RouteRequest::default()), RouteError::NoWorkers);
+    let worker = story.add("http://a").unwrap();
+    story
+        .profile(worker, WorkerProfile { models: vec!["llama".into()], ..WorkerProfile::default() })
+        .unwrap();
+    story.healthy(worker, true);
+    let other = RouteRequest { model: Some("qwen"), ..RouteRequest::default() };
+    assert_eq!(route(&mut story, &other), RouteError::UnknownModel { served: vec!["llama".into()] });
+    let rank = RouteRequest { rank: Some(3), ..RouteRequest::default() };
+    assert_eq!(route(&mut story, &rank), RouteError::UnknownRank { rank: 3 });
+    let tried = RouteRequest { tried: &[worker], ..RouteRequest::default() };
+    assert_eq!(route(&mut story, &tried), RouteError::AllTried);
+    let adapter = RouteRequest { model: Some("llama:adapter"), ..RouteRequest::default() };
+    assert!(story.router.route(&adapter, story.now, &mut story.rng).is_ok());
+}
+
+#[test]
+fn the_fleet_has_a_bound_and_ranks_count() {
+    let mut story = Story::with(0, WorkerProfile::default(), |settings| settings.max_targets = 3);
+    let worker = story.add("http://a").unwrap();
+    let two = WorkerProfile { dp_size: 2, ..WorkerProfile::default() };
+    let four = WorkerProfile { dp_size: 4, ..WorkerProfile::default() };
+    story.profile(worker, two).unwrap();
+    assert_eq!(story.profile(worker, four), Err(FleetError::Full { in_use: 2, max: 3, wanted: 2 }));
+    assert_eq!(story.router.snapshot().fleet.targets.len(), 2);
+    story.add("http://b").unwrap();
+    assert_eq!(story.add("http://c"), Err(FleetError::Full { in_use: 3, max: 3, wanted: 1 }));
+    let known = story.router.snapshot().fleet.workers[0].id;
+    let twice = FleetError::AlreadyRegistered { url: "http://a".into(), worker: known };
+    assert_eq!(story.add("http://a"), Err(twice));
+}
+
+#[test]
+fn reports_for_ranks_that_do_not_exist_change_nothing() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    story.join(worker, 1, 10, vec![(9, 3)]).unwrap();
+    let (unit, stored) = (Unit::Token, Vec::new());
+    let report = AgentReport::Baseline { rank: 7, unit, seq: 1, stored, incomplete: false };
+    assert!(!happened(&story.report(worker, 1, report), EventKind::Resynced));
+    story.report(worker, 1, AgentReport::Delta { rank: 7, delta: delta(1) });
+    story.report(WorkerId(99), 1, AgentReport::Alive);
+}
+
+#[test]
+fn slots_never_run_out_however_often_claims_are_voided() {
+    let profile = WorkerProfile { dp_size: 64, capacity_tokens: 4_000, ..WorkerProfile::default() };
+    let mut story = Story::with(1, profile, |_| {});
+    let worker = WorkerId(0);
+    story.join(worker, 1, 1, Vec::new()).unwrap();
+    let at = story.now;
+    for incarnation in 2..1_202 {
+        let report = AgentReport::NewIncarnation(Incarnation(incarnation));
+        let update = Update::Agent { worker, session: SessionId(1), at, report };
+        story.router.updates().try_send(update).unwrap();
+    }
+    story.turn();
+    assert_eq!(story.router.snapshot().fleet.targets.len(), 64);
+}
+
+#[test]
+fn a_large_fleet_is_sampled_and_its_holders_are_not_missed() {
+    let mut story = Story::with_workers(300);
+    for first in 0..20 {
+        let (holder, _) = story.serve(&prompt(first, 200), 0);
+        for _ in 0..5 {
+            assert_eq!(story.serve(&prompt(first, 200), 800).0, holder);
+        }
+    }
+    let explained = story.router.explain(&RouteRequest::default(), &mut story.rng).unwrap();
+    assert_eq!(explained.candidates.len(), 300, "explaining shows every one");
+    // One that is ready is found among many that are not.
+    for worker in (0..300).filter(|worker| *worker != 123) {
+        story.healthy(WorkerId(worker), false);
+    }
+    assert_eq!(story.route(&prompt(1, 200)).target().worker, WorkerId(123));
+}
+
+#[test]
+fn snapshots_share_a_large_fleet_until_something_must_be_seen() {
+    let mut story = Story::with_workers(600);
+    drop(story.route(&prompt(3, 1)));
+    story.pass(Duration::from_millis(10));
+    let fleet_of = |story: &Story| story.router.snapshot().fleet.clone();
+    let claimed = |fleet: &Fleet| fleet.targets.iter().map(|target| target.claimed_tokens).sum::<u64>();
+    let (epoch, before) = (story.router.snapshot().epoch, fleet_of(&story));
+    drop(story.route(&prompt(1, 8)));
+    story.pass(Duration::from_micros(100));
+    assert!(story.router.snapshot().epoch > epoch, "a decision has been published");
+    assert!(Arc::ptr_eq(&before, &fleet_of(&story)), "and changed nothing but figures");
+    assert_eq!(claimed(&before), 0);
+    let worker = before.workers[7].id;
+    story.send(Update::Fleet(FleetUpdate::Drain { worker, on: true, done: Done::ignore() }));
+    assert_eq!(fleet_of(&story).workers[7].state, WorkerState::Draining, "this is seen at once");
+    assert!(Arc::ptr_eq(&before.workers[8], &fleet_of(&story).workers[8]), "the others are as they were");
+    let mut in_flight = story.route(&prompt(2, 8));
+    in_flight.first_token(story.now);
+    story.pass(Duration::from_micros(100));
+    story.pass(Duration::from_millis(10));
+    assert_eq!(claimed(&fleet_of(&story)), 8 * BLOCK as u64, "figures follow even if nothing else happens");
+}

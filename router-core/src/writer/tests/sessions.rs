@@ -1,0 +1,215 @@
+//! Agents join, fall silent, resume and are sent away.
+
+use super::*;
+
+#[test]
+fn after_a_gap_nothing_matches_until_a_baseline() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, vec![stored(None, &key)]);
+    let notices = story.delta(worker, 1, delta(2));
+    assert!(happened(&notices, EventKind::Gap));
+    assert!(notices.iter().any(|n| matches!(n, Notice::ResyncNeeded { session: SessionId(1), rank: 0, .. })));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    assert_eq!(story.claimed(worker), 8, "doubtful claims are kept");
+    story.delta(worker, 1, Delta { cleared: true, ..delta(3) });
+    assert_eq!(story.claimed(worker), 8, "nothing counts before the baseline");
+    let notices = story.baseline(worker, 1, 3, vec![stored(None, &key[..5])]);
+    assert!(happened(&notices, EventKind::Resynced));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 5);
+    assert_eq!(story.claimed(worker), 5);
+}
+
+#[test]
+fn a_baseline_keeps_what_is_on_its_way() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let request = story.route(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, Vec::new());
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+    drop(request);
+    // The claim moved with the baseline; the old decision's undoing belongs to the slot it was made in.
+    story.pass(Duration::from_secs(601));
+    story.pass(Duration::from_secs(1));
+    assert_eq!(story.claimed(worker), 0);
+}
+
+#[test]
+fn a_reconnect_resumes_where_it_stopped_and_a_restart_begins_anew() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 4, vec![stored(None, &key)]);
+    story.delta(worker, 1, delta(5));
+    story.report(worker, 1, AgentReport::Left);
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8, "losing the stream loses nothing");
+    assert_eq!(story.join(worker, 2, 10, vec![(0, 4)]), Ok(vec![(0, 5)]));
+    story.delta(worker, 1, Delta { cleared: true, ..delta(6) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8, "the old session has nothing to say any more");
+    story.delta(worker, 2, Delta { removed: vec![key[7]], ..delta(6) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 7);
+    let stale = JoinError::StaleIncarnation { offered: Incarnation(9), registered: Incarnation(10) };
+    assert_eq!(story.join(worker, 3, 9, Vec::new()), Err(stale));
+    assert_eq!(story.join(worker, 4, 11, vec![(0, 6)]), Ok(Vec::new()));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0, "a restarted engine holds nothing");
+}
+
+#[test]
+fn an_agents_word_that_the_engine_restarted_voids_at_once() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, vec![stored(None, &key)]);
+    let request = story.route(&prompt(1, 8));
+    let notices = story.report(worker, 1, AgentReport::NewIncarnation(Incarnation(11)));
+    assert!(happened(&notices, EventKind::ClaimsVoided));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    // An answer from the old life confirms nothing in the new one.
+    request.complete(story.now);
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    assert_eq!(story.router.snapshot().size, crate::IndexSize::default(), "the old slot has been swept");
+}
+
+#[test]
+fn a_cleared_cache_is_void_and_its_sequence_goes_on() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, vec![stored(None, &key)]);
+    story.delta(worker, 1, Delta { cleared: true, stored: vec![stored(None, &key[..1])], ..delta(1) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 1);
+    story.delta(worker, 1, Delta { stored: vec![stored(Some(key[0]), &key[1..3])], ..delta(2) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 3);
+}
+
+#[test]
+fn a_silent_agent_is_doubted_then_forgotten_and_its_worker_served_on() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 0, vec![stored(None, &key)]);
+    let notices = story.pass(Duration::from_secs(16));
+    assert!(happened(&notices, EventKind::AgentLost));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    assert_eq!(story.claimed(worker), 8);
+    story.pass(Duration::from_secs(15));
+    assert_eq!(story.claimed(worker), 0);
+    assert_eq!(story.state(worker), WorkerState::Ready);
+    story.serve(&prompt(2, 8), 0);
+    assert_eq!(story.matched(worker, &prompt(2, 8)), 8, "what it serves is learned from its traffic again");
+}
+
+fn ended(notices: &[Notice]) -> Vec<(u64, SessionEnd)> {
+    let ended = |notice: &Notice| match notice {
+        Notice::SessionEnded { session, why } => Some((session.0, *why)),
+        _ => None,
+    };
+    notices.iter().filter_map(ended).collect()
+}
+
+#[test]
+fn a_later_session_ends_the_earlier_and_one_that_only_asks_does_not() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 4, vec![stored(None, &key)]);
+    let rival = story.introduction(worker, 10, vec![(0, 3), (7, 1)]);
+    assert_eq!(story.consider(rival.clone()), Ok(vec![(0, 4)]));
+    let notices = story.delta(worker, 1, Delta { removed: vec![key[7]], ..delta(5) });
+    assert!(notices.contains(&Notice::Acked { session: SessionId(1), rank: 0, seq: 5 }), "{notices:?}");
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 7, "whoever only asks changes nothing");
+    let (at, session) = (story.now, SessionId(2));
+    let join =
+        FleetUpdate::Join { agent: rival, session, level: ReportLevel::Full, at, done: Done::ignore() };
+    let notices = story.send(Update::Fleet(join));
+    assert_eq!(ended(&notices), [(1, SessionEnd::Replaced)]);
+    assert!(notices.contains(&Notice::Acked { session, rank: 0, seq: 5 }), "what it missed is acknowledged");
+    story.delta(worker, 1, Delta { cleared: true, ..delta(6) });
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 7);
+}
+
+#[test]
+fn a_rank_that_was_to_resume_and_cannot_any_more_is_asked_for_a_baseline() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 4, Vec::new());
+    let agent = story.introduction(worker, 10, vec![(0, 4)]);
+    assert_eq!(story.consider(agent.clone()), Ok(vec![(0, 4)]));
+    // Between the two the earlier session finds a gap.
+    story.delta(worker, 1, delta(9));
+    let (at, session) = (story.now, SessionId(2));
+    let join = FleetUpdate::Join { agent, session, level: ReportLevel::Full, at, done: Done::ignore() };
+    let notices = story.send(Update::Fleet(join));
+    let asked =
+        |notice: &Notice| matches!(notice, Notice::ResyncNeeded { session: s, rank: 0, .. } if *s == session);
+    assert!(notices.iter().any(asked), "{notices:?}");
+}
+
+#[test]
+fn an_agent_that_is_refused_leaves_no_trace() {
+    let mut story = Story::with(1, WorkerProfile::default(), |settings| settings.max_targets = 2);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    let profile = WorkerProfile { dp_size: 2, ..WorkerProfile::default() };
+    let stale = Introduction { profile: profile.clone(), ..story.introduction(worker, 9, Vec::new()) };
+    let refused = JoinError::StaleIncarnation { offered: Incarnation(9), registered: Incarnation(10) };
+    assert_eq!(story.consider(stale.clone()), Err(refused.clone()));
+    assert_eq!(story.join_as(stale.clone(), 2), Err(refused));
+    let full = JoinError::Fleet(FleetError::Full { in_use: 1, max: 2, wanted: 2 });
+    let other = Introduction { url: "http://other".into(), ..stale };
+    assert_eq!(story.join_as(other, 3), Err(full));
+    let fleet = story.router.snapshot().fleet.clone();
+    assert_eq!((fleet.workers.len(), fleet.targets.len()), (1, 1));
+    assert!(fleet.workers[0].agent.is_some(), "the good session goes on");
+    let newer = Introduction { profile, ..story.introduction(worker, 10, Vec::new()) };
+    assert_eq!(story.join_as(newer, 4), Ok(Joined { worker, resumed: Vec::new() }));
+    assert_eq!(story.router.snapshot().fleet.targets.len(), 2);
+}
+
+#[test]
+fn an_agent_that_was_late_is_sent_away_once_and_resumes_without_a_doubt() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let key = story.hashes(&prompt(1, 8));
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    story.baseline(worker, 1, 4, vec![stored(None, &key)]);
+    assert_eq!(ended(&story.pass(Duration::from_secs(16))), [(1, SessionEnd::LeaseEnded)]);
+    assert_eq!(ended(&story.pass(Duration::from_secs(1))), []);
+    story.delta(worker, 1, Delta { cleared: true, ..delta(5) });
+    assert_eq!(story.claimed(worker), 8, "an ended session has nothing to say");
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
+    assert_eq!(story.join(worker, 2, 10, vec![(0, 4)]), Ok(vec![(0, 4)]));
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+    // Twice the lease later its reports are forgotten; it begins anew.
+    story.pass(Duration::from_secs(16));
+    story.pass(Duration::from_secs(16));
+    assert_eq!(story.join(worker, 3, 10, vec![(0, 4)]), Ok(Vec::new()));
+    story.baseline(worker, 3, 9, vec![stored(None, &key)]);
+    assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+}
+
+#[test]
+fn removing_a_worker_ends_its_session() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let agent = story.introduction(worker, 10, Vec::new());
+    story.join(worker, 1, 10, Vec::new()).unwrap();
+    let notices = story.send(Update::Fleet(FleetUpdate::Remove { worker, done: Done::ignore() }));
+    assert!(happened(&notices, EventKind::WorkerRemoved));
+    assert_eq!(ended(&notices), [(1, SessionEnd::WorkerRemoved)]);
+    let again = story.join_as(agent, 2).unwrap().worker;
+    assert_ne!(again, worker);
+    story.healthy(again, true);
+    let key = story.hashes(&prompt(1, 8));
+    story.baseline(again, 2, 0, vec![stored(None, &key)]);
+    assert_eq!(story.matched(again, &prompt(1, 8)), 8);
+}
