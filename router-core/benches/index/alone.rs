@@ -45,7 +45,8 @@ pub(crate) fn run(plan: &Plan) {
     }
 }
 
-fn loaded(cell: Cell, effort: Effort, keep_tokens: bool) -> (Work, Ours) {
+/// A workload and ours with all of it.
+pub(crate) fn loaded(cell: Cell, effort: Effort, keep_tokens: bool) -> (Work, Ours) {
     let work = Work::new(cell, effort.lookups, |_| (Vec::new(), Vec::new()), keep_tokens);
     let mut ours = Ours::new(work.space.clone());
     load(&mut ours, &work);
@@ -136,7 +137,7 @@ fn larger(plan: &Plan, effort: Effort) {
 }
 
 /// Publications of a paced storm, while a reader holds one snapshot after the other.
-fn publication_p99_us(storm: &Storm, work: &Work, large: &mut Ours) -> f64 {
+pub(crate) fn publication_p99_us(storm: &Storm, work: &Work, large: &mut Ours) -> f64 {
     let over = AtomicBool::new(false);
     let mut reader = large.shared_reader().expect("ours is read by any thread");
     large.stage(&storm.operations);

@@ -14,6 +14,7 @@ mod ours;
 mod predictions;
 mod route;
 mod rows;
+mod scale;
 mod storm;
 mod timing;
 mod updates;
@@ -21,6 +22,9 @@ mod work;
 
 fn main() {
     let plan = rows::Plan::from_arguments();
+    if plan.scale {
+        return scale::run(&plan);
+    }
     let contest = cells::Contest {
         enter: |work| {
             let naive = naive::Naive::new(work.space.clone(), work.cell.targets);

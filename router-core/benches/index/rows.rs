@@ -10,6 +10,9 @@ use std::io::Write as _;
 pub(crate) struct Plan {
     /// Small sizes, few rounds.
     pub(crate) quick: bool,
+    /// The largest index and fleet instead of the tables.
+    #[allow(dead_code, reason = "the peers' package shares this file")]
+    pub(crate) scale: bool,
     /// Only rows whose name contains this.
     only: Option<String>,
 }
@@ -43,11 +46,12 @@ pub(crate) enum Better {
 }
 
 impl Plan {
-    /// Reads `--quick` and `--only SUBSTRING`; what cargo itself adds is passed over.
+    /// Reads `--quick`, `--scale` and `--only SUBSTRING`; what cargo itself adds is passed over.
     pub(crate) fn from_arguments() -> Self {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         let only = arguments.iter().position(|argument| argument == "--only");
         Self {
+            scale: arguments.iter().any(|argument| argument == "--scale"),
             quick: arguments.iter().any(|argument| argument == "--quick"),
             only: only.and_then(|at| arguments.get(at + 1).cloned()),
         }
