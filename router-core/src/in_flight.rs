@@ -158,7 +158,7 @@ impl InFlight {
     fn tell(&self, event: TrafficEvent) {
         let (Some(updates), Some(key)) = (&self.updates, &self.routed.key) else { return };
         // A full queue refuses and counts; the claim is then not made, or lapses by its lease: less is claimed, not more.
-        let _ = updates.try_send(Update::Traffic(Traffic {
+        updates.offer(Update::Traffic(Traffic {
             target: self.target,
             slot: self.slot,
             tenure: self.tenure,

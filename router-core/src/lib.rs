@@ -48,7 +48,7 @@
 //! * [`key`] turns prompts into keys, [`policy`] keys and loads into choices, [`index`] is what they are looked up in.
 //! * [`docs`] has the [patterns](docs::patterns) to follow, what it [costs](docs::performance), what it does
 //!   [not](docs::limitations) do, and how it [works](docs::internals).
-//! * `examples/embed.rs` runs the writer on a thread; `examples/custom_policy.rs` brings a policy of its own.
+//! * `examples/embed.rs` is the whole of it in thirty lines; `examples/custom_policy.rs` brings a policy of its own.
 //!
 //! # Units
 //!
@@ -111,7 +111,7 @@ pub use load::{Load, LoadCounters, ReportedLoad};
 pub use notice::{EventKind, MispredictionCause, Notice, SessionEnd};
 pub use report::{AgentReport, BlockRun, Delta, Introduction, JoinError, Joined, SessionId};
 pub use router::{RouteError, RouteRequest, Router};
-pub use settings::{MAX_TARGETS, Settings};
+pub use settings::{MAX_BLOCKS, MAX_TARGETS, Settings};
 pub use snapshot::{IndexSize, Snapshot};
 pub use time::Time;
 pub use timing::PrefillModel;

@@ -23,7 +23,8 @@ pub struct Settings {
     pub stale_after: Duration,
     /// Tokens claimed at most for one target whose capacity is unknown.
     pub default_capacity_tokens: u64,
-    /// Blocks in the whole index at most; beyond it the oldest leaves of all targets go.
+    /// Blocks in the whole index at most; beyond it the oldest leaves of all targets go. More than [`MAX_BLOCKS`] is taken for
+    /// that.
     pub max_blocks: u64,
     /// Workers × dp ranks at most; at most 4,096.
     pub max_targets: u16,
@@ -39,6 +40,9 @@ pub struct Settings {
 
 /// Most targets that a router can have: slots are dense and bitmaps stay small.
 pub const MAX_TARGETS: u16 = 4096;
+
+/// Most blocks that an index takes: with the worst of runs, of one block each, its words still have 32-bit numbers.
+pub const MAX_BLOCKS: u64 = 200_000_000;
 
 impl Settings {
     /// The defaults, keyed by `seed`: 64-token blocks, 256-byte blocks of text, `cache_aware`.

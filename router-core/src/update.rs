@@ -246,6 +246,13 @@ impl UpdateSender {
         })
     }
 
+    /// Queues an update, or drops it: for what a decision says in passing, which must not allocate to be told of a full queue.
+    pub(crate) fn offer(&self, update: Update) {
+        if self.queue.try_send(update).is_err() {
+            self.refused.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Updates that found the queue full.
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)

@@ -50,6 +50,21 @@ fn a_decision_and_its_end_allocate_nothing() {
     }
 }
 
+/// What a full queue refuses is dropped, and that is all.
+#[test]
+fn a_full_queue_costs_a_decision_nothing() {
+    let settings = Settings { token_space: key_space(), queue_capacity: 64, ..Settings::new(1) };
+    let (router, _writer, _) = fleet::of_ready_workers(8, settings);
+    let mut rng = fastrand::Rng::with_seed(1);
+    let key = key_space().key_of_tokens(Salt::default(), &prompt(0, 1, 1));
+    (0..64).for_each(|_| decide(&router, &key, Time::from_micros(1), &mut rng));
+    let refused = router.updates().refused();
+    assert!(refused > 0, "nobody takes anything out of the queue");
+    let counted = measure(|| decide(&router, &key, Time::from_micros(1), &mut rng));
+    assert_eq!(counted.count_total, 0);
+    assert!(router.updates().refused() > refused);
+}
+
 /// One request, from its decision to its end, on every way that reports something.
 fn decide(router: &Router, key: &PrefixKey, now: Time, rng: &mut fastrand::Rng) {
     let request = RouteRequest { key: Some(key), ..RouteRequest::default() };

@@ -285,7 +285,6 @@ impl RouterConfig {
             ("max-payload-size", self.max_payload_size as u64),
             ("max-attempts", self.max_attempts as u64),
             ("max-connections", self.max_connections as u64),
-            ("max-blocks", self.max_blocks),
             ("default-capacity-tokens", self.default_capacity_tokens),
             ("health-failure-threshold", u64::from(self.health_failure_threshold)),
             ("report-interval-ms", u64::from(self.report_interval_ms)),
@@ -297,6 +296,8 @@ impl RouterConfig {
         ] {
             range(flag, value.to_string(), value > 0, "must be greater than zero");
         }
+        let blocks = (1..=router_core::MAX_BLOCKS).contains(&self.max_blocks);
+        range("max-blocks", self.max_blocks.to_string(), blocks, "must be between 1 and 200000000");
         for (flag, value) in [("block-size", self.block_size), ("text-block-size", self.text_block_size)] {
             let good = (1..=router_core::key::MAX_BLOCK_SIZE).contains(&value);
             range(flag, value.to_string(), good, "must be between 1 and 65536");

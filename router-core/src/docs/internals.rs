@@ -37,14 +37,17 @@
 //!  holders, from the end of the path back: whoever is met for the first time at a run holds that many blocks
 //! ```
 //!
+//! Whoever reports hashes that he did not derive cannot lead others astray: a record also has a mark of the run above, and a run
+//! that hangs elsewhere is not taken for the one that is looked for.
+//!
 //! Where the last hash differs, the run's own hashes are bisected: equality is monotone along a chain.
 //!
 //! # Words, pages, log
 //!
 //! ```text
-//!  slabs of 16,384 words; an address is a 32-bit number of a word; a word is a relaxed AtomicU64
+//!  slabs of 16 segments of 16,384 words; an address is a 32-bit number of a word; a word is a relaxed AtomicU64
 //!
-//!  slab 0, of pages                 slab 1, of the log                    slab 2 …
+//!  segment 0, of pages              segment 1, of the log                 segment 2 …
 //!  ┌────────┬────────┬─────┬──────┐ ┌───────────┬──────┬────────────┬────┐
 //!  │ page   │ page   │ …   │ free │ │ extent    │ dead │ extent     │ ▷  │ filled end to end
 //!  │ records│ heads  │     │      │ │ h h h h h │      │ h h h ─ ─  │    │ ─ room to grow
@@ -52,16 +55,17 @@
 //!      │        │                         │                  │
 //!  Records    Heads                 record.hashes        a bitmap of holders, if there are many
 //!  (Numbers:  (Numbers: page by
-//!  page by     the low bits of a hash,
+//!  page by     bits of a hash,
 //!  run / 16)   extendible hashing)
 //!
-//!  a record, one line of 8 words:  head │ last │ length, hashes │ form │ up to 16 slots, or a bitmap of 256
+//!  a record, one line of 8 words:  head │ last │ length, hashes │ form, run above │ up to 16 slots, or a bitmap of 256
 //! ```
 //!
 //! * A *page* is 1 KiB. The writer copies it before it changes it for the first time after a publication, so that what has
 //!   been published stays as it is.
 //! * The *log* holds hashes, and bitmaps that no record has room for. Its words are not changed once they are published; a run
-//!   that grows writes behind what any snapshot sees. When too much of it is dead, the live part of its deadest slab is moved.
+//!   that grows writes behind what any snapshot sees. When too much of it is dead, the live part of its deadest segment is
+//!   moved.
 //! * `Numbers` is a list in chunks of 1,024 that its clones share until they are changed.
 //!
 //! A [`Tree`](crate::index::Tree) is the list of slabs, both `Numbers`, and a guard.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 pub(crate) use cell::SnapshotCell;
 
-use crate::fleet::Fleet;
-use crate::index::Tree;
+use crate::fleet::{Fleet, Target};
+use crate::index::{Matches, Tree};
 use crate::key::{KeySpace, PrefixKey, Unit};
 use crate::policy::Policy;
 use crate::time::Time;
@@ -42,6 +42,21 @@ pub struct IndexSize {
 }
 
 impl Snapshot {
+    /// The targets that are believed to hold the beginning of a prompt, those that hold most first, and how many blocks each
+    /// holds. `matches` is a buffer to use again.
+    pub fn holders<'s>(
+        &'s self,
+        key: &PrefixKey,
+        matches: &'s mut Matches,
+    ) -> impl Iterator<Item = (&'s Target, u32)> {
+        self.tree.match_prefix(key.hashes(), matches);
+        let matches = &*matches;
+        matches.holders().iter().filter_map(move |slot| {
+            let target = &self.fleet.targets[self.fleet.index_of(*slot)?];
+            (!target.doubtful).then(|| (target, matches.blocks(*slot)))
+        })
+    }
+
     /// Tokens that `blocks` blocks of this key space stand for; an estimate for text.
     pub fn tokens_of_blocks(&self, space: &KeySpace, blocks: u64) -> u64 {
         self.tokens_of_units(space.unit(), blocks * u64::from(space.block_size()))

@@ -294,7 +294,7 @@ impl State {
 
     /// Keeps the whole index within its bound: the oldest leaves of all targets go first.
     fn bound_index(&mut self) {
-        while self.claims.size().blocks > self.settings.max_blocks {
+        while self.claims.size().blocks > self.settings.max_blocks.min(crate::MAX_BLOCKS) {
             let slots = self.roster.targets().map(|(_, _, rank)| rank.slot);
             let oldest = slots.filter_map(|slot| Some((self.claims.oldest(slot)?, slot))).min();
             let Some((_, slot)) = oldest else { break };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::Fleet;
+use crate::index::Matches;
 
 #[test]
 fn only_ready_workers_are_candidates() {
@@ -153,4 +154,20 @@ fn snapshots_share_a_large_fleet_until_something_must_be_seen() {
     story.pass(Duration::from_micros(100));
     story.pass(Duration::from_millis(10));
     assert_eq!(claimed(&fleet_of(&story)), 8 * BLOCK as u64, "figures follow even if nothing else happens");
+}
+
+#[test]
+fn a_snapshot_says_who_holds_what() {
+    let mut story = Story::with_workers(3);
+    let (long, short) = (prompt(1, 8), prompt(1, 3));
+    let (first, _) = story.serve(&long, 0);
+    let snapshot = story.router.snapshot();
+    let mut matches = Matches::default();
+    let mut held = |prompt: &[u32]| -> Vec<(TargetId, u32)> {
+        let key = story.key(prompt);
+        snapshot.holders(&key, &mut matches).map(|(target, blocks)| (target.id, blocks)).collect()
+    };
+    assert_eq!(held(&long), [(first, 8)]);
+    assert_eq!(held(&short), [(first, 3)]);
+    assert_eq!(held(&prompt(9, 3)), []);
 }
