@@ -1,4 +1,4 @@
-//! One walk over a JSON body.
+//! The careful reader of a JSON body: one walk that knows of everything that is wrong where it stands.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -42,6 +42,42 @@ pub enum DecodeError {
 /// Field under way, with what it must be, so that an error can name it.
 type Place = Cell<Option<(&'static str, &'static str)>>;
 
+/// What a body says, before it is known which of it is the prompt.
+pub(super) struct Parts<'a> {
+    pub(super) facts: Facts<'a>,
+    pub(super) text: Option<Prompts<'a>>,
+    pub(super) ids: Option<Ids>,
+    pub(super) messages: Option<Chat>,
+    pub(super) tools: Option<serde_json::Value>,
+    /// The rank by the field's older name.
+    pub(super) older_rank: Option<u32>,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn of_kind(kind: RouteKind) -> Self {
+        let facts = Facts::of_kind(kind);
+        Self { facts, text: None, ids: None, messages: None, tools: None, older_rank: None }
+    }
+
+    /// All together; `None` if there are token ids where text belongs.
+    pub(super) fn facts(self) -> Option<Facts<'a>> {
+        let mut facts = self.facts;
+        facts.rank = facts.rank.or(self.older_rank);
+        let of_text = self.text.as_ref().is_some_and(|prompts| prompts.several);
+        facts.several = self.ids.as_ref().map_or(of_text, |ids| ids.several);
+        facts.prompt = match (self.text.map(|prompts| prompts.first), self.ids, self.messages) {
+            (Some(TextOrIds::Ids(_)), ..) if facts.kind == RouteKind::Generate => return None,
+            // Token ids beside messages take the place of the rendered chat.
+            (_, Some(ids), _) => Prompt::Tokens(ids.first),
+            (Some(TextOrIds::Ids(ids)), ..) => Prompt::Tokens(ids),
+            (Some(TextOrIds::Text(text)), ..) => Prompt::Text(text),
+            (_, _, Some(chat)) => Prompt::Text(Cow::Owned(chat.render(self.tools.as_ref()))),
+            _ => Prompt::None,
+        };
+        Some(facts)
+    }
+}
+
 /// Reads the facts from a body.
 pub(super) fn read(kind: RouteKind, body: &[u8]) -> Result<Facts<'_>, DecodeError> {
     let place = Place::default();
@@ -81,74 +117,59 @@ impl<'de> Visitor<'de> for Walk<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Facts<'de>, A::Error> {
         use RouteKind::{Chat as ChatRoute, Completions, Generate};
-        let mut facts = Facts::of_kind(self.kind);
-        let (mut text, mut ids, mut messages, mut tools) = (None, None, None, None);
-        let mut older_rank = None;
+        let mut parts = Parts::of_kind(self.kind);
         while let Some(key) = map.next_key::<Text<'de>>()? {
             self.place.set(None);
             match (self.kind, &*key.0) {
                 (Generate, "text") => {
-                    text = self.take::<Option<Prompts<'de>>, _>(
+                    parts.text = self.take::<Option<Prompts<'de>>, _>(
                         &mut map,
                         "text",
                         "a string or a list of strings",
                     )?
                 }
                 (Generate | ChatRoute, "input_ids") => {
-                    ids = self.take::<Option<Ids>, _>(
+                    parts.ids = self.take::<Option<Ids>, _>(
                         &mut map,
                         "input_ids",
                         "a list of token ids, or a list of such lists",
                     )?
                 }
                 (Completions, "prompt") => {
-                    text =
+                    parts.text =
                         self.take(&mut map, "prompt", "a string, a list of token ids, or a list of either")?
                 }
                 (ChatRoute, "messages") => {
-                    messages = self.take::<Option<Chat>, _>(
+                    parts.messages = self.take::<Option<Chat>, _>(
                         &mut map,
                         "messages",
                         "a list of messages, each an object with a string `role`",
                     )?
                 }
                 (ChatRoute, "tools") => {
-                    tools = self.take::<Option<serde_json::Value>, _>(&mut map, "tools", "JSON")?
+                    parts.tools = self.take::<Option<serde_json::Value>, _>(&mut map, "tools", "JSON")?
                 }
                 (Completions | ChatRoute, "model") => {
-                    facts.model =
+                    parts.facts.model =
                         self.take::<Option<Text<'de>>, _>(&mut map, "model", "a string")?.map(|model| model.0)
                 }
                 (_, "routed_dp_rank") => {
-                    facts.rank = self.take(&mut map, "routed_dp_rank", "a number of a dp rank")?
+                    parts.facts.rank = self.take(&mut map, "routed_dp_rank", "a number of a dp rank")?
                 }
                 (_, "data_parallel_rank") => {
-                    older_rank = self.take(&mut map, "data_parallel_rank", "a number of a dp rank")?
+                    parts.older_rank = self.take(&mut map, "data_parallel_rank", "a number of a dp rank")?
                 }
-                (_, "lora_path") => facts.salts[0] = self.salt(&mut map, "lora_path")?,
-                (_, "cache_salt") => facts.salts[1] = self.salt(&mut map, "cache_salt")?,
-                (_, "extra_key") => facts.salts[2] = self.salt(&mut map, "extra_key")?,
+                (_, "lora_path") => parts.facts.salts[0] = self.salt(&mut map, "lora_path")?,
+                (_, "cache_salt") => parts.facts.salts[1] = self.salt(&mut map, "cache_salt")?,
+                (_, "extra_key") => parts.facts.salts[2] = self.salt(&mut map, "extra_key")?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         self.place.set(None);
-        facts.rank = facts.rank.or(older_rank);
-        let of_text = text.as_ref().is_some_and(|prompts: &Prompts<'_>| prompts.several);
-        let of_ids = ids.as_ref().map(|ids: &Ids| ids.several);
-        facts.several = of_ids.unwrap_or(of_text);
-        facts.prompt = match (text.map(|prompts| prompts.first), ids, messages) {
-            (Some(TextOrIds::Ids(_)), ..) if self.kind == Generate => {
-                self.place.set(Some(("text", "a string or a list of strings")));
-                return Err(A::Error::custom("token ids where text belongs"));
-            }
-            // Token ids beside messages take the place of the rendered chat.
-            (_, Some(ids), _) => Prompt::Tokens(ids.first),
-            (Some(TextOrIds::Ids(ids)), ..) => Prompt::Tokens(ids),
-            (Some(TextOrIds::Text(text)), ..) => Prompt::Text(text),
-            (_, _, Some(chat)) => Prompt::Text(Cow::Owned(chat.render(tools.as_ref()))),
-            _ => Prompt::None,
-        };
-        Ok(facts)
+        parts.facts().ok_or_else(|| {
+            self.place.set(Some(("text", "a string or a list of strings")));
+            A::Error::custom("token ids where text belongs")
+        })
     }
 }
 

@@ -1,10 +1,13 @@
 //! What routing needs to know of a request, read without building a tree of its JSON.
 //!
-//! The body is walked once. Fields that routing does not need are skipped, prompts are borrowed or read straight into token
-//! ids, and nothing of a value appears in an error: it names the field and the place.
+//! A body of the usual shape is scanned ([`quick`]): what routing does not need is passed over unread, prompts are borrowed or read
+//! straight into token ids. Anything else is walked by a careful reader ([`body`]), which says what is wrong: nothing of a
+//! value appears in an error, only the field and the place.
 
 mod body;
 mod chat;
+mod quick;
+mod scan;
 mod value;
 
 use std::borrow::Cow;
@@ -27,7 +30,7 @@ pub enum RouteKind {
 }
 
 /// What routing needs to know of a request.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Facts<'a> {
     /// The kind of its route.
     pub kind: RouteKind,
@@ -83,7 +86,10 @@ impl RouteKind {
 pub fn facts<'a>(kind: RouteKind, headers: &HeaderMap, body: &'a [u8]) -> Result<Facts<'a>, DecodeError> {
     let mut facts = match kind {
         RouteKind::Other => Facts::of_kind(kind),
-        _ => body::read(kind, body)?,
+        _ => match quick::read(kind, body) {
+            Some(facts) => facts,
+            None => body::read(kind, body)?,
+        },
     };
     if let (Some(header), RouteKind::Completions | RouteKind::Chat) =
         (headers.get("x-data-parallel-rank"), kind)

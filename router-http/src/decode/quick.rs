@@ -1,0 +1,131 @@
+//! The facts of a body of the usual shape, found without reading what routing does not need.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+
+use super::body::Parts;
+use super::scan::{Members, ids, string};
+use super::value::{Ids, Prompts, TextOrIds};
+use super::{Facts, RouteKind};
+
+/// The facts, or `None` where anything is unusual or wrong: then the careful reader says what they are, or what is wrong.
+pub(super) fn read(kind: RouteKind, body: &[u8]) -> Option<Facts<'_>> {
+    use RouteKind::{Chat as ChatRoute, Completions, Generate};
+    let mut members = Members::of(body)?;
+    let mut parts = Parts::of_kind(kind);
+    while let Some(member) = members.next()? {
+        let value = member.value;
+        match (kind, &*member.key) {
+            (Generate, "text") | (Completions, "prompt") => parts.text = prompts(value)?,
+            (Generate | ChatRoute, "input_ids") => parts.ids = id_lists(value)?,
+            (ChatRoute, "messages") => parts.messages = careful(value)?,
+            (ChatRoute, "tools") => parts.tools = careful(value)?,
+            (Completions | ChatRoute, "model") => parts.facts.model = optional_string(value)?,
+            (_, "routed_dp_rank") => parts.facts.rank = careful(value)?,
+            (_, "data_parallel_rank") => parts.older_rank = careful(value)?,
+            (_, "lora_path") => parts.facts.salts[0] = salt(value)?,
+            (_, "cache_salt") => parts.facts.salts[1] = salt(value)?,
+            (_, "extra_key") => parts.facts.salts[2] = salt(value)?,
+            _ => {}
+        }
+    }
+    parts.facts()
+}
+
+/// A value that is read in full.
+fn careful<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Option<T> {
+    serde_json::from_slice(value).ok()
+}
+
+fn optional_string(value: &[u8]) -> Option<Option<Cow<'_, str>>> {
+    if value == b"null" { Some(None) } else { string(value).map(Some) }
+}
+
+fn prompts(value: &[u8]) -> Option<Option<Prompts<'_>>> {
+    if let Some(text) = string(value) {
+        return Some(Some(TextOrIds::Text(text).into()));
+    }
+    match ids(value) {
+        Some(ids) => Some(Some(TextOrIds::Ids(ids).into())),
+        None => careful(value),
+    }
+}
+
+fn id_lists(value: &[u8]) -> Option<Option<Ids>> {
+    match ids(value) {
+        Some(first) => Some(Some(Ids { first, several: false })),
+        None => careful(value),
+    }
+}
+
+fn salt(value: &[u8]) -> Option<Cow<'_, str>> {
+    match optional_string(value) {
+        Some(salt) => Some(salt.unwrap_or_default()),
+        None => careful::<Option<Prompts<'_>>>(value).map(|salts| match salts.map(|salts| salts.first) {
+            Some(TextOrIds::Text(salt)) => salt,
+            _ => Cow::Borrowed(""),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::body;
+    use super::*;
+
+    /// Members that bodies are put together from, right and wrong ones.
+    const MEMBERS: [&str; 29] = [
+        r#""text":"a\nb""#,
+        r#""text":"a b""#,
+        r#""text":["a","b"]"#,
+        r#""text":null"#,
+        r#""text":5"#,
+        r#""text":[1]"#,
+        r#""input_ids":[1, 22,333 ,4444444444]"#,
+        r#""input_ids":[12345678,1,0,99]"#,
+        r#""input_ids":[[1,2],[3]]"#,
+        r#""input_ids":[]"#,
+        r#""input_ids":null"#,
+        r#""prompt":"p""#,
+        r#""prompt":[7,8]"#,
+        r#""prompt":[[7],[8]]"#,
+        r#""messages":[{"role":"user","content":"hi"}]"#,
+        r#""messages":"no""#,
+        r#""tools":[{"b":1,"a":2}]"#,
+        r#""model":"m""#,
+        r#""model":null"#,
+        r#""model":3"#,
+        r#""routed_dp_rank":3"#,
+        r#""routed_dp_rank":null"#,
+        r#""routed_dp_rank":-1"#,
+        r#""data_parallel_rank":1"#,
+        r#""lora_path":["l","k"]"#,
+        r#""cache_salt":"c""#,
+        r#""extra_key":null"#,
+        r#""x":{"text":"no","y":["]"]}"#,
+        r#""te\u0078t":"escaped""#,
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        // Whatever it reads is what the careful reader reads; whatever is wrong, it leaves.
+        #[test]
+        fn it_reads_what_the_careful_reader_reads(
+            kind in prop::sample::select(vec![RouteKind::Generate, RouteKind::Completions, RouteKind::Chat]),
+            members in prop::collection::vec(prop::sample::select(MEMBERS.to_vec()), 0..6),
+            white in prop::bool::ANY,
+        ) {
+            let body = format!("{{{}}}", members.join(if white { " ,\n" } else { "," }));
+            match (read(kind, body.as_bytes()), body::read(kind, body.as_bytes())) {
+                (Some(quick), Ok(careful)) => prop_assert_eq!(quick, careful),
+                (Some(_), Err(error)) => prop_assert!(false, "{error}: {body}"),
+                (None, Ok(_)) => prop_assert!(false, "this is usual: {body}"),
+                (None, Err(_)) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Finds the members of a JSON object without reading their values.
+//!
+//! A prompt of hundreds of kilobytes is one string or one list of numbers: it is passed over, or taken, at the speed of memory. What
+//! is passed over is not checked: a body that is wrong there is the worker's to judge. Whatever is not as expected is `None`, and
+//! the careful reader of [`body`](super::body) says what is wrong with it.
+
+use std::borrow::Cow;
+
+use memchr::{memchr2, memchr3};
+
+/// The members of an object, in order.
+#[derive(Debug)]
+pub(super) struct Members<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    first: bool,
+}
+
+/// A member: its key, and its value as it stands in the body.
+#[derive(Debug)]
+pub(super) struct Member<'a> {
+    pub(super) key: Cow<'a, str>,
+    pub(super) value: &'a [u8],
+}
+
+impl<'a> Members<'a> {
+    /// Of a body that is one object.
+    pub(super) fn of(bytes: &'a [u8]) -> Option<Self> {
+        let at = white(bytes, 0);
+        (bytes.get(at) == Some(&b'{')).then_some(Self { bytes, at: at + 1, first: true })
+    }
+
+    /// The next member; `Some(None)` at the end of the object, after which there must be nothing.
+    pub(super) fn next(&mut self) -> Option<Option<Member<'a>>> {
+        let first = std::mem::replace(&mut self.first, false);
+        let mut at = white(self.bytes, self.at);
+        match self.bytes.get(at)? {
+            b'}' => return (white(self.bytes, at + 1) == self.bytes.len()).then_some(None),
+            b',' if !first => at = white(self.bytes, at + 1),
+            _ if first => {}
+            _ => return None,
+        }
+        let end = string_end(self.bytes, at)?;
+        let key = string(&self.bytes[at..end])?;
+        at = white(self.bytes, end);
+        if self.bytes.get(at) != Some(&b':') {
+            return None;
+        }
+        at = white(self.bytes, at + 1);
+        let end = value_end(self.bytes, at)?;
+        self.at = end;
+        Some(Some(Member { key, value: &self.bytes[at..end] }))
+    }
+}
+
+/// A string, borrowed unless it has escapes.
+pub(super) fn string(value: &[u8]) -> Option<Cow<'_, str>> {
+    let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    match memchr2(b'\\', b'"', inner) {
+        None => std::str::from_utf8(inner).ok().filter(|text| !has_control(text)).map(Cow::Borrowed),
+        Some(_) => serde_json::from_slice::<String>(value).ok().map(Cow::Owned),
+    }
+}
+
+/// JSON does not allow them in a string; the careful reader says where one stands.
+fn has_control(text: &str) -> bool {
+    text.bytes().fold(false, |any, byte| any | (byte < 0x20))
+}
+
+/// A flat list of token ids.
+pub(super) fn ids(value: &[u8]) -> Option<Vec<u32>> {
+    let inner = value.strip_prefix(b"[")?.strip_suffix(b"]")?;
+    let mut at = white(inner, 0);
+    // Digits, a comma and perhaps a space each.
+    let mut ids = Vec::with_capacity(inner.len() / 6 + 1);
+    if at == inner.len() {
+        return Some(ids);
+    }
+    loop {
+        let (id, end) = match inner.get(at..at + 8) {
+            Some(eight) => short_number(u64::from_le_bytes(eight.try_into().ok()?), at),
+            None => None,
+        }
+        .or_else(|| number(inner, at))?;
+        ids.push(id);
+        at = white(inner, end);
+        match inner.get(at) {
+            None => return Some(ids),
+            Some(b',') => at = white(inner, at + 1),
+            Some(_) => return None,
+        }
+    }
+}
+
+/// The number that begins in eight bytes at `at`, and where it ends, if it is shorter than they are and has no leading zero.
+///
+/// All digits are found and added up at once, since numbers of many lengths are met in no order: a loop over them would
+/// mostly guess wrong where they end.
+#[inline]
+fn short_number(eight: u64, at: usize) -> Option<(u32, usize)> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let digits = eight ^ (ONES * u64::from(b'0'));
+    // The high bit of every byte that is above 9.
+    let others = (digits.wrapping_add(ONES * 0x76) | digits) & (ONES * 0x80);
+    let count = others.trailing_zeros() / 8;
+    let leading_zero = digits & 0xFF == 0 && count > 1;
+    if count == 0 || count == 8 || leading_zero {
+        return None;
+    }
+    // Leading zeros make it eight digits; then two, four and eight of them are put together.
+    let eight = digits << (64 - 8 * count);
+    let pairs = (eight.wrapping_mul(10) + (eight >> 8)) & 0x00FF_00FF_00FF_00FF;
+    let fours = (pairs.wrapping_mul(100) + (pairs >> 16)) & 0x0000_FFFF_0000_FFFF;
+    let all = fours.wrapping_mul(10_000) + (fours >> 32);
+    Some((all as u32, at + count as usize))
+}
+
+/// The same of any length, byte by byte.
+fn number(bytes: &[u8], at: usize) -> Option<(u32, usize)> {
+    let digits = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let text = std::str::from_utf8(&bytes[at..at + digits]).ok()?;
+    let leading_zero = digits > 1 && text.starts_with('0');
+    text.parse().ok().filter(|_| !leading_zero).map(|id| (id, at + digits))
+}
+
+/// Where the value that begins at `at` ends.
+fn value_end(bytes: &[u8], at: usize) -> Option<usize> {
+    match bytes.get(at)? {
+        b'"' => string_end(bytes, at),
+        b'{' => nest_end(bytes, at, b'{', b'}'),
+        b'[' => nest_end(bytes, at, b'[', b']'),
+        _ => {
+            let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+            let len = bytes[at..].iter().take_while(|byte| goes_on(byte)).count();
+            (len > 0).then_some(at + len)
+        }
+    }
+}
+
+/// Where the string that begins at `at` ends.
+fn string_end(bytes: &[u8], at: usize) -> Option<usize> {
+    if bytes.get(at) != Some(&b'"') {
+        return None;
+    }
+    let mut at = at + 1;
+    loop {
+        at += memchr2(b'"', b'\\', bytes.get(at..)?)?;
+        if bytes[at] == b'"' {
+            return Some(at + 1);
+        }
+        at += 2;
+    }
+}
+
+/// Where the object or list that begins at `at` ends.
+fn nest_end(bytes: &[u8], mut at: usize, open: u8, close: u8) -> Option<usize> {
+    let mut depth = 0_usize;
+    loop {
+        at += memchr3(b'"', open, close, bytes.get(at..)?)?;
+        match bytes[at] {
+            b'"' => at = string_end(bytes, at)?,
+            byte => {
+                depth = if byte == open { depth + 1 } else { depth - 1 };
+                at += 1;
+                if depth == 0 {
+                    return Some(at);
+                }
+            }
+        }
+    }
+}
+
+/// The first byte from `at` on that is no white space.
+#[inline]
+fn white(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(b' ' | b'\n' | b'\r' | b'\t') = bytes.get(at) {
+        at += 1;
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn members(body: &str) -> Option<Vec<(String, String)>> {
+        let mut members = Members::of(body.as_bytes())?;
+        let mut all = Vec::new();
+        while let Some(member) = members.next()? {
+            all.push((member.key.into_owned(), String::from_utf8(member.value.to_vec()).unwrap()));
+        }
+        Some(all)
+    }
+
+    #[test]
+    fn values_are_passed_over_whole() {
+        let body =
+            r#" { "a" : "x\"}," , "b":[1,{"]":"["},[2]], "c":{"d":{"}":1}},"e":-1.5e+3,"\u0066":null } "#;
+        let expected = [
+            ("a", r#""x\"},""#),
+            ("b", r#"[1,{"]":"["},[2]]"#),
+            ("c", r#"{"d":{"}":1}}"#),
+            ("e", "-1.5e+3"),
+            ("f", "null"),
+        ];
+        let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+        assert_eq!(members(body), Some(expected));
+        assert_eq!(members("{}"), Some(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_no_object_is_not_taken_for_one() {
+        for body in [
+            "",
+            "{",
+            "[]",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1",
+            "{\"a\":1}x",
+            "{,}",
+            "{\"a\":1,}",
+            "{\"a\":1 \"b\":2}",
+            "{\"a\":\"x}",
+            "{\"a\":\"x\\",
+            "{\"a\":[1}",
+            "{\"a\":1{\"b\":2}}",
+            "{a:1}",
+        ] {
+            assert_eq!(members(body), None, "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn lists_of_ids_are_read_as_json_is(
+            list in prop::collection::vec(prop_oneof![0_u32..10, 0_u32..200_000, any::<u32>()], 0..40),
+            spaces in prop::bool::ANY,
+        ) {
+            let text = if spaces { format!("{list:?}") } else { serde_json::to_string(&list).unwrap() };
+            prop_assert_eq!(ids(text.as_bytes()), Some(list));
+        }
+
+        #[test]
+        fn a_list_that_is_none_is_not_read(text in "\\[[-0-9,. e\"]{0,24}\\]") {
+            let expected = serde_json::from_str::<Vec<u32>>(&text).ok();
+            prop_assert_eq!(ids(text.as_bytes()), expected);
+        }
+    }
+}
