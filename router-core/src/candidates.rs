@@ -46,6 +46,9 @@ const HOLDERS: usize = 64;
 /// and so many targets drawn from all: the least loaded of 32 is among the least loaded 7 % nine times out of ten.
 const DRAWN: usize = 32;
 
+/// Fewer that may be chosen than this say too little about the rest (a rare model, a fleet that drains): then all are looked at.
+const LEAST_DRAWN: usize = 16;
+
 /// Blocks that tell prompts apart for rendezvous hashing. More would separate prompts that should meet; fewer would bring
 /// together all that merely begin with the same system prompt.
 const RENDEZVOUS_BLOCKS: usize = 16;
@@ -69,7 +72,12 @@ impl Candidates {
             && snapshot.policy.may_sample()
         {
             self.add_holders(snapshot, settings, request);
+            let holders = self.seen.len();
             self.add_drawn(snapshot, settings, request, rng);
+            if self.seen.len() < holders + LEAST_DRAWN {
+                self.seen.clear();
+                self.targets.clear();
+            }
         }
         if self.seen.is_empty() {
             (0..targets).for_each(|index| self.consider(snapshot, settings, request, index));
@@ -100,7 +108,8 @@ impl Candidates {
 
     fn add_holders(&mut self, snapshot: &Snapshot, settings: &Settings, request: &RouteRequest<'_>) {
         for at in 0..self.matches.holders().len() {
-            if let Some(index) = snapshot.fleet.index_of(self.matches.holders()[at]) {
+            let index = snapshot.fleet.index_of(self.matches.holders()[at]);
+            if let Some(index) = index.filter(|index| !snapshot.fleet.targets[*index].doubtful) {
                 self.consider(snapshot, settings, request, index);
             }
             if self.seen.len() == HOLDERS {

@@ -297,7 +297,8 @@ impl RouterConfig {
             range(flag, value.to_string(), value > 0, "must be greater than zero");
         }
         let blocks = (1..=router_core::MAX_BLOCKS).contains(&self.max_blocks);
-        range("max-blocks", self.max_blocks.to_string(), blocks, "must be between 1 and 200000000");
+        const { assert!(router_core::MAX_BLOCKS == 200_000_000, "the text below says so") };
+        range("max-blocks", self.max_blocks.to_string(), blocks, "must be between 1 and 200 million");
         for (flag, value) in [("block-size", self.block_size), ("text-block-size", self.text_block_size)] {
             let good = (1..=router_core::key::MAX_BLOCK_SIZE).contains(&value);
             range(flag, value.to_string(), good, "must be between 1 and 65536");

@@ -5,7 +5,8 @@
 //! [`Router::new`](crate::Router::new) returns two halves. The [`Router`](crate::Router) is cloned freely and decides on any
 //! thread; the [`Writer`](crate::Writer) is moved to one place and driven there: a thread that calls
 //! [`wait`](crate::Writer::wait) and [`turn`](crate::Writer::turn) in a loop, as its own documentation shows, or a task that
-//! calls `turn` when it has been woken. In a test, a turn is a call and nothing happens between two of them.
+//! calls `turn` when it has been woken and, for what is due without an update (leases, figures of a large fleet), every few
+//! milliseconds. In a test, a turn is a call and nothing happens between two of them.
 //!
 //! The writer ends when `wait` returns `false`: every router, sender and request in flight is gone. If it ends otherwise, by
 //! a panic, say so with [`Router::orphan`](crate::Router::orphan): from then on decisions go by load alone.

@@ -14,6 +14,9 @@ pub(super) const PAGE_LINES: usize = PAGE_WORDS / LINE_WORDS;
 /// Segments of the log from which on its dead words are worth cleaning up.
 const LEAST_CLEANED_SEGMENTS: usize = 4;
 
+/// Owners that a segment's list may have: every word of it may be another run's.
+const MOST_OWNERS: usize = 2 * SEGMENT_WORDS;
+
 /// Share of the log that may be dead.
 const MOST_DEAD: f64 = 0.4;
 
@@ -58,6 +61,11 @@ struct LogSegment {
 impl Arena {
     pub(super) fn words(&self) -> &Words {
         &self.words
+    }
+
+    #[cfg(test)]
+    pub(super) fn owners(&self) -> usize {
+        self.log.segments.iter().flatten().map(|segment| segment.owners.len()).sum()
     }
 
     /// Segments that something stands in, or stood in while a snapshot lives that sees it.
@@ -116,10 +124,26 @@ impl Arena {
         Words::start_of(segment) + filled as u32
     }
 
-    /// From now on a part of `owner`'s stands where an extent is already.
-    pub(super) fn add_owner(&mut self, address: Address, owner: u32) {
-        if let Some(segment) = &mut self.log.segments[Words::segment_of(address)] {
-            segment.owners.push(owner);
+    /// From now on a part of `owner`'s stands where an extent is already. `true`: the segment's list of owners has become longer
+    /// than there can be owners, and those that have gone should be taken out.
+    pub(super) fn add_owner(&mut self, address: Address, owner: u32) -> bool {
+        let Some(segment) = &mut self.log.segments[Words::segment_of(address)] else { return false };
+        segment.owners.push(owner);
+        segment.owners.len() > MOST_OWNERS
+    }
+
+    /// The owners of a segment, each once, to be given back without those that have gone.
+    pub(super) fn take_owners(&mut self, segment: usize) -> Vec<u32> {
+        let segment = self.log.segments[segment].as_mut();
+        let mut owners = segment.map_or_else(Vec::new, |segment| std::mem::take(&mut segment.owners));
+        owners.sort_unstable();
+        owners.dedup();
+        owners
+    }
+
+    pub(super) fn give_owners(&mut self, segment: usize, owners: Vec<u32>) {
+        if let Some(segment) = &mut self.log.segments[segment] {
+            segment.owners = owners;
         }
     }
 

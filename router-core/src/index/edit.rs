@@ -204,7 +204,7 @@ impl Index {
         let mut parent = None;
         while let Some(run) = rest.first().and_then(|head| self.runs.find(parent, *head)) {
             let record = self.runs.record(run);
-            let covered = record.common(self.runs.words(), rest);
+            let covered = self.runs.common(&record, rest);
             let held = if record.holders.contains(self.runs.words(), slot) { record.len } else { 0 };
             steps.push(Step { run: RunId(run), len: record.len, covered, held });
             if covered < record.len {
@@ -304,6 +304,11 @@ impl Index {
         }
         let above = path[1..].iter().rev().flat_map(|run| self.hashes(*run));
         above.chain(self.hashes(run).take(offset as usize + 1)).collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn owners(&self) -> usize {
+        self.runs.owners()
     }
 
     #[cfg(test)]

@@ -1,8 +1,13 @@
-//! Finds runs by the hash they begin with: extendible hashing (Fagin, Nievergelt, Pippenger and Strong 1979) over pages.
+//! Finds runs by where they begin: extendible hashing (Fagin, Nievergelt, Pippenger and Strong 1979) over pages.
 //!
-//! Bits of the tag, 32 bits made of the hash and a secret, choose a line of a page and the page. An entry is a word: tag
-//! and run. A line that is full overflows into the next ones of its page; a lookup ends at the first line with room. A page in
-//! which an entry would stand too far from its line is split in two, so that growing never means more than one page at a time.
+//! Bits of the tag, 32 bits made of the run above, the first hash and a secret, choose a line of a page and the page. An entry is
+//! a word: tag and run. A line that is full overflows into the next ones of its page; a lookup ends at the first line with room.
+//! A page in which an entry would stand too far from its line is split in two: the index grows by one page at a time, and by a
+//! second list of the same chunks of page numbers where the list of pages has to double.
+//!
+//! A hash commits to all before it, so that the run above says nothing more, unless somebody reports hashes that he did not derive.
+//! Then a run that hangs elsewhere is not found here, and no two entries are for the same place. Nor can he crowd one page,
+//! since he does not know the secret.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -18,8 +23,16 @@ pub(super) struct Heads {
     pages: Numbers,
     /// Number of these bits.
     depth: u32,
-    /// Makes tags of hashes. Whoever reports hashes does not know it, and cannot crowd one page.
-    multiplier: u64,
+    secret: [u64; 2],
+}
+
+/// Where a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// The run above; `None` where a prompt begins.
+    pub(super) above: Option<u32>,
+    /// The first hash.
+    pub(super) hash: BlockHash,
 }
 
 /// The writer's side.
@@ -40,23 +53,19 @@ const GONE: u64 = u32::MAX as u64;
 
 impl Default for Heads {
     fn default() -> Self {
-        Self { pages: Numbers::default(), depth: 0, multiplier: RandomState::new().hash_one(0) | 1 }
+        let random = RandomState::new();
+        Self { pages: Numbers::default(), depth: 0, secret: [0, 1].map(|word| random.hash_one(word)) }
     }
 }
 
 impl Heads {
-    /// The run that begins with `hash`: of those whose tag is the same the first that `is_it`.
+    /// The run that begins there: of those whose tag is the same the first that `is_it`.
     #[inline]
-    pub(super) fn find(
-        &self,
-        words: &Words,
-        hash: BlockHash,
-        mut is_it: impl FnMut(u32) -> bool,
-    ) -> Option<u32> {
+    pub(super) fn find(&self, words: &Words, head: Head, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         if self.pages.len() == 0 {
             return None;
         }
-        let tag = self.tag(hash);
+        let tag = self.tag(head);
         for line in probed_lines(self.page(tag), tag) {
             let entries = words.line(line).load();
             let mut alike = places(&entries, |entry| (entry >> 32) as u32 == tag);
@@ -76,10 +85,11 @@ impl Heads {
     }
 
     #[inline]
-    fn tag(&self, hash: BlockHash) -> u32 {
-        // Multiply-shift hashing (Dietzfelbinger et al. 1997): two hashes that were chosen without knowing the multiplier have
-        // the same tag once in 2^31.
-        (hash.get().wrapping_mul(self.multiplier) >> 32) as u32
+    fn tag(&self, head: Head) -> u32 {
+        // A folded product, as in wyhash: every bit of it depends on every bit of both.
+        let above = head.above.map_or(0, |run| u64::from(run) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let product = u128::from(head.hash.get() ^ self.secret[0]) * u128::from(above ^ self.secret[1]);
+        (product as u64 ^ (product >> 64) as u64) as u32
     }
 
     #[inline]
@@ -95,8 +105,8 @@ impl HeadsUnderEdit {
     }
 
     /// Enters a run.
-    pub(super) fn insert(&mut self, arena: &mut Arena, hash: BlockHash, run: u32) {
-        let tag = self.heads.tag(hash);
+    pub(super) fn insert(&mut self, arena: &mut Arena, head: Head, run: u32) {
+        let tag = self.heads.tag(head);
         if self.heads.pages.len() == 0 {
             let page = self.page_of(arena, 0, &[]);
             self.heads.pages.push(page);
@@ -111,41 +121,44 @@ impl HeadsUnderEdit {
     }
 
     /// Takes a run out.
-    pub(super) fn remove(&mut self, arena: &mut Arena, hash: BlockHash, run: u32) {
-        self.change(arena, hash, run, |entries| if has_room(entries) { 0 } else { GONE });
+    pub(super) fn remove(&mut self, arena: &mut Arena, head: Head, run: u32) {
+        self.change(arena, head, run, |entries| if has_room(entries) { 0 } else { GONE });
     }
 
-    /// Lets a hash lead to another run.
-    pub(super) fn replace(&mut self, arena: &mut Arena, hash: BlockHash, run: u32, by: u32) {
-        let entry = entry_of(self.heads.tag(hash), by);
-        self.change(arena, hash, run, |_| entry);
+    /// Another run begins there now.
+    pub(super) fn replace(&mut self, arena: &mut Arena, head: Head, run: u32, by: u32) {
+        let entry = entry_of(self.heads.tag(head), by);
+        self.change(arena, head, run, |_| entry);
     }
 
-    /// Puts something else in the place of an entry, if there is one.
+    /// Puts something else in the place of an entry.
     fn change(
         &mut self,
         arena: &mut Arena,
-        hash: BlockHash,
+        head: Head,
         run: u32,
         by: impl FnOnce(&[u64; LINE_WORDS]) -> u64,
     ) {
         if self.heads.pages.len() == 0 {
             return;
         }
-        let tag = self.heads.tag(hash);
+        let tag = self.heads.tag(head);
         let entry = entry_of(tag, run);
-        let page = self.own_page(arena, tag);
+        let page = self.heads.page(tag);
         for line in probed_lines(page, tag) {
             let entries = arena.words().line(line).load();
             let own = places(&entries, |other| other == entry);
             if own != 0 {
-                arena.words().set(line + own.trailing_zeros(), by(&entries));
+                let word = line + own.trailing_zeros() - page;
+                let page = self.own_page(arena, tag);
+                arena.words().set(page + word, by(&entries));
                 return;
             }
             if has_room(&entries) {
-                return;
+                break;
             }
         }
+        debug_assert!(false, "what is changed has been entered");
     }
 
     /// The page of this tag, as one that no snapshot sees.
@@ -277,12 +290,14 @@ mod tests {
 
     use super::*;
 
-    fn hash(value: u64) -> BlockHash {
-        BlockHash::new(value.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15)).unwrap()
+    /// Hashes that differ in their highest bits alone, below runs that differ in a few: what somebody might invent.
+    fn head(value: u64) -> Head {
+        let above = (value % 7).checked_sub(1).map(|run| run as u32);
+        Head { above, hash: BlockHash::new((value / 7 + 1) << 50).unwrap() }
     }
 
     fn found(heads: &Heads, words: &Words, head: u64) -> Option<u32> {
-        heads.find(words, hash(head), |_| true)
+        heads.find(words, self::head(head), |_| true)
     }
 
     proptest! {
@@ -299,12 +314,12 @@ mod tests {
             for (step, (operation, head)) in operations.into_iter().enumerate() {
                 match (operation, model.get(&head).copied()) {
                     (0..3, None) => {
-                        edit.insert(&mut arena, hash(head), step as u32);
+                        edit.insert(&mut arena, self::head(head), step as u32);
                         model.insert(head, step as u32);
                     }
                     (0..3, Some(run)) => prop_assert_eq!(found(edit.heads(), arena.words(), head), Some(run)),
                     (3.., Some(run)) => {
-                        edit.remove(&mut arena, hash(head), run);
+                        edit.remove(&mut arena, self::head(head), run);
                         model.remove(&head);
                     }
                     (3.., None) => prop_assert_eq!(found(edit.heads(), arena.words(), head), None),

@@ -1,5 +1,6 @@
 //! Finds blocks by their hash alone, for those who name them so.
 
+use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 
 use hashbrown::HashTable;
@@ -8,13 +9,22 @@ use super::words::{Address, Words};
 use crate::key::BlockHash;
 
 /// Where the hash of every block stands in the log, and which run it belongs to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Locator {
     /// The hash itself stands at the address.
     blocks: HashTable<Address>,
+    secret: Secret,
     /// Where runs begin, for each segment of the log, in order.
     starts: Vec<Vec<Start>>,
 }
+
+/// Spreads hashes over the table. Whoever reports hashes does not know it, and cannot crowd them.
+#[derive(Clone, Copy, Debug)]
+struct Secret([u64; 2]);
+
+/// Places of one hash that are kept. More than one there is only if somebody reports hashes that he did not derive, and then
+/// nobody shall have to look through them all.
+const MOST_PLACES: usize = 8;
 
 /// A run, and where its hashes begin.
 #[derive(Clone, Copy, Debug)]
@@ -33,10 +43,10 @@ impl Locator {
         preferred: impl Fn(u32) -> bool,
     ) -> Option<(u32, u32)> {
         let mut any = None;
-        for address in self.blocks.iter_hash(hash.get()).filter(|address| words.get(**address) == hash.get())
-        {
-            let starts = self.starts.get(Words::segment_of(*address))?;
-            let before = starts.partition_point(|start| start.at <= *address).checked_sub(1)?;
+        let places = self.blocks.iter_hash(self.secret.spread(hash.get()));
+        for address in places.filter(|address| words.get(**address) == hash.get()) {
+            let starts = &self.starts[Words::segment_of(*address)];
+            let before = starts.partition_point(|start| start.at <= *address) - 1;
             any = Some((starts[before].run, address - starts[before].at));
             if preferred(starts[before].run) {
                 break;
@@ -49,7 +59,11 @@ impl Locator {
     pub(super) fn insert(&mut self, words: &Words, run: u32, start: Address, known: u32, len: u32) {
         self.begin(start, run);
         for address in start + known..start + len {
-            self.blocks.insert_unique(words.get(address), address, |address| words.get(*address));
+            let spread = self.secret.spread(words.get(address));
+            if self.blocks.iter_hash(spread).count() < MOST_PLACES {
+                let spread_at = |address: &Address| self.secret.spread(words.get(*address));
+                self.blocks.insert_unique(spread, address, spread_at);
+            }
         }
     }
 
@@ -74,11 +88,13 @@ impl Locator {
     /// Blocks of a run are no longer there.
     pub(super) fn remove_blocks(&mut self, words: &Words, start: Address, len: u32) {
         // Each is a cache miss or two. Looked for first, they overlap; taken out, each would wait for the one before.
+        let spread_at = |address: Address| self.secret.spread(words.get(address));
         let found =
-            |address: &Address| self.blocks.find(words.get(*address), |other| other == address).is_some();
+            |address: &Address| self.blocks.find(spread_at(*address), |other| other == address).is_some();
         black_box((start..start + len).filter(found).count());
         for address in start..start + len {
-            if let Ok(entry) = self.blocks.find_entry(words.get(address), |other| *other == address) {
+            let spread = self.secret.spread(words.get(address));
+            if let Ok(entry) = self.blocks.find_entry(spread, |other| *other == address) {
                 entry.remove();
             }
         }
@@ -103,5 +119,22 @@ impl Locator {
         {
             starts.remove(place);
         }
+    }
+}
+
+impl Default for Locator {
+    fn default() -> Self {
+        let random = RandomState::new();
+        let secret = Secret([0, 1].map(|word| random.hash_one(word)));
+        Self { blocks: HashTable::new(), secret, starts: Vec::new() }
+    }
+}
+
+impl Secret {
+    /// A folded product, as in wyhash.
+    #[inline]
+    fn spread(self, hash: u64) -> u64 {
+        let product = u128::from(hash ^ self.0[0]) * u128::from(self.0[1]);
+        product as u64 ^ (product >> 64) as u64
     }
 }

@@ -33,10 +33,13 @@ impl Numbers {
         self.set(self.len - 1, number);
     }
 
-    /// Appends the list to itself.
+    /// Appends the list to itself. One of whole chunks shares them with itself until they differ.
     pub(super) fn double(&mut self) {
-        for at in 0..self.len {
-            self.push(self.get(at));
+        if self.len.is_multiple_of(CHUNK) {
+            self.chunks.extend_from_within(..);
+            self.len *= 2;
+        } else {
+            (0..self.len).for_each(|at| self.push(self.get(at)));
         }
     }
 }

@@ -4,7 +4,7 @@
 //! word 0  hash of the first block
 //! word 1  hash of the last block
 //! word 2  number of blocks, and where their hashes stand
-//! word 3  form of the holders: how many, or from which on, or where; mark of the run above
+//! word 3  form of the holders: how many, or from which on, or where
 //! 4 to 7  up to 16 slots, or a bitmap of 256
 //! ```
 
@@ -20,16 +20,7 @@ pub(super) struct Record {
     pub(super) len: u32,
     /// Where the hashes of all its blocks stand.
     pub(super) hashes: Address,
-    /// Tells the run above from others: see [`mark`].
-    pub(super) above: u16,
     pub(super) holders: Holders,
-}
-
-/// What a record says of the run above, by the run's number. A hash commits to all before it; but somebody may report hashes
-/// that he did not derive, and what hangs elsewhere must not be taken for what hangs here.
-#[inline]
-pub(super) fn mark(above: Option<u32>) -> u16 {
-    above.map_or(0, |run| (run % u32::from(u16::MAX)) as u16 + 1)
 }
 
 /// Who holds a run.
@@ -38,16 +29,13 @@ pub(super) enum Holders {
     /// So many slots, in no order.
     Few { count: u8, packed: [u64; 4] },
     /// A bitmap of the 256 slots from 64 times `first_word` on.
-    Near { first_word: u8, bits: [u64; 4] },
+    Near { first_word: u16, bits: [u64; 4] },
     /// A bitmap of all slots, elsewhere.
     Far { words: u16, bitmap: Address },
 }
 
 /// Slots that fit into a record.
 pub(super) const FEW: usize = 16;
-
-/// Bits of word 3 that say which form it is; the number that belongs to the form has those up to the 16th.
-const KIND_BITS: u32 = 2;
 
 /// Words of a bitmap in a record.
 const NEAR_WORDS: usize = 4;
@@ -62,25 +50,21 @@ impl Record {
     #[inline]
     fn from_words(words: [u64; LINE_WORDS]) -> Self {
         let [head, last, place, form, rest @ ..] = words;
-        let number = (form as u16) >> KIND_BITS;
-        let holders = match form & ((1 << KIND_BITS) - 1) {
+        let number = (form >> 16) as u16;
+        let holders = match form as u8 {
             0 => Holders::Few { count: number as u8, packed: rest },
-            1 => Holders::Near { first_word: number as u8, bits: rest },
+            1 => Holders::Near { first_word: number, bits: rest },
             _ => Holders::Far { words: number, bitmap: (form >> 32) as Address },
         };
-        let above = (form >> 16) as u16;
-        Self { head, last, len: place as u32, hashes: (place >> 32) as Address, above, holders }
+        Self { head, last, len: place as u32, hashes: (place >> 32) as Address, holders }
     }
 
     pub(super) fn to_words(self) -> [u64; LINE_WORDS] {
         let (form, rest) = match self.holders {
-            Holders::Few { count, packed } => (u64::from(count) << KIND_BITS, packed),
-            Holders::Near { first_word, bits } => (1 | u64::from(first_word) << KIND_BITS, bits),
-            Holders::Far { words, bitmap } => {
-                (2 | u64::from(words) << KIND_BITS | u64::from(bitmap) << 32, [0; 4])
-            }
+            Holders::Few { count, packed } => (u64::from(count) << 16, packed),
+            Holders::Near { first_word, bits } => (1 | u64::from(first_word) << 16, bits),
+            Holders::Far { words, bitmap } => (2 | u64::from(words) << 16 | u64::from(bitmap) << 32, [0; 4]),
         };
-        let form = form | u64::from(self.above) << 16;
         let place = u64::from(self.len) | u64::from(self.hashes) << 32;
         let [a, b, c, d] = rest;
         [self.head, self.last, place, form, a, b, c, d]
@@ -112,6 +96,14 @@ impl Record {
             }
         }
         equal as u32
+    }
+}
+
+impl Record {
+    /// The same, hash by hash: where somebody may have reported hashes that commit to nothing.
+    pub(super) fn common_exactly(&self, words: &Words, key: &[BlockHash]) -> u32 {
+        let equal = |(at, hash): &(u32, &BlockHash)| words.get(self.hashes + at) == hash.get();
+        (0..self.len).zip(key).take_while(equal).count() as u32
     }
 }
 
@@ -198,6 +190,7 @@ impl Holders {
         slots.sort_unstable();
         Self::of(&slots)
     }
+
     /// The form for these slots, which are in order.
     fn of(slots: &[Slot]) -> Changed {
         let (Some(first), Some(last)) = (slots.first(), slots.last()) else {
@@ -214,7 +207,7 @@ impl Holders {
         }
         let mut near = [0; NEAR_WORDS];
         near[..=last - first].copy_from_slice(&bits[first..]);
-        Changed::Here(Self::Near { first_word: first as u8, bits: near })
+        Changed::Here(Self::Near { first_word: first as u16, bits: near })
     }
 }
 

@@ -3,9 +3,9 @@
 mod upkeep;
 
 use super::arena::{Arena, PAGE_LINES};
-use super::heads::HeadsUnderEdit;
+use super::heads::{Head, HeadsUnderEdit};
 use super::locator::Locator;
-use super::record::{Changed, Holders, Record, mark};
+use super::record::{Changed, Holders, Record};
 use super::tree::{Records, Tree};
 use super::words::{Address, LINE_WORDS, Words};
 use crate::fleet::Slot;
@@ -13,7 +13,7 @@ use crate::key::BlockHash;
 use crate::snapshot::IndexSize;
 
 /// Blocks in a run at most: what a join or a move has to copy is bounded by it.
-pub(super) const MOST_BLOCKS: u32 = 4096;
+pub(super) const MOST_BLOCKS: u32 = if cfg!(test) { 64 } else { 4096 };
 
 /// No run.
 const NONE: u32 = u32::MAX;
@@ -52,6 +52,11 @@ impl Runs {
     }
 
     #[cfg(test)]
+    pub(super) fn owners(&self) -> usize {
+        self.arena.owners()
+    }
+
+    #[cfg(test)]
     pub(super) fn used_segments(&self) -> usize {
         self.arena.used_segments()
     }
@@ -61,13 +66,21 @@ impl Runs {
     }
 
     /// The run that begins with this hash below another, or where a prompt begins.
-    ///
-    /// A hash commits to all before it, so that the parent says nothing more, unless somebody reported blocks that cannot be:
-    /// then a path must still be one.
-    pub(super) fn find(&self, parent: Option<u32>, head: BlockHash) -> Option<u32> {
-        self.heads.heads().find(self.words(), head, |run| {
-            self.words().line(self.records.address(run)).get(0) == head.get() && self.parent(run) == parent
+    pub(super) fn find(&self, above: Option<u32>, hash: BlockHash) -> Option<u32> {
+        self.heads.heads().find(self.words(), Head { above, hash }, |run| {
+            self.words().line(self.records.address(run)).get(0) == hash.get() && self.parent(run) == above
         })
+    }
+
+    /// Leading blocks that a run has in common with `key`, whose first one is equal.
+    ///
+    /// Only agents report hashes that nobody here has derived. Where there are any, the last hash of a run does not vouch for
+    /// those before it: what is claimed must not end up in a run that merely ends alike.
+    pub(super) fn common(&self, record: &Record, key: &[BlockHash]) -> u32 {
+        match self.locator {
+            Some(_) => record.common_exactly(self.words(), key),
+            None => record.common(self.words(), key),
+        }
     }
 
     pub(super) fn parent(&self, run: u32) -> Option<u32> {
@@ -119,16 +132,13 @@ impl Runs {
         let at = self.arena.new_extent(capacity, run);
         self.fill(at, hashes);
         let [head, last] = [hashes[0], hashes[hashes.len() - 1]].map(BlockHash::get);
-        self.write(
-            run,
-            Record { head, last, len, hashes: at, above: mark(parent), holders: Holders::one(slot) },
-        );
+        self.write(run, Record { head, last, len, hashes: at, holders: Holders::one(slot) });
         self.links[run as usize] =
             Links { parent: NONE, first_child: NONE, next: NONE, previous: NONE, capacity };
         if let Some(parent) = parent {
             self.hang(run, parent);
         }
-        self.heads.insert(&mut self.arena, hashes[0], run);
+        self.heads.insert(&mut self.arena, Head { above: parent, hash: hashes[0] }, run);
         if let Some(locator) = &mut self.locator {
             locator.insert(self.arena.words(), run, at, 0, len);
         }
@@ -145,7 +155,7 @@ impl Runs {
         if let Some(locator) = &mut self.locator {
             locator.remove(self.arena.words(), record.hashes, record.len);
         }
-        let head = record.hash(self.arena.words(), 0);
+        let head = Head { above: self.parent(run), hash: record.hash(self.arena.words(), 0) };
         self.heads.remove(&mut self.arena, head, run);
         self.arena.drop_extent(record.hashes, links.capacity);
         if let Holders::Far { words, bitmap } = record.holders {
@@ -182,14 +192,13 @@ impl Runs {
             }
             here => here,
         };
-        self.arena.add_owner(whole.hashes, upper);
+        self.add_owner(whole.hashes, upper);
         self.write(upper, Record { last: middle.get(), len: at, holders, ..whole });
-        let above = mark(Some(upper));
-        let rest =
-            Record { head: below.get(), len: whole.len - at, hashes: whole.hashes + at, above, ..whole };
+        let rest = Record { head: below.get(), len: whole.len - at, hashes: whole.hashes + at, ..whole };
         self.write(lower, rest);
-        self.heads.replace(&mut self.arena, head, lower, upper);
-        self.heads.insert(&mut self.arena, below, lower);
+        let above = self.parent(lower);
+        self.heads.replace(&mut self.arena, Head { above, hash: head }, lower, upper);
+        self.heads.insert(&mut self.arena, Head { above: Some(upper), hash: below }, lower);
         self.links[upper as usize] = Links { capacity: at, first_child: lower, ..self.links[lower as usize] };
         self.replace_in_family(lower, upper);
         let links = &mut self.links[lower as usize];
@@ -207,9 +216,11 @@ impl Runs {
         let (room, tail) = (self.links[upper as usize].capacity, self.links[lower as usize].capacity);
         let len = above.len + below.len;
         let heads = [above, below].map(|record| record.hash(self.words(), 0));
-        if above.hashes + above.len == below.hashes {
+        // Two extents are one only within a segment: each segment is used again by itself.
+        let one_segment = Words::segment_of(above.hashes) == Words::segment_of(below.hashes);
+        if one_segment && above.hashes + above.len == below.hashes {
             self.links[lower as usize].capacity = room + tail;
-            self.arena.add_owner(above.hashes, lower);
+            self.add_owner(above.hashes, lower);
             self.write(lower, Record { holders: below.holders, last: below.last, len, ..above });
             if let Some(locator) = &mut self.locator {
                 locator.join(above.hashes, below.hashes, lower);
@@ -224,8 +235,10 @@ impl Runs {
             self.arena.drop_extent(above.hashes, room);
             self.arena.drop_extent(below.hashes, tail);
         }
-        self.heads.replace(&mut self.arena, heads[0], upper, lower);
-        self.heads.remove(&mut self.arena, heads[1], lower);
+        // First what stands below the upper one, lest the same number be there twice.
+        self.heads.remove(&mut self.arena, Head { above: Some(upper), hash: heads[1] }, lower);
+        let head = Head { above: self.parent(upper), hash: heads[0] };
+        self.heads.replace(&mut self.arena, head, upper, lower);
         if let Holders::Far { words, bitmap } = above.holders {
             self.arena.drop_extent(bitmap, words.into());
         }
@@ -279,6 +292,26 @@ impl Runs {
         self.write(run, Record { head, last, len, hashes: at, ..record });
         if let Some(locator) = &mut self.locator {
             locator.insert(self.arena.words(), run, at, 0, len);
+        }
+    }
+
+    /// From now on a part of an extent is another run's.
+    fn add_owner(&mut self, address: Address, run: u32) {
+        if self.arena.add_owner(address, run) {
+            let segment = Words::segment_of(address);
+            let owners = self.arena.take_owners(segment);
+            let has = |run: &u32| {
+                let bitmap = match self.record(*run).holders {
+                    Holders::Far { bitmap, .. } => Some(bitmap),
+                    _ => None,
+                };
+                let extents = [Some(self.record(*run).hashes), bitmap];
+                let here = extents.into_iter().flatten().any(|extent| Words::segment_of(extent) == segment);
+                self.links[*run as usize].capacity > 0 && here
+            };
+            // The run itself may not have been written yet.
+            let owners = owners.into_iter().filter(|owner| *owner == run || has(owner)).collect();
+            self.arena.give_owners(segment, owners);
         }
     }
 

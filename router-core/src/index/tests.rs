@@ -87,3 +87,53 @@ fn keys_without_blocks_and_blocks_that_are_not_there_change_nothing() {
     index.snapshot().match_prefix(&[], &mut matches);
     assert_eq!((matches.holders().len(), index.size().blocks), (0, 8));
 }
+
+/// A hash that nobody derived.
+fn invented(value: u64) -> BlockHash {
+    BlockHash::new(value).unwrap()
+}
+
+/// Blocks that each target holds of a prompt.
+fn held<const N: usize>(index: &mut Index, key: &[BlockHash], slots: [u16; N]) -> [u32; N] {
+    let mut matches = Matches::default();
+    index.snapshot().match_prefix(key, &mut matches);
+    slots.map(|slot| matches.blocks(Slot(slot)))
+}
+
+/// One hash below many parents, and hashes that differ in few bits, take a page each at most.
+#[test]
+fn invented_hashes_cannot_crowd_the_heads() {
+    let mut index = Index::default();
+    index.locate_blocks();
+    for number in 1..2_000 {
+        index.insert(&[invented(number << 20), invented(7)], Slot(0));
+        index.insert(&[invented(number << 20), invented(number << 40)], Slot(0));
+        index.insert(&[invented((number << 52) | 1)], Slot(0));
+    }
+    let words = index.used_segments() as u64 * 256;
+    assert!(words < 100 * index.size().runs, "{words} words for {} runs", index.size().runs);
+    assert_eq!(held(&mut index, &[invented(5 << 20), invented(7)], [0]), [2]);
+}
+
+/// Whoever came first, what was derived is found by what was derived.
+#[test]
+fn a_run_that_merely_ends_alike_is_another() {
+    let mut index = Index::default();
+    index.locate_blocks();
+    let sound = [1, 2, 3].map(invented);
+    index.insert(&[1, 99, 3].map(invented), Slot(0));
+    index.insert(&sound, Slot(1));
+    assert_eq!(held(&mut index, &sound[..2], [0, 1]), [1, 2]);
+    assert_eq!(held(&mut index, &sound, [0, 1]), [1, 3]);
+    assert_eq!(index.remove(&sound[1..], Slot(1)), 2);
+    assert_eq!(held(&mut index, &sound, [0, 1]), [1, 1]);
+}
+
+#[test]
+fn slots_may_be_anywhere() {
+    let mut index = Index::default();
+    let slots: [u16; 20] = std::array::from_fn(|at| 20_000 + at as u16);
+    slots.iter().for_each(|slot| index.insert(&[invented(1)], Slot(*slot)));
+    assert_eq!(held(&mut index, &[invented(1)], slots), [1; 20]);
+    assert_eq!(held(&mut index, &[invented(1)], [0, 19_999]), [0, 0]);
+}

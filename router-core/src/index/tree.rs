@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::arena::PAGE_LINES;
 use super::epochs::Guard;
-use super::heads::Heads;
+use super::heads::{Head, Heads};
 use super::matches::Matches;
 use super::numbers::Numbers;
-use super::record::{Record, mark};
+use super::record::Record;
 use super::words::{Address, LINE_WORDS, Line, Words};
 use crate::key::BlockHash;
 
@@ -50,10 +50,10 @@ impl Tree {
     #[inline]
     fn find(&self, above: Option<u32>, head: BlockHash) -> Option<(u32, Address, Record)> {
         let mut found = None;
-        let run = self.heads.find(&self.words, head, |run| {
+        let run = self.heads.find(&self.words, Head { above, hash: head }, |run| {
             let line = self.records.address(run);
             let record = Record::of(self.words.line(line));
-            let is_it = record.head == head.get() && record.above == mark(above);
+            let is_it = record.head == head.get();
             if is_it {
                 found = Some((line, record));
             }

@@ -15,12 +15,13 @@ pub(super) const LINE_WORDS: usize = 8;
 /// Words in a segment: what the arena hands out.
 pub(super) const SEGMENT_WORDS: usize = 1 << SEGMENT_BITS;
 
-const SEGMENT_BITS: u32 = 14;
+/// Small in unit tests, so that they reach borders and cleaning.
+const SEGMENT_BITS: u32 = if cfg!(test) { 8 } else { 14 };
 
 /// Words in a slab: two megabytes, which an allocator that is told to can put on one large page of the machine.
 const SLAB_WORDS: usize = 1 << SLAB_BITS;
 
-const SLAB_BITS: u32 = 18;
+const SLAB_BITS: u32 = SEGMENT_BITS + 4;
 
 /// Place of a word.
 pub(super) type Address = u32;

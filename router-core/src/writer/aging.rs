@@ -17,8 +17,8 @@ impl State {
             return;
         }
         self.aged = now;
-        while let Some((_, ordinal)) = self.leases.pop_front_if(|(until, _)| *until <= now) {
-            self.take_back(ordinal);
+        while let Some((_, target, ordinal)) = self.leases.pop_front_if(|(until, ..)| *until <= now) {
+            self.take_back(target, ordinal);
         }
         let stale_after = self.settings.stale_after;
         let sessions = self.roster.members().iter().filter_map(|member| Some((member.id, member.session?)));

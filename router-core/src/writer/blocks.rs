@@ -83,8 +83,8 @@ impl State {
         self.claims.remove(slot, &gone);
         self.store(target, at, unit.into(), stored, Access::Unknown);
         // What is predicted below a block that is gone will be stored again with it.
-        for (ordinal, decision) in &self.open {
-            if (decision.target, decision.tenure) == (target, tenure) {
+        for (ordinal, decision) in self.open.get(&target).into_iter().flatten() {
+            if decision.tenure == tenure {
                 let source = Source::Predicted { by: *ordinal };
                 let (kind, hashes) = (decision.key.kind(), decision.key.hashes());
                 self.claims.claim(slot, kind, hashes, decision.decided_at, source);

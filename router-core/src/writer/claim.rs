@@ -174,9 +174,9 @@ impl Claim {
         }
     }
 
-    /// Blocks that this source vouches for can be added to the claim's own.
-    pub(super) fn may_grow(&self, source: Source) -> bool {
-        self.confirmed_since.is_some() && matches!(source, Source::Confirmed { .. })
+    /// Blocks of this kind that this source vouches for can be added to the claim's own.
+    pub(super) fn may_grow(&self, kind: BlockKind, source: Source) -> bool {
+        self.kind == kind && self.confirmed_since.is_some() && matches!(source, Source::Confirmed { .. })
     }
 
     /// Nothing vouches for it and no decision that predicted it is open.
@@ -192,7 +192,8 @@ impl Claim {
 
     /// One claim for this run and the one below, if that says the same.
     pub(super) fn join(&self, below: &Self) -> Option<Self> {
-        let alike = self.last_access == below.last_access
+        let alike = self.kind == below.kind
+            && self.last_access == below.last_access
             && self.confirmed_since.is_some() == below.confirmed_since.is_some()
             && self.predicted_by == below.predicted_by;
         alike.then(|| Self {

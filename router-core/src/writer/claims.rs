@@ -50,6 +50,12 @@ impl ClaimTable {
         self.index.size()
     }
 
+    /// Entries in the index's lists of who owns what of the log.
+    #[cfg(test)]
+    pub(crate) fn owners(&self) -> usize {
+        self.index.owners()
+    }
+
     /// Tokens claimed for a slot.
     pub(crate) fn tokens(&self, slot: Slot, scope: Scope) -> u64 {
         self.slot(slot).map_or(0, |claims| claims.tokens(scope))
@@ -80,7 +86,7 @@ impl ClaimTable {
         splits.clear();
         let own = self.slots.get(usize::from(slot.0));
         let may_grow = |run: RunId| {
-            own.and_then(|claims| claims.runs.get(&run)).is_some_and(|claim| claim.may_grow(source))
+            own.and_then(|claims| claims.runs.get(&run)).is_some_and(|claim| claim.may_grow(kind, source))
         };
         self.index.claim(hashes, slot, may_grow, &mut steps, &mut splits);
         for split in splits.drain(..) {
@@ -145,16 +151,20 @@ impl ClaimTable {
     /// The engine no longer holds these blocks, nor what is below them. Returns the tokens dropped.
     pub(crate) fn remove(&mut self, slot: Slot, hashes: &[BlockHash]) -> u64 {
         let before = self.tokens(slot, Scope::All);
-        let mut first_gone: FxHashMap<RunId, u32> = FxHashMap::default();
+        // In every run the first block that is gone: it takes the others with it.
+        let mut first_gone: FxHashMap<RunId, (u32, BlockHash)> = FxHashMap::default();
         let mut rest = hashes;
         while let Some((hash, others)) = rest.split_first() {
             rest = others;
             if let Some((run, offset)) = self.index.locate(*hash, slot) {
-                first_gone.entry(run).and_modify(|first| *first = (*first).min(offset)).or_insert(offset);
+                let first = first_gone.entry(run).or_insert((offset, *hash));
+                *first = (*first).min((offset, *hash));
                 rest = &others[self.index.continued(run, offset + 1, others) as usize..];
             }
         }
-        for (run, offset) in first_gone {
+        for (_, hash) in first_gone.into_values() {
+            // What went before may have cut the run, or given its number to another.
+            let Some((run, offset)) = self.index.locate(hash, slot) else { continue };
             if self.claim_of(slot, run).is_none() {
                 continue;
             }

@@ -19,7 +19,8 @@ mod roster;
 mod tests;
 mod traffic;
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +69,8 @@ pub struct Writer {
     replaced: VecDeque<Arc<Snapshot>>,
     epoch: u64,
     published: Time,
+    /// When the last turn was.
+    turned: Time,
 }
 
 /// What updates change.
@@ -77,10 +80,10 @@ struct State {
     policy: Arc<dyn Policy>,
     roster: Roster,
     claims: ClaimTable,
-    /// Decisions whose predictions nothing has confirmed or taken back yet.
-    open: FxHashMap<u64, OpenDecision>,
+    /// Decisions whose predictions nothing has confirmed or taken back yet: of each target, by their numbers.
+    open: FxHashMap<TargetId, FxHashMap<u64, OpenDecision>>,
     /// When the predictions of each decision lapse, oldest first.
-    leases: VecDeque<(Time, u64)>,
+    leases: VecDeque<(Time, TargetId, u64)>,
     text_bytes_per_token: f64,
     notices: Vec<Notice>,
     /// To be called when what they wait for can be seen.
@@ -95,7 +98,6 @@ struct AfterPublication(Box<dyn FnOnce() + Send>);
 /// A decision that predicted what its target will hold.
 #[derive(Clone, Debug)]
 struct OpenDecision {
-    target: TargetId,
     tenure: Tenure,
     key: PrefixKey,
     decided_at: Time,
@@ -106,6 +108,9 @@ const UPDATES_PER_TURN: usize = 4096;
 
 /// Runs of retired slots released in one turn at most.
 const SWEEP_PER_TURN: usize = 4096;
+
+/// Of an index that is full, one block in so many is given up at once: finding the oldest leaves of all targets has its price.
+const ROOM_SHARE: u64 = 128;
 
 /// Retired slots that may wait to be swept. Beyond it they are swept at once, so that slots never run out.
 const RETIRED_KEPT: usize = 4096;
@@ -128,6 +133,7 @@ impl Writer {
             replaced: VecDeque::new(),
             epoch: 0,
             published: Time::default(),
+            turned: Time::default(),
         }
     }
 
@@ -142,8 +148,11 @@ impl Writer {
             return true;
         }
         // What has been applied must be seen even if nothing follows.
-        let timeout =
-            if self.state.dirty { timeout.min(self.state.settings.publish_interval) } else { timeout };
+        let seen_by = match self.state.dirty {
+            true => Some(self.state.settings.publish_interval),
+            false => self.state.roster.renewal().map(|due| due.since(self.turned)),
+        };
+        let timeout = seen_by.map_or(timeout, |seen_by| timeout.min(seen_by));
         match self.updates.recv_timeout(timeout) {
             Ok(update) => self.first = Some(update),
             Err(RecvTimeoutError::Timeout) => {}
@@ -168,8 +177,11 @@ impl Writer {
         self.state.age(now);
         self.state.sweep(SWEEP_PER_TURN);
         self.state.bound_index();
+        self.turned = now;
+        // Figures that a large fleet shows later are shown even if nothing follows.
+        let renews = self.state.roster.renewal().is_some_and(|due| now >= due);
         let due = idle || now.since(self.published) >= self.state.settings.publish_interval;
-        if self.state.dirty && (due || !self.state.after_publication.is_empty()) {
+        if (self.state.dirty || renews) && (due || !self.state.after_publication.is_empty()) {
             self.publish(now);
         }
         for call in self.state.after_publication.drain(..) {
@@ -185,8 +197,6 @@ impl Writer {
         self.state.dirty = false;
         let replaced = self.cell.load_full();
         self.cell.store(Arc::new(self.state.snapshot(self.epoch, now)));
-        // Figures that a large fleet shows later are shown even if nothing follows.
-        self.state.dirty = self.state.roster.lags();
         self.replaced.push_back(replaced);
         self.replaced.retain(|old| Arc::strong_count(old) > 1);
         if self.replaced.len() > REPLACED_KEPT {
@@ -292,13 +302,25 @@ impl State {
         }
     }
 
-    /// Keeps the whole index within its bound: the oldest leaves of all targets go first.
+    /// Keeps the whole index within its bound: what no target claims any more goes first, then the oldest leaves of all targets,
+    /// until there is some room again.
     fn bound_index(&mut self) {
-        while self.claims.size().blocks > self.settings.max_blocks.min(crate::MAX_BLOCKS) {
-            let slots = self.roster.targets().map(|(_, _, rank)| rank.slot);
-            let oldest = slots.filter_map(|slot| Some((self.claims.oldest(slot)?, slot))).min();
-            let Some((_, slot)) = oldest else { break };
+        let most = self.settings.max_blocks.min(crate::MAX_BLOCKS);
+        let is_over = |state: &Self, most| state.claims.size().blocks > most;
+        while is_over(self, most) && self.roster.retired() > 0 {
+            self.sweep(SWEEP_PER_TURN);
+        }
+        if !is_over(self, most) {
+            return;
+        }
+        let slots = self.roster.targets().map(|(_, _, rank)| rank.slot);
+        let oldest = slots.filter_map(|slot| Some(Reverse((self.claims.oldest(slot)?, slot))));
+        let mut oldest: BinaryHeap<_> = oldest.collect();
+        while is_over(self, most - most / ROOM_SHARE)
+            && let Some(Reverse((_, slot))) = oldest.pop()
+        {
             self.claims.drop_oldest(slot, Scope::All, Time::MAX);
+            oldest.extend(self.claims.oldest(slot).map(|time| Reverse((time, slot))));
             self.dirty = true;
         }
     }
@@ -307,11 +329,12 @@ impl State {
     fn sweep(&mut self, mut budget: usize) {
         while let Some(slot) = self.roster.next_retired() {
             let before = budget;
-            if !self.claims.sweep(slot, &mut budget) {
+            let swept = self.claims.sweep(slot, &mut budget);
+            self.dirty |= budget < before;
+            if !swept {
                 break;
             }
             self.roster.recycle();
-            self.dirty |= budget < before;
         }
     }
 

@@ -282,8 +282,9 @@ impl Roster {
 
     /// The fleet as a snapshot shows it: the one before, if only figures have changed since, and not for long.
     pub(crate) fn publish(&mut self, now: Time, claimed_tokens: impl Fn(Slot) -> u64) -> Arc<Fleet> {
-        let targets = self.published.fleet.targets.len() as u32;
-        if self.published.outdated || now.since(self.published.at) >= targets * FIGURES_AGE_PER_TARGET {
+        // A clock that was set back does not keep figures from being renewed.
+        let at = self.published.at;
+        if self.published.outdated || now >= self.renewed_at() || now < at {
             let fleet = Arc::new(self.fleet(claimed_tokens));
             self.published = Published { fleet, at: now, outdated: false, lags: false };
         } else {
@@ -292,9 +293,14 @@ impl Roster {
         self.published.fleet.clone()
     }
 
-    /// Whether the fleet that was published last was an older one.
-    pub(crate) fn lags(&self) -> bool {
-        self.published.lags
+    /// When the figures of the fleet are to be published anew, if those that were published last may be outdated.
+    pub(crate) fn renewal(&self) -> Option<Time> {
+        self.published.lags.then(|| self.renewed_at())
+    }
+
+    fn renewed_at(&self) -> Time {
+        let targets = self.published.fleet.targets.len() as u32;
+        self.published.at + targets * FIGURES_AGE_PER_TARGET
     }
 
     fn fleet(&mut self, claimed_tokens: impl Fn(Slot) -> u64) -> Fleet {
@@ -396,7 +402,7 @@ impl Rank {
 
 impl Pressure {
     pub(crate) fn stored(&mut self, tokens: u64) {
-        self.stored += tokens;
+        self.stored = self.stored.saturating_add(tokens);
         if self.stored > PRESSURE_WINDOW_TOKENS {
             self.stored /= 2;
             self.evicted /= 2;
@@ -404,7 +410,7 @@ impl Pressure {
     }
 
     pub(crate) fn evicted(&mut self, tokens: u64) {
-        self.evicted += tokens;
+        self.evicted = self.evicted.saturating_add(tokens);
     }
 
     /// Tokens evicted per token stored, at most 1.

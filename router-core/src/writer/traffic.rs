@@ -2,6 +2,7 @@
 
 use super::claim::Source;
 use super::{LEASES_KEPT, OpenDecision, State};
+use crate::fleet::TargetId;
 use crate::time::Time;
 use crate::update::{Traffic, TrafficEvent};
 
@@ -12,41 +13,48 @@ impl State {
         match traffic.event {
             TrafficEvent::Routed if in_place && self.settings.predict => self.predict(traffic),
             TrafficEvent::Prefilled { at } => {
-                self.open.remove(&traffic.ordinal);
+                self.close(traffic.target, traffic.ordinal);
                 if in_place {
                     self.confirm(traffic, at);
                 }
             }
-            TrafficEvent::Undone => self.take_back(traffic.ordinal),
+            TrafficEvent::Undone => self.take_back(traffic.target, traffic.ordinal),
             TrafficEvent::Observed(observation) => self.observe(traffic, &observation, in_place),
             TrafficEvent::Routed => {}
         }
     }
 
     /// Takes back what a decision predicted: it failed, or nothing was heard of it for too long.
-    pub(super) fn take_back(&mut self, ordinal: u64) {
-        let Some(decision) = self.open.remove(&ordinal) else { return };
-        let rank = self.roster.rank(decision.target).filter(|rank| rank.tenure == decision.tenure);
+    pub(super) fn take_back(&mut self, target: TargetId, ordinal: u64) {
+        let Some(decision) = self.close(target, ordinal) else { return };
+        let rank = self.roster.rank(target).filter(|rank| rank.tenure == decision.tenure);
         if let Some(slot) = rank.map(|rank| rank.slot) {
             self.claims.undo(slot, decision.key.hashes(), ordinal);
             self.dirty = true;
         }
     }
 
+    /// A decision's predictions are settled.
+    fn close(&mut self, target: TargetId, ordinal: u64) -> Option<OpenDecision> {
+        let decisions = self.open.get_mut(&target)?;
+        let decision = decisions.remove(&ordinal);
+        if decisions.is_empty() {
+            self.open.remove(&target);
+        }
+        decision
+    }
+
     fn predict(&mut self, traffic: &Traffic) {
         self.claim_prompt(traffic, traffic.decided_at, Source::Predicted { by: traffic.ordinal });
-        let decision = OpenDecision {
-            target: traffic.target,
-            tenure: traffic.tenure,
-            key: traffic.key.clone(),
-            decided_at: traffic.decided_at,
-        };
-        self.open.insert(traffic.ordinal, decision);
-        self.leases.push_back((traffic.decided_at + self.settings.predicted_ttl, traffic.ordinal));
+        let decision =
+            OpenDecision { tenure: traffic.tenure, key: traffic.key.clone(), decided_at: traffic.decided_at };
+        self.open.entry(traffic.target).or_default().insert(traffic.ordinal, decision);
+        let until = traffic.decided_at + self.settings.predicted_ttl;
+        self.leases.push_back((until, traffic.target, traffic.ordinal));
         if self.leases.len() > LEASES_KEPT
-            && let Some((_, oldest)) = self.leases.pop_front()
+            && let Some((_, target, oldest)) = self.leases.pop_front()
         {
-            self.take_back(oldest);
+            self.take_back(target, oldest);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Workers come, go and change; targets are found and chosen among many.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
@@ -170,4 +171,78 @@ fn a_snapshot_says_who_holds_what() {
     assert_eq!(held(&long), [(first, 8)]);
     assert_eq!(held(&short), [(first, 3)]);
     assert_eq!(held(&prompt(9, 3)), []);
+}
+
+/// Of 600 workers eight serve a model: chance alone would hardly ever meet one.
+#[test]
+fn a_rare_model_is_looked_for_in_the_whole_fleet() {
+    let mut story = Story::with_workers(600);
+    let rare: Vec<WorkerId> =
+        story.router.snapshot().fleet.workers[..8].iter().map(|worker| worker.id).collect();
+    for worker in story.router.snapshot().fleet.workers.clone() {
+        let model = if rare.contains(&worker.id) { "rare" } else { "common" };
+        story
+            .profile(worker.id, WorkerProfile { models: vec![model.into()], ..worker.profile.clone() })
+            .unwrap();
+    }
+    let mut routed = Vec::new();
+    for own in 0..64 {
+        // All begin alike, so that somebody holds the beginning; what follows is to be computed.
+        let tokens = [prompt(1, 20), prompt(100_000 + 10_000 * own, 1_000)].concat();
+        let key = story.key(&tokens);
+        let request = RouteRequest { key: Some(&key), model: Some("rare"), ..RouteRequest::default() };
+        routed.push(story.router.route(&request, story.now, &mut story.rng).unwrap());
+        story.turn();
+    }
+    let used: BTreeSet<WorkerId> = routed.iter().map(|routed| routed.target().worker).collect();
+    assert_eq!(used, rare.into_iter().collect(), "64 requests at once are too many for one");
+}
+
+#[test]
+fn what_nobody_claims_any_more_goes_before_what_is_claimed() {
+    let mut story = Story::with(2, WorkerProfile::default(), |settings| settings.max_blocks = 9_000);
+    let workers: Vec<WorkerId> =
+        story.router.snapshot().fleet.workers.iter().map(|worker| worker.id).collect();
+    story.join(workers[0], 1, 1, Vec::new()).unwrap();
+    story.join(workers[1], 2, 1, Vec::new()).unwrap();
+    let runs = |story: &Story, from: u32| -> Vec<BlockRun> {
+        (from..from + 4_500).map(|first| stored(None, &story.hashes(&prompt(first, 1)))).collect()
+    };
+    let (old, gone) = (runs(&story, 0), runs(&story, 10_000));
+    story.baseline(workers[1], 2, 1, old);
+    story.baseline(workers[0], 1, 1, gone);
+    // The one that goes has more runs than a turn sweeps, and what the other stores in the same turn needs their room.
+    let more = Delta { stored: runs(&story, 20_000), ..delta(2) };
+    let report = AgentReport::NewIncarnation(Incarnation(2));
+    let at = story.now;
+    for (worker, session, report) in
+        [(workers[0], 1, report), (workers[1], 2, AgentReport::Delta { rank: 0, delta: more })]
+    {
+        let update = Update::Agent { worker, session: SessionId(session), at, report };
+        story.router.updates().try_send(update).unwrap();
+    }
+    story.turn();
+    assert_eq!(story.claimed(workers[1]), 9_000, "nothing that is claimed had to go");
+}
+
+/// Nothing else happens, and the clock may stand still or be set back.
+#[test]
+fn figures_of_a_large_fleet_are_published_once_more_and_no_oftener() {
+    let mut story = Story::with_workers(600);
+    drop(story.route(&prompt(3, 1)));
+    story.pass(Duration::from_millis(10));
+    drop(story.route(&prompt(1, 8)));
+    story.pass(Duration::ZERO);
+    let epoch = |story: &Story| story.router.snapshot().epoch;
+    let at_rest = epoch(&story);
+    (0..10).for_each(|_| drop(story.pass(Duration::ZERO)));
+    assert_eq!(epoch(&story), at_rest, "nothing has changed since");
+    (0..10).for_each(|_| drop(story.pass(Duration::from_millis(1))));
+    assert_eq!(epoch(&story), at_rest + 1);
+    story.now = Time::from_micros(5);
+    drop(story.route(&prompt(2, 8)));
+    story.pass(Duration::ZERO);
+    let set_back = epoch(&story);
+    (0..10).for_each(|_| drop(story.pass(Duration::from_millis(1))));
+    assert!(epoch(&story) <= set_back + 1);
 }
