@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::Fleet;
 use crate::index::Matches;
+use crate::policy::Reason;
 
 #[test]
 fn only_ready_workers_are_candidates() {
@@ -194,6 +195,7 @@ fn a_rare_model_is_looked_for_in_the_whole_fleet() {
         routed.push(story.router.route(&request, story.now, &mut story.rng).unwrap());
         story.turn();
     }
+    assert!(routed.iter().all(|routed| routed.reason() != Reason::Only), "there were always eight");
     let used: BTreeSet<WorkerId> = routed.iter().map(|routed| routed.target().worker).collect();
     assert_eq!(used, rare.into_iter().collect(), "64 requests at once are too many for one");
 }
