@@ -24,6 +24,7 @@ fn main() {
         let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
         let mut routed = router.route(&request, now, &mut rng).expect("two workers are ready");
         let (url, expected) = (routed.worker().url.clone(), routed.predicted_tokens());
+        assert!(turn == 1 || expected > 6_400, "a chat stays where its cache is");
         println!("turn {turn}: {url}, {expected} of {} tokens cached: {}", key.units(), routed.reason());
         // Here it is forwarded. The answer begins, says how much was cached, and ends.
         routed.first_token(now);

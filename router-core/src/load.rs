@@ -1,7 +1,8 @@
 //! Live load of a target: what this router has sent to it and not seen the end of.
 
-use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crossbeam_utils::CachePadded;
 
 /// Counters of one target that every request touches. They are the one thing a decision reads outside the snapshot.
 ///

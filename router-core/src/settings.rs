@@ -41,7 +41,8 @@ pub struct Settings {
 /// Most targets that a router can have: slots are dense and bitmaps stay small.
 pub const MAX_TARGETS: u16 = 4096;
 
-/// Most blocks that an index takes: with the worst of runs, of one block each, its words still have 32-bit numbers.
+/// Most blocks that an index takes: usually somewhat more than one word a block, and words have 32-bit numbers. Where it comes
+/// to many more (runs of one block each, snapshots that are held) fewer blocks are kept.
 pub const MAX_BLOCKS: u64 = 200_000_000;
 
 impl Settings {

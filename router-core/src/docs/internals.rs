@@ -31,14 +31,15 @@
 //! ```text
 //!  key of the prompt   h0 h1 h2 … h9 │ h10 … h31 │ h32 …
 //!                      │              │           └─ no run begins with h32: the walk ends
-//!                      │              └─ heads(h10) ─▶ record: last = h31, equal: 22 blocks more
-//!                      └─ heads(h0) ─▶ record: last = h9, equal: 10 blocks
+//!                      │              └─ heads(run, h10) ─▶ record: last = h31, equal: 22 blocks more
+//!                      └─ heads(–, h0) ─▶ record: last = h9, equal: 10 blocks
 //!
 //!  holders, from the end of the path back: whoever is met for the first time at a run holds that many blocks
 //! ```
 //!
-//! Whoever reports hashes that he did not derive cannot lead others astray: a record also has a mark of the run above, and a run
-//! that hangs elsewhere is not taken for the one that is looked for.
+//! Whoever reports hashes that he did not derive cannot lead others astray: heads are found by the hash *and the run above*, so
+//! that a run that hangs elsewhere is not taken for the one that is looked for; and once there are agents, the writer compares all
+//! hashes of a run before it claims it for somebody else.
 //!
 //! Where the last hash differs, the run's own hashes are bisected: equality is monotone along a chain.
 //!
@@ -55,10 +56,10 @@
 //!      │        │                         │                  │
 //!  Records    Heads                 record.hashes        a bitmap of holders, if there are many
 //!  (Numbers:  (Numbers: page by
-//!  page by     bits of a hash,
+//!  page by     bits of a keyed tag,
 //!  run / 16)   extendible hashing)
 //!
-//!  a record, one line of 8 words:  head │ last │ length, hashes │ form, run above │ up to 16 slots, or a bitmap of 256
+//!  a record, one line of 8 words:  head │ last │ length, hashes │ form │ up to 16 slots, or a bitmap of 256
 //! ```
 //!
 //! * A *page* is 1 KiB. The writer copies it before it changes it for the first time after a publication, so that what has

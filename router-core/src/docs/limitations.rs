@@ -27,6 +27,7 @@
 //!
 //! * 4,096 targets ([`MAX_TARGETS`](crate::MAX_TARGETS)), workers times dp ranks, in one router. Beyond:
 //!   [`FleetError::Full`](crate::FleetError::Full).
+//! * Memory that the index has grown to is used again, and not given back.
 //! * Words and runs have 32-bit numbers: at most 2³² words, 32 GiB, of hashes, records and tables in one index, hence
 //!   [`MAX_BLOCKS`](crate::MAX_BLOCKS).
 //! * One writer thread applies everything. It is the first thing that more traffic, or more events, will fill; what finds its

@@ -40,7 +40,7 @@
 //! | storing a prompt that is known | runs on its path |
 //! | storing new blocks | the blocks: their hashes are written down |
 //! | the first change of a page after a publication | the page: 1 KiB is copied |
-//! | removing | runs below what is removed |
+//! | removing | runs below what is removed; where agents name blocks, the blocks |
 //! | publishing | one pointer for each thousand pages; the fleet, where more than figures changed, or every 2 µs a target |
 //! | a target whose claims become void | nothing at once; its runs are released in later turns, a bounded number in each |
 //! | [`Index::clear`](crate::index::Index::clear) | the whole index: a router does not call it |

@@ -68,10 +68,9 @@ impl Arena {
         self.log.segments.iter().flatten().map(|segment| segment.owners.len()).sum()
     }
 
-    /// Segments that something stands in, or stood in while a snapshot lives that sees it.
-    #[cfg(test)]
-    pub(super) fn used_segments(&self) -> usize {
-        self.words.segments() - self.free_segments.len()
+    /// Words of the segments that something stands in, or stood in while a snapshot lives that sees it.
+    pub(super) fn used_words(&self) -> u64 {
+        ((self.words.segments() - self.free_segments.len()) * SEGMENT_WORDS) as u64
     }
 
     /// A page of anything.

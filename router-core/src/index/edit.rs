@@ -105,7 +105,7 @@ impl Index {
                 let below = self.held_children(run, slot);
                 if below.is_empty() {
                     taken += u64::from(self.runs.record(run.0).len);
-                    self.release(run, slot, |_| {});
+                    self.release(run, slot);
                     open.pop();
                 } else {
                     open.extend(below);
@@ -234,9 +234,8 @@ impl Index {
         Split { upper, lower: run, at, holders }
     }
 
-    /// Takes a slot, which must hold nothing below it, out of a run's holders. `released` sees the run's hashes.
-    pub(crate) fn release(&mut self, run: RunId, slot: Slot, mut released: impl FnMut(BlockHash)) {
-        self.runs.hashes(run.0).for_each(&mut released);
+    /// Takes a slot, which must hold nothing below it, out of a run's holders.
+    pub(crate) fn release(&mut self, run: RunId, slot: Slot) {
         let record = self.runs.record(run.0);
         if record.holders == Holders::one(slot) {
             self.runs.remove(run.0);
@@ -311,9 +310,9 @@ impl Index {
         self.runs.owners()
     }
 
-    #[cfg(test)]
-    pub(super) fn used_segments(&self) -> usize {
-        self.runs.used_segments()
+    /// Words in use, those included that snapshots still see.
+    pub(crate) fn used_words(&self) -> u64 {
+        self.runs.used_words()
     }
 
     fn holds(&self, run: RunId, slot: Slot) -> bool {

@@ -56,9 +56,8 @@ impl Runs {
         self.arena.owners()
     }
 
-    #[cfg(test)]
-    pub(super) fn used_segments(&self) -> usize {
-        self.arena.used_segments()
+    pub(super) fn used_words(&self) -> u64 {
+        self.arena.used_words()
     }
 
     pub(super) fn record(&self, run: u32) -> Record {

@@ -42,13 +42,13 @@ fn memory_is_used_again_under_churn_and_held_snapshots_keep() {
             held = Some((tree, live.clone()));
         }
         if round == ROUNDS / 2 {
-            most = index.used_segments();
+            most = index.used_words();
         }
     }
     assert!(
-        index.used_segments() <= most + most / 4,
+        index.used_words() <= most + most / 4,
         "{} segments, {most} after half of it",
-        index.used_segments()
+        index.used_words()
     );
     let (tree, live) = held.unwrap();
     let mut matches = Matches::default();
@@ -110,7 +110,7 @@ fn invented_hashes_cannot_crowd_the_heads() {
         index.insert(&[invented(number << 20), invented(number << 40)], Slot(0));
         index.insert(&[invented((number << 52) | 1)], Slot(0));
     }
-    let words = index.used_segments() as u64 * 256;
+    let words = index.used_words();
     assert!(words < 100 * index.size().runs, "{words} words for {} runs", index.size().runs);
     assert_eq!(held(&mut index, &[invented(5 << 20), invented(7)], [0]), [2]);
 }

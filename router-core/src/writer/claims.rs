@@ -56,6 +56,11 @@ impl ClaimTable {
         self.index.owners()
     }
 
+    /// Words that the index uses.
+    pub(crate) fn words(&self) -> u64 {
+        self.index.used_words()
+    }
+
     /// Tokens claimed for a slot.
     pub(crate) fn tokens(&self, slot: Slot, scope: Scope) -> u64 {
         self.slot(slot).map_or(0, |claims| claims.tokens(scope))
@@ -329,12 +334,10 @@ impl ClaimTable {
         let claims = slot_mut(&mut self.slots, slot);
         let Some(claim) = claims.end(run, parent) else { return };
         claims.holding(claim.kind).tokens -= u64::from(claim.blocks) * self.block_tokens.of(claim.kind);
-        let digest = &mut claims.digest;
-        self.index.release(run, slot, |hash| {
-            if claim.kind.is_reported() {
-                digest.remove(hash);
-            }
-        });
+        if claim.kind.is_reported() {
+            self.index.hashes(run).for_each(|hash| claims.digest.remove(hash));
+        }
+        self.index.release(run, slot);
     }
 
     /// Gives every holder of a run that was cut in two its claims on both halves.

@@ -112,6 +112,9 @@ const SWEEP_PER_TURN: usize = 4096;
 /// Of an index that is full, one block in so many is given up at once: finding the oldest leaves of all targets has its price.
 const ROOM_SHARE: u64 = 128;
 
+/// Words of the index that may be in use before its blocks have to become fewer. They are numbered up to 2^32.
+const MOST_WORDS: u64 = 3 << 30;
+
 /// Retired slots that may wait to be swept. Beyond it they are swept at once, so that slots never run out.
 const RETIRED_KEPT: usize = 4096;
 
@@ -305,7 +308,12 @@ impl State {
     /// Keeps the whole index within its bound: what no target claims any more goes first, then the oldest leaves of all targets,
     /// until there is some room again.
     fn bound_index(&mut self) {
-        let most = self.settings.max_blocks.min(crate::MAX_BLOCKS);
+        let blocks = self.claims.size().blocks;
+        let mut most = self.settings.max_blocks.min(crate::MAX_BLOCKS);
+        if self.claims.words() > MOST_WORDS {
+            // Runs of one block each, or snapshots that are held: a little at a time, since what is given up is free only later.
+            most = most.min(blocks.saturating_sub(1));
+        }
         let is_over = |state: &Self, most| state.claims.size().blocks > most;
         while is_over(self, most) && self.roster.retired() > 0 {
             self.sweep(SWEEP_PER_TURN);
