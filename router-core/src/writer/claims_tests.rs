@@ -35,8 +35,8 @@ enum Operation {
     },
     Remove {
         slot: u16,
-        prompt: Vec<u32>,
-        depths: Vec<usize>,
+        /// Each by a prompt and its place there.
+        blocks: Vec<(Vec<u32>, usize)>,
     },
     Evict {
         slot: u16,
@@ -53,8 +53,12 @@ enum Operation {
 }
 
 fn prompt() -> impl Strategy<Value = Vec<u32>> {
-    // Few symbols, so that prompts share, part and contain each other.
-    prop::collection::vec(0_u32..3, 1..14)
+    // Few symbols, so that prompts share, part and contain each other; some long enough for several runs and segments, which are
+    // small in unit tests.
+    let stretched = |(symbols, times): (Vec<u32>, usize)| {
+        symbols.into_iter().flat_map(|symbol| std::iter::repeat_n(symbol, times)).collect()
+    };
+    (prop::collection::vec(0_u32..3, 1..14), prop_oneof![Just(1_usize), Just(9)]).prop_map(stretched)
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -65,8 +69,8 @@ fn operation() -> impl Strategy<Value = Operation> {
         4 => (slot.clone(), prompt()).prop_map(|(slot, prompt)| Predict { slot, prompt }),
         3 => any::<usize>().prop_map(|pick| Undo { pick }),
         2 => (slot.clone(), prompt()).prop_map(|(slot, prompt)| Confirm { slot, prompt }),
-        4 => (slot.clone(), prompt(), prop::collection::vec(0_usize..14, 1..4))
-            .prop_map(|(slot, prompt, depths)| Remove { slot, prompt, depths }),
+        4 => (slot.clone(), prop::collection::vec((prompt(), 0_usize..120), 1..5))
+            .prop_map(|(slot, blocks)| Remove { slot, blocks }),
         2 => (slot.clone(), 0_u64..20).prop_map(|(slot, most_blocks)| Evict { slot, most_blocks }),
         1 => (slot.clone(), 0_u64..30).prop_map(|(slot, back)| Horizon { slot, back }),
         1 => slot.prop_map(|slot| Clear { slot }),
@@ -125,9 +129,10 @@ impl Pair {
                 self.table.confirm(Slot(slot), &hashes(&prompt), at);
                 assert_eq!(self.held(slot), before, "confirming claims nothing");
             }
-            Operation::Remove { slot, prompt, depths } => {
-                let key = hashes(&prompt);
-                let gone: Vec<_> = depths.iter().filter_map(|depth| key.get(*depth).copied()).collect();
+            Operation::Remove { slot, blocks } => {
+                // A place beyond the prompt is counted on from its beginning.
+                let block = |(prompt, place): &(Vec<u32>, usize)| hashes(prompt)[place % prompt.len()];
+                let gone: Vec<_> = blocks.iter().map(block).collect();
                 self.table.remove(Slot(slot), &gone);
                 gone.iter().for_each(|hash| self.naive.remove(*hash, Slot(slot)));
             }
@@ -309,7 +314,7 @@ fn a_prompt_that_grows_is_few_runs() {
     pair.check(std::slice::from_ref(&prompt));
     // Another holder of a part tells it apart again.
     pair.apply(Operation::Claim { slot: 1, prompt: prompt[..20].to_vec() });
-    pair.apply(Operation::Remove { slot: 0, prompt: prompt.clone(), depths: vec![40] });
+    pair.apply(Operation::Remove { slot: 0, blocks: vec![(prompt.clone(), 40)] });
     assert_eq!(pair.table.size().blocks, 40);
     pair.check(std::slice::from_ref(&prompt));
 }
