@@ -115,7 +115,9 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
         Listeners { sessions: sessions.clone(), events: events.clone(), metrics: metrics.clone() };
     let died = CancellationToken::new();
     let orphan = orphan(router.clone(), died.clone());
-    let writer = WriterThread::start(writer, clock, listeners, orphan).map_err(StartError::Thread)?;
+    let interval = router.settings().publish_interval;
+    let writer =
+        WriterThread::start(writer, clock, interval, listeners, orphan).map_err(StartError::Thread)?;
     register(&router, &config.worker_urls).await.map_err(|error| StartError::Writer(error.to_string()))?;
 
     let stop = CancellationToken::new();

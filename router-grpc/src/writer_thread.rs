@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use router_core::{Notice, Writer};
 use router_http::Clock;
@@ -31,10 +31,11 @@ pub(crate) struct WriterThread {
 const IDLE: Duration = Duration::from_millis(50);
 
 impl WriterThread {
-    /// Starts it. `died` is called if it ends without having been told to.
+    /// Starts it. `interval`: the least time from one turn to the next. `died` is called if it ends without having been told to.
     pub(crate) fn start(
         mut writer: Writer,
         clock: Clock,
+        interval: Duration,
         listeners: Listeners,
         died: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<Self> {
@@ -42,7 +43,14 @@ impl WriterThread {
         let told = stop.clone();
         let work = move || {
             let watch = Watch { told: told.clone(), died: Some(died) };
+            let mut turned = Instant::now();
             while !told.load(Relaxed) && writer.wait(IDLE) {
+                // Under load a turn takes in what many requests have said. Woken for each, this thread would take the core from
+                // the next one, and waking it would cost the one before.
+                if let Some(rest) = interval.checked_sub(turned.elapsed()) {
+                    std::thread::park_timeout(rest);
+                }
+                turned = Instant::now();
                 for notice in writer.turn(clock.now()) {
                     listeners.hand_out(notice);
                 }
@@ -58,6 +66,7 @@ impl Drop for WriterThread {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             // A panic has been reported by the watch.
             let _ = thread.join();
         }

@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use router_core::{Router, Snapshot, WorkerState};
 use router_http::Clock;
 
-use super::ControlMetrics;
+use super::{ControlMetrics, dropped_lines};
 
 /// Encodes the fleet.
 #[derive(Debug)]
@@ -47,14 +47,10 @@ impl FleetCollector {
             "0 once the writer has died: requests are routed by load on a snapshot that no longer changes",
             f64::from(u8::from(!self.router.is_orphaned())),
         )?;
-        let refused = ConstCounter::new(self.router.updates().refused());
-        let help = "Updates that found the writer's queue full";
-        refused.encode(encoder.encode_descriptor(
-            "espalier_updates_refused",
-            help,
-            None,
-            refused.metric_type(),
-        )?)
+        let refused = self.router.updates().refused();
+        counter(encoder, "espalier_updates_refused", "Updates that found the writer's queue full", refused)?;
+        let help = "Lines of the log that standard error did not take fast enough";
+        counter(encoder, "espalier_log_lines_dropped", help, dropped_lines())
     }
 
     fn encode_workers(&self, encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
@@ -101,6 +97,11 @@ fn encode_targets(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
     let gauge = ConstGauge::new(value);
     gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
 }
 
 fn gauges<L: EncodeLabelSet>(

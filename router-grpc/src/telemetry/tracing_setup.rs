@@ -1,6 +1,10 @@
 //! Logs to standard error; traces by OTLP where the standard `OTEL_*` variables ask for it.
+//!
+//! A thread of its own writes the lines: whoever reads standard error slowly must not slow down requests. What finds its buffer
+//! full is dropped and counted.
 
 use std::io;
+use std::sync::OnceLock;
 
 use opentelemetry::global;
 use opentelemetry::trace::TracerProvider as _;
@@ -9,6 +13,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Subscriber;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
@@ -18,6 +23,19 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 #[derive(Debug)]
 pub struct Telemetry {
     provider: Option<SdkTracerProvider>,
+    /// Writes what is left when it is dropped.
+    _log: WorkerGuard,
+}
+
+/// Lines that may wait to be written.
+const LINES_WAITING: usize = 1 << 16;
+
+/// Counts lines that found the buffer full. There is one log in a process.
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Lines of the log that were dropped because standard error did not take them fast enough.
+pub(crate) fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 /// Telemetry that cannot be set up.
@@ -60,8 +78,12 @@ pub fn init(filter: &str, json: bool) -> Result<Telemetry, TelemetryError> {
     let parsed = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(filter);
     let filter = parsed.map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
     let provider = provider(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))?;
-    subscriber(filter, json, io::stderr, provider.as_ref()).try_init()?;
-    Ok(Telemetry { provider })
+    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_WAITING);
+    let (log, guard) = builder.thread_name("log").finish(io::stderr());
+    let dropped = log.error_counter();
+    subscriber(filter, json, log, provider.as_ref()).try_init()?;
+    DROPPED.get_or_init(|| dropped);
+    Ok(Telemetry { provider, _log: guard })
 }
 
 /// What is logged is a matter of the filter; what is exported is not: a quiet log must not lose the traces.
