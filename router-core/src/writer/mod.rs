@@ -14,7 +14,9 @@ mod claims_tests;
 mod correct;
 mod gate;
 mod members;
+mod pressure;
 mod roster;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod traffic;

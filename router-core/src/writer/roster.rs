@@ -1,10 +1,11 @@
 //! The registered workers, their ranks, and the slots that the ranks' claims stand in.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::gate::Gate;
+use super::pressure::Pressure;
+use super::slots::SlotPool;
 use crate::fleet::{
     AgentLink, Fleet, Incarnation, ReportLevel, Slot, Target, TargetId, Tenure, Worker, WorkerId,
     WorkerProfile, WorkerState,
@@ -87,29 +88,9 @@ pub(crate) struct Rank {
     pub(crate) acked: Option<u64>,
 }
 
-/// How much is evicted for what is stored, lately.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Pressure {
-    stored: u64,
-    evicted: u64,
-}
-
-/// Slots in use, free, and waiting to be swept.
-#[derive(Debug, Default)]
-struct SlotPool {
-    free: Vec<Slot>,
-    retired: VecDeque<Slot>,
-    next: u16,
-    /// Tenures that have begun.
-    tenures: u64,
-}
-
 /// Figures of a target may be so old in a snapshot, for every target: what renewing them costs stays a small share of the
 /// writer's time in the largest fleet, and a fleet of a few hundred is renewed with every publication.
 const FIGURES_AGE_PER_TARGET: Duration = Duration::from_micros(2);
-
-/// Stored tokens after which older history counts half.
-const PRESSURE_WINDOW_TOKENS: u64 = 1 << 18;
 
 impl Roster {
     pub(crate) fn new(max_targets: u16) -> Self {
@@ -397,38 +378,5 @@ impl Rank {
             evicted_tokens_total: None,
             acked: None,
         }
-    }
-}
-
-impl Pressure {
-    pub(crate) fn stored(&mut self, tokens: u64) {
-        self.stored = self.stored.saturating_add(tokens);
-        if self.stored > PRESSURE_WINDOW_TOKENS {
-            self.stored /= 2;
-            self.evicted /= 2;
-        }
-    }
-
-    pub(crate) fn evicted(&mut self, tokens: u64) {
-        self.evicted = self.evicted.saturating_add(tokens);
-    }
-
-    /// Tokens evicted per token stored, at most 1.
-    fn share(self) -> f32 {
-        if self.stored == 0 { 0.0 } else { (self.evicted as f32 / self.stored as f32).min(1.0) }
-    }
-}
-
-impl SlotPool {
-    fn begin(&mut self) -> (Slot, Tenure) {
-        self.tenures += 1;
-        let slot = self.free.pop().unwrap_or_else(|| {
-            let slot = Slot(self.next);
-            // At most `MAX_TARGETS` are in use, and the writer lets no more than a bounded number wait to be swept.
-            self.next =
-                self.next.checked_add(1).expect("fewer than 2^16 slots are in use or wait to be swept");
-            slot
-        });
-        (slot, Tenure(self.tenures))
     }
 }
