@@ -1,7 +1,7 @@
 //! The role `workers`: four simulated engines in one process, as light as hyper allows.
 //!
 //! Every request is read whole and answered at once, either with one JSON object or with a stream of events without end. The
-//! streams of a worker step together, as the decode steps of an engine make them. Half of every prompt is said to have been
+//! streams of a worker step together, as the decode steps of an engine make them, each worker's at its own time. Half of every prompt is said to have been
 //! cached, which is what the prompts share.
 
 use std::convert::Infallible;
@@ -44,31 +44,34 @@ const ABOUT: &str = concat!(
     r#""max_total_num_tokens":307328,"status":"ready"}"#
 );
 
-/// What all workers share.
+/// A worker.
 #[derive(Debug)]
 struct Engine {
+    /// Which of the workers it is.
+    index: usize,
     /// Steps are counted from here.
     epoch: Instant,
-    /// Time between two events of a stream.
-    step_ms: AtomicU64,
+    /// Time between two events of a stream, the same for all.
+    step_ms: Arc<AtomicU64>,
 }
 
 /// Prints the workers' addresses, then serves until its input ends. Each line of the input sets the time of a step, in ms.
 pub(crate) fn run() -> Result<(), Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let engine = Arc::new(Engine { epoch: Instant::now(), step_ms: AtomicU64::new(1000) });
+    let (epoch, step_ms) = (Instant::now(), Arc::new(AtomicU64::new(1000)));
     let mut addresses: Vec<SocketAddr> = Vec::new();
-    for _ in 0..COUNT {
+    for index in 0..COUNT {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
         addresses.push(listener.local_addr()?);
-        runtime.spawn(accept(listener, engine.clone()));
+        let engine = Engine { index, epoch, step_ms: step_ms.clone() };
+        runtime.spawn(accept(listener, Arc::new(engine)));
     }
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&addresses)?)?;
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            if let Ok(step_ms) = line.trim().parse() {
-                engine.step_ms.store(step_ms, Relaxed);
+            if let Ok(asked) = line.trim().parse() {
+                step_ms.store(asked, Relaxed);
             }
         }
         drop(end);
@@ -140,7 +143,9 @@ impl Engine {
     fn steps(&self) -> BoxBody<Bytes, Infallible> {
         let step = Duration::from_millis(self.step_ms.load(Relaxed).max(1));
         let passed = self.epoch.elapsed().as_millis() / step.as_millis();
-        let next = self.epoch + step * (passed as u32 + 1);
+        // The worker's own part of a step later than the first worker's.
+        let own = step * self.index as u32 / COUNT as u32;
+        let next = self.epoch + step * (passed as u32 + 1) + own;
         let steps = IntervalStream::new(interval_at(next, step));
         StreamBody::new(steps.map(|_| Ok(Frame::data(Bytes::from_static(EVENT.as_bytes()))))).boxed()
     }
