@@ -9,22 +9,34 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-/// What can be measured, and the command that measures it.
-const MEASUREMENTS: [(&str, &str, &[&str]); 3] = [
-    (
-        "index",
-        "key derivation, lookup, updates and decision of router-core, beside the naive index",
-        &["bench", "--quiet", "--package", "router-core", "--bench", "index", "--"],
-    ),
-    (
-        "index-scale",
-        "lookups and publications of 100 M blocks on 4,096 targets: some minutes, 6 GB",
-        &["bench", "--quiet", "--package", "router-core", "--bench", "index", "--", "--scale"],
-    ),
-    (
-        "index-peers",
-        "the same beside the published crates of other routers, results compared",
-        &[
+/// Something that can be measured.
+struct Measurement {
+    name: &'static str,
+    what: &'static str,
+    /// The program to build first, and the option of the measurement that takes its path.
+    measures: Option<(&'static [&'static str], &'static str)>,
+    /// The command that measures.
+    arguments: &'static [&'static str],
+}
+
+const MEASUREMENTS: [Measurement; 4] = [
+    Measurement {
+        name: "index",
+        what: "key derivation, lookup, updates and decision of router-core, beside the naive index",
+        measures: None,
+        arguments: &["bench", "--quiet", "--package", "router-core", "--bench", "index", "--"],
+    },
+    Measurement {
+        name: "index-scale",
+        what: "lookups and publications of 100 M blocks on 4,096 targets: some minutes, 6 GB",
+        measures: None,
+        arguments: &["bench", "--quiet", "--package", "router-core", "--bench", "index", "--", "--scale"],
+    },
+    Measurement {
+        name: "index-peers",
+        what: "the same beside the published crates of other routers, results compared",
+        measures: None,
+        arguments: &[
             "run",
             "--quiet",
             "--release",
@@ -34,7 +46,13 @@ const MEASUREMENTS: [(&str, &str, &[&str]); 3] = [
             "target/peers",
             "--",
         ],
-    ),
+    },
+    Measurement {
+        name: "proxy",
+        what: "CPU, latency and memory of the data plane, beside nginx and other proxies that are installed",
+        measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),
+        arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "proxy", "--"],
+    },
 ];
 
 /// What every measurement comes to.
@@ -67,17 +85,20 @@ struct Row {
 /// Runs a measurement, or lists them all.
 pub(crate) fn run(name: Option<&str>, quick: bool, json: bool) -> Result<(), Box<dyn Error>> {
     let Some(name) = name else {
-        for (name, what, _) in MEASUREMENTS {
+        for Measurement { name, what, .. } in MEASUREMENTS {
             println!("{name:<12} {what}");
         }
         return Ok(());
     };
-    let Some((_, _, arguments)) = MEASUREMENTS.iter().find(|(known, ..)| *known == name) else {
-        let known: Vec<_> = MEASUREMENTS.iter().map(|(name, ..)| *name).collect();
+    let Some(measurement) = MEASUREMENTS.iter().find(|known| known.name == name) else {
+        let known: Vec<_> = MEASUREMENTS.iter().map(|known| known.name).collect();
         return Err(format!("there is no measurement `{name}`; there are: {}", known.join(", ")).into());
     };
     let mut command = Command::new(env!("CARGO"));
-    command.args(*arguments).args(quick.then_some("--quick")).stderr(Stdio::inherit());
+    command.args(measurement.arguments).args(quick.then_some("--quick")).stderr(Stdio::inherit());
+    if let Some((build, option)) = measurement.measures {
+        command.arg(option).arg(built(build)?);
+    }
     let output = command.output()?;
     if !output.status.success() {
         return Err(format!("the measurement ended with {}", output.status).into());
@@ -91,6 +112,20 @@ pub(crate) fn run(name: Option<&str>, quick: bool, json: bool) -> Result<(), Box
         print_table(&report);
     }
     Ok(())
+}
+
+/// Builds a program as its users do, and says where it is.
+fn built(build: &[&str]) -> Result<String, Box<dyn Error>> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(build).arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output = command.output()?;
+    if !output.status.success() {
+        return Err(format!("`cargo {}` ended with {}", build.join(" "), output.status).into());
+    }
+    let messages = String::from_utf8(output.stdout)?;
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let program = messages.filter_map(|message| message["executable"].as_str().map(str::to_owned)).last();
+    program.ok_or_else(|| format!("`cargo {}` built no program", build.join(" ")).into())
 }
 
 fn print_table(report: &Report) {

@@ -1,0 +1,61 @@
+//! The role `load`: the clients, in one thread.
+//!
+//! A job's connections are opened and used once before it begins, so that only what it sends is measured. A request that is not
+//! answered 200, or not whole, is a failure.
+
+mod connection;
+mod open;
+mod requests;
+mod streams;
+
+use std::io::{BufRead as _, Write as _};
+
+use crate::Fault;
+use crate::link::{Drive, Job, Outcome, Reply};
+use crate::shape::{Requests, Shape};
+
+/// Does the jobs that its input names, one a line, until it ends. A job begins at the line after its own.
+pub(crate) fn run() -> Result<(), Fault> {
+    let mut known: Option<(Shape, Requests)> = None;
+    let mut lines = std::io::stdin().lock().lines();
+    while let Some(line) = lines.next() {
+        let job: Job = serde_json::from_str(&line?)?;
+        let requests = match known.take() {
+            Some((shape, requests)) if shape == job.shape => requests,
+            _ => Requests::new(job.shape),
+        };
+        // With the runtime every connection of the job ends.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let begin = || {
+            say(&Reply::Ready)?;
+            lines.next().ok_or("the job was not begun")??;
+            Ok(())
+        };
+        let done = runtime.block_on(perform(&job, requests, begin));
+        drop(runtime);
+        let reply = match done {
+            Ok((outcome, requests)) => {
+                known = Some((job.shape, requests));
+                Reply::Done(outcome)
+            }
+            Err(fault) => Reply::Failed(fault.to_string()),
+        };
+        say(&reply)?;
+    }
+    Ok(())
+}
+
+fn say(reply: &Reply) -> Result<(), Fault> {
+    Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(reply)?)?)
+}
+
+async fn perform(
+    job: &Job,
+    requests: Requests,
+    begin: impl FnOnce() -> Result<(), Fault>,
+) -> Result<(Outcome, Requests), Fault> {
+    match job.drive {
+        Drive::Closed | Drive::Open { .. } => requests::perform(job, requests, begin).await,
+        Drive::Streams => streams::perform(job, requests, begin).await,
+    }
+}
