@@ -124,7 +124,7 @@ fn built(build: &[&str]) -> Result<String, Box<dyn Error>> {
     }
     let messages = String::from_utf8(output.stdout)?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let program = messages.filter_map(|message| message["executable"].as_str().map(str::to_owned)).last();
+    let program = messages.filter_map(|message| message["executable"].as_str().map(str::to_owned)).next_back();
     program.ok_or_else(|| format!("`cargo {}` built no program", build.join(" ")).into())
 }
 

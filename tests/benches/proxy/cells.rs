@@ -34,7 +34,10 @@ const BELOW_SGLANG: f64 = 5.0;
 /// Most resident memory before any load, in MB.
 const MOST_IDLE_MB: f64 = 40.0;
 
-/// Most that resident memory may differ between two rounds of one cell. What is above it is growth.
+/// The cell in which memory must not grow: the one that brings most new blocks to an index.
+const CHURN: Shape = text(64 << 10);
+
+/// Most that resident memory may differ between the first and the last round of that cell. What is above it is growth.
 const MOST_GROWTH: f64 = 1.05;
 
 /// One kind of load.
@@ -109,10 +112,11 @@ pub(crate) fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
     field.admit(plan)?;
     field.idle(plan);
     let rounds =
-        if plan.quick { Rounds { count: 3, seconds: 1.5 } } else { Rounds { count: 5, seconds: 2.0 } };
+        if plan.quick { Rounds { count: 3, seconds: 1.5 } } else { Rounds { count: 5, seconds: 1.8 } };
     let mut most_per_second = Vec::new();
     for cell in CELLS.into_iter().filter(|cell| cell.quick || !plan.quick) {
-        if plan.wants(&cell.row()) || cell.shape == SMALL {
+        let needed = cell.shape == SMALL && latency::wanted(plan);
+        if needed || plan.wants(&cell.row()) {
             let rates = field.measure(plan, cell, rounds)?;
             if cell.shape == SMALL {
                 most_per_second = rates;
@@ -121,13 +125,14 @@ pub(crate) fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
     }
     field.peak(plan);
     latency::measure(plan, &mut field, &most_per_second, rounds)?;
-    if !plan.quick {
+    let logged = requests("small request, requests logged", SMALL, None, false);
+    if !plan.quick && plan.wants(&logged.row()) {
         field.contestants = vec![
             Contestant::ours(router, &addresses, Log::Requests)?,
             Contestant::nginx(&addresses, Log::Requests)?,
         ];
         field.admit(plan)?;
-        field.measure(plan, requests("small request, requests logged", SMALL, None, false), rounds)?;
+        field.measure(plan, logged, rounds)?;
     }
     if field.failures > 0 {
         return Err(format!("{} failures; see above", field.failures).into());
@@ -150,8 +155,7 @@ fn enter(plan: &Plan, router: &Path, workers: &[SocketAddr]) -> Result<Vec<Conte
         } else {
             absent.push("haproxy");
         }
-        let routers =
-            [("sglang-router", "sglang_router", "warn"), ("vllm-router", "vllm_router", "warning")];
+        let routers = [("sglang-router", "sglang_router", "warn"), ("vllm-router", "vllm_router", "warning")];
         for (name, module, level) in routers {
             if installed("python3", &["-c", &format!("import {module}")]) {
                 contestants.push(Contestant::python(name, module, level, workers)?);
@@ -231,9 +235,10 @@ impl Field {
                 }
                 let drive = if cell.step_ms.is_some() { Drive::Streams } else { Drive::Closed };
                 let (connections, seconds) = (cell.connections, rounds.seconds);
-                let job = Job { connections, seconds, drive, ..job(&self.contestants[at], cell.shape, self.round) };
+                let job =
+                    Job { connections, seconds, drive, ..job(&self.contestants[at], cell.shape, self.round) };
                 let Some((outcome, cpu_s)) = self.round(plan, at, &job)? else { continue };
-                if process.is_some() && at == 0 {
+                if at == 0 {
                     resident.extend(process.map(|process| memory(process).resident));
                 }
                 if let Some(step_ms) = cell.step_ms {
@@ -246,10 +251,11 @@ impl Field {
             }
         }
         cell.rows(plan, &cpu);
-        for rate in rates.iter().filter(|rate| !rate.rounds.is_empty()) {
-            plan.progress(&format!("  {:<14} {:>9.0}/s", rate.name, median(&rate.rounds)));
+        for (rate, cpu) in rates.iter().zip(&cpu).filter(|(rate, _)| !rate.rounds.is_empty()) {
+            let (rate_name, per_second) = (rate.name, median(&rate.rounds));
+            plan.progress(&format!("  {rate_name:<14}{per_second:>8.0}/s  {}", spread(&cpu.rounds)));
         }
-        if let ([_, first, ..], Some(last)) = (&*resident, resident.last()) {
+        if let ([_, first, ..], Some(last), CHURN) = (&*resident, resident.last(), cell.shape) {
             plan.bound(&format!("growth of memory, {}", cell.name), "×", &[last / first], MOST_GROWTH);
         }
         Ok(rates)
@@ -290,7 +296,9 @@ impl Field {
 
 impl Cell {
     fn rows(&self, plan: &Plan, cpu: &[Series]) {
-        let Some((ours, others)) = cpu.split_first().filter(|(ours, _)| !ours.rounds.is_empty()) else { return };
+        let Some((ours, others)) = cpu.split_first().filter(|(ours, _)| !ours.rounds.is_empty()) else {
+            return;
+        };
         for other in others.iter().filter(|other| !other.rounds.is_empty()) {
             let target = match other.name {
                 "nginx" => self.target,
@@ -330,6 +338,16 @@ fn run_job(load: &mut Role, job: &Job, begin: impl FnOnce()) -> Result<Outcome, 
         Reply::Failed(what) => Err(what.into()),
         Reply::Ready => Err("a job began twice".into()),
     }
+}
+
+/// A contestant's figures, for the reader of the rows who wonders about the reference's.
+fn spread(cpu_us: &[f64]) -> String {
+    if cpu_us.is_empty() {
+        return String::new();
+    }
+    let least = cpu_us.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = cpu_us.iter().copied().fold(0.0, f64::max);
+    format!("CPU {:.1} µs ({least:.1} to {most:.1})", median(cpu_us))
 }
 
 /// One row for each of the others, of figures that there is one of.

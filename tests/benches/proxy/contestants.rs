@@ -119,7 +119,8 @@ impl Contestant {
         command.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said);
         for (variable, _) in std::env::vars_os() {
             // What is set for our router elsewhere is not measured here.
-            if ["ESPALIER_", "OTEL_", "RUST_"].iter().any(|ours| variable.to_string_lossy().starts_with(ours)) {
+            if ["ESPALIER_", "OTEL_", "RUST_"].iter().any(|ours| variable.to_string_lossy().starts_with(ours))
+            {
                 command.env_remove(variable);
             }
         }
@@ -189,7 +190,7 @@ fn nginx_conf(workers: &[SocketAddr], port: u16, log: Log) -> String {
 pid nginx.pid;
 worker_processes {threads};
 events {{
-    worker_connections 16384;
+    worker_connections 8192;
 }}
 http {{
     access_log {access_log};
@@ -226,7 +227,7 @@ fn haproxy_cfg(workers: &[SocketAddr], port: u16) -> String {
     format!(
         "global
     nbthread {threads}
-    maxconn 16384
+    maxconn 8192
 defaults
     mode http
     timeout connect 5s

@@ -16,10 +16,17 @@ const TARGET: f64 = 1.0 / 1.5;
 /// Connections, more than are ever busy unless a contestant falls behind.
 const CONNECTIONS: usize = 128;
 
+/// The rows.
+const ROWS: [&str; 2] = ["added latency p50", "added latency p99"];
+
+/// Whether any row of this module is asked for.
+pub(crate) fn wanted(plan: &Plan) -> bool {
+    ROWS.iter().any(|row| plan.wants(row))
+}
+
 /// Measures both quantiles.
 pub(crate) fn measure(plan: &Plan, field: &mut Field, most: &[Series], rounds: Rounds) -> Result<(), Fault> {
-    let rows = ["added latency p50", "added latency p99"];
-    if !rows.iter().any(|row| plan.wants(row)) {
+    if !wanted(plan) {
         return Ok(());
     }
     let most_of = |name: &str| {
@@ -43,19 +50,24 @@ pub(crate) fn measure(plan: &Plan, field: &mut Field, most: &[Series], rounds: R
             let job = job(&field.contestants[at], SMALL, (1 << 16) + round);
             let job = Job { drive, seconds, connections: CONNECTIONS, ..job };
             if let Some((outcome, _)) = field.round(plan, at, &job)? {
-                times.push((at, [outcome.p50_us, outcome.p99_us]));
+                let (name, p50, p99) = (field.contestants[at].name, outcome.p50_us, outcome.p99_us);
+                plan.progress(&format!("  {name:<14} p50 {p50:>6.0} µs, p99 {p99:>7.0} µs"));
+                times.push((at, [p50, p99]));
             }
         }
-        let direct = times.iter().find(|(at, _)| field.contestants[*at].name == DIRECT).map(|(_, times)| *times);
+        let direct =
+            times.iter().find(|(at, _)| field.contestants[*at].name == DIRECT).map(|(_, times)| *times);
         let Some(direct) = direct else { continue };
         for (at, times) in times {
-            for quantile in 0..rows.len() {
+            for quantile in 0..ROWS.len() {
                 added[quantile][at].rounds.push(times[quantile] - direct[quantile]);
             }
         }
     }
-    for (row, all) in rows.into_iter().zip(&added) {
-        let Some((ours, others)) = all.split_first().filter(|(ours, _)| !ours.rounds.is_empty()) else { continue };
+    for (row, all) in ROWS.into_iter().zip(&added) {
+        let Some((ours, others)) = all.split_first().filter(|(ours, _)| !ours.rounds.is_empty()) else {
+            continue;
+        };
         for other in others.iter().filter(|other| other.name != DIRECT && !other.rounds.is_empty()) {
             let target = (other.name == "nginx" && row.ends_with("p99")).then_some(TARGET);
             let reference = Reference { name: other.name, value: median(&other.rounds) };
