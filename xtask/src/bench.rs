@@ -100,9 +100,6 @@ pub(crate) fn run(name: Option<&str>, quick: bool, json: bool) -> Result<(), Box
         command.arg(option).arg(built(build)?);
     }
     let output = command.output()?;
-    if !output.status.success() {
-        return Err(format!("the measurement ended with {}", output.status).into());
-    }
     let lines = String::from_utf8(output.stdout)?;
     let rows = lines.lines().filter(|line| line.starts_with('{')).map(serde_json::from_str);
     let report = Report { machine: machine(), commit: commit(), rows: rows.collect::<Result<_, _>>()? };
@@ -111,7 +108,12 @@ pub(crate) fn run(name: Option<&str>, quick: bool, json: bool) -> Result<(), Box
     } else {
         print_table(&report);
     }
-    Ok(())
+    // What was measured before it failed may say why.
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!("the measurement ended with {}", output.status).into())
+    }
 }
 
 /// Builds a program as its users do, and says where it is.
@@ -124,7 +126,8 @@ fn built(build: &[&str]) -> Result<String, Box<dyn Error>> {
     }
     let messages = String::from_utf8(output.stdout)?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let program = messages.filter_map(|message| message["executable"].as_str().map(str::to_owned)).next_back();
+    let program =
+        messages.filter_map(|message| message["executable"].as_str().map(str::to_owned)).next_back();
     program.ok_or_else(|| format!("`cargo {}` built no program", build.join(" ")).into())
 }
 

@@ -2,7 +2,8 @@
 //!
 //! * *nginx* has as many worker processes as our router has threads, keeps connections to the workers, passes streams on as
 //!   they come (`proxy_buffering off`) and holds a request in memory, as we do, instead of writing it to a file.
-//! * *haproxy* has as many threads, and uses any idle connection to a worker again.
+//! * *haproxy* has as many threads, uses any idle connection to a worker again, and passes streams on as they come
+//!   (`http-no-delay`).
 //! * *ours* is `router-grpc serve` with the policy `cache_aware` and its defaults, but for the level of its log.
 //! * *sglang-router* and *vllm-router* have the policy `cache_aware` and their defaults, but for the level of their logs. They
 //!   are started where `python3` finds them: `python3 -m venv peers; peers/bin/pip install sglang-router==0.3.2 vllm-router`,
@@ -233,6 +234,7 @@ defaults
     timeout connect 5s
     timeout client 600s
     timeout server 600s
+    option http-no-delay
     http-reuse always
 frontend clients
     bind 127.0.0.1:{port}
