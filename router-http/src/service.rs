@@ -3,9 +3,11 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, Incoming};
@@ -25,9 +27,9 @@ use crate::headers::{self, HeaderExtractor, HeaderInjector};
 use crate::metrics::{FailureLabels, HttpMetrics};
 use crate::own;
 use crate::receive;
-use crate::upstream::{Attempt, Upstream};
+use crate::upstream::{Attempt, Upstream, WorkerBody};
 
-/// Serves requests. Cheap to clone.
+/// Serves the requests of one thread. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     inner: Arc<Inner>,
@@ -40,20 +42,22 @@ struct Inner {
     clock: Clock,
     metrics: HttpMetrics,
     upstream: Upstream,
+    /// A thread of the data plane has.
+    died: Arc<AtomicBool>,
 }
 
 /// A request once its body is here.
 struct Arrived {
     kind: RouteKind,
     method: Method,
-    path_and_query: String,
+    path: PathAndQuery,
     headers: HeaderMap,
     body: Bytes,
 }
 
 /// A worker's answer as far as it was waited for.
 struct Answered {
-    response: Response<Incoming>,
+    response: Response<WorkerBody>,
     /// The first data of a stream.
     first: Option<Frame<Bytes>>,
 }
@@ -71,9 +75,20 @@ thread_local! {
 }
 
 impl Service {
-    pub(crate) fn new(config: DataPlaneConfig, router: Router, clock: Clock, metrics: HttpMetrics) -> Self {
+    pub(crate) fn new(
+        config: DataPlaneConfig,
+        router: Router,
+        clock: Clock,
+        metrics: HttpMetrics,
+        died: Arc<AtomicBool>,
+    ) -> Self {
         let upstream = Upstream::new(&config);
-        Self { inner: Arc::new(Inner { config, router, clock, metrics, upstream }) }
+        Self { inner: Arc::new(Inner { config, router, clock, metrics, upstream, died }) }
+    }
+
+    /// Closes connections to workers that have waited too long.
+    pub(crate) fn sweep(&self) {
+        self.inner.upstream.sweep();
     }
 
     pub(crate) async fn serve(
@@ -81,7 +96,7 @@ impl Service {
         request: Request<Incoming>,
         client: Option<SocketAddr>,
     ) -> Response<Body> {
-        if let Some(answer) = own::answer(&self.inner.router, &request) {
+        if let Some(answer) = own::answer(&self.inner.router, !self.inner.died.load(Relaxed), &request) {
             return answer;
         }
         let kind = RouteKind::of(request.method(), request.uri().path());
@@ -183,7 +198,7 @@ impl Service {
             }
             let worker = in_flight.target().worker;
             tried.push(worker);
-            let request = (&arrived.method, &*arrived.path_and_query);
+            let request = (&arrived.method, &arrived.path);
             let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
             let pin_rank = arrived.kind != RouteKind::Other && wanted.rank.is_none();
             let sent = self.inner.upstream.send(exchange.sent(in_flight), request, headers, body, pin_rank);
@@ -210,7 +225,11 @@ impl Service {
     }
 
     /// Waits for the first data of a stream, before which nothing has been said that another worker could not say too.
-    async fn begin(&self, arrived: &Arrived, mut response: Response<Incoming>) -> Result<Answered, Attempt> {
+    async fn begin(
+        &self,
+        arrived: &Arrived,
+        mut response: Response<WorkerBody>,
+    ) -> Result<Answered, Attempt> {
         let holds = arrived.may_repeat() && response.status().is_success() && is_stream(response.headers());
         if !holds || !takes_event(response.headers()) {
             return Ok(Answered { response, first: None });
@@ -253,8 +272,8 @@ impl Service {
         let (head, body) = request.into_parts();
         let config = &self.inner.config;
         let body = receive::whole(body, config.max_body_bytes, config.upload_idle_timeout).await?;
-        let path_and_query = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        Ok(Arrived { kind, method: head.method, path_and_query, headers: head.headers, body })
+        let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        Ok(Arrived { kind, method: head.method, path, headers: head.headers, body })
     }
 
     fn authorize(&self, headers: &HeaderMap) -> Result<(), Failure> {
