@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use http::HeaderValue;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -90,10 +91,11 @@ impl Accepting {
         let service = self.service.clone();
         let began = Arc::new(AtomicBool::new(false));
         let first = began.clone();
+        let client = HeaderValue::try_from(client.ip().to_string()).ok();
         let service = service_fn(move |request| {
             first.store(true, Relaxed);
-            let service = service.clone();
-            async move { Ok::<_, Infallible>(service.serve(request, Some(client)).await) }
+            let (service, client) = (service.clone(), client.clone());
+            async move { Ok::<_, Infallible>(service.serve(request, client).await) }
         });
         let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
         let connection = graceful.watch(connection);

@@ -37,7 +37,9 @@ struct Passing {
     search: UsageSearch,
     /// An event may be put after what was cut off.
     takes_event: bool,
-    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    idle_timeout: Option<Duration>,
+    /// Runs from the first silence on.
+    idle: Option<Pin<Box<Sleep>>>,
     ended: bool,
     /// What is said next, once all before it is on its way.
     broken: Option<BrokenBody>,
@@ -66,10 +68,18 @@ impl Body {
         takes_event: bool,
         idle_timeout: Option<Duration>,
     ) -> Self {
-        let idle = idle_timeout.map(|timeout| (timeout, Box::pin(tokio::time::sleep(timeout))));
         let search = UsageSearch::new();
-        let mut passing =
-            Passing { inner, first, exchange, search, takes_event, idle, ended: false, broken: None };
+        let mut passing = Passing {
+            inner,
+            first,
+            exchange,
+            search,
+            takes_event,
+            idle_timeout,
+            idle: None,
+            ended: false,
+            broken: None,
+        };
         passing.end_if_complete();
         Self(Kind::Passing(Box::new(passing)))
     }
@@ -110,8 +120,8 @@ impl Passing {
                 self.exchange.used(usage);
             }
         }
-        if let Some((timeout, sleep)) = &mut self.idle {
-            sleep.as_mut().reset(tokio::time::Instant::now() + *timeout);
+        if let (Some(timeout), Some(sleep)) = (self.idle_timeout, &mut self.idle) {
+            sleep.as_mut().reset(tokio::time::Instant::now() + timeout);
         }
         self.end_if_complete();
     }
@@ -125,13 +135,11 @@ impl Passing {
     }
 
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        let Some((timeout, sleep)) = &mut self.idle else { return Poll::Pending };
+        let Some(timeout) = self.idle_timeout else { return Poll::Pending };
+        let sleep = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         match sleep.as_mut().poll(context) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => {
-                let silent = BrokenBody::Silent(*timeout);
-                self.break_off(silent, context)
-            }
+            Poll::Ready(()) => self.break_off(BrokenBody::Silent(timeout), context),
         }
     }
 
