@@ -22,6 +22,9 @@ pub struct RouterConfig {
     /// Port to serve clients on; 0 takes a free one
     #[arg(long, env = "ESPALIER_PORT", default_value_t = 30000)]
     pub port: u16,
+    /// Threads that serve clients, each with its own connections to the workers; as many as the machine runs at once
+    #[arg(long, env = "ESPALIER_HTTP_THREADS", default_value_t = router_http::available_threads())]
+    pub http_threads: usize,
     /// Base URLs of SGLang servers; they need not be up. Agents announce others by themselves
     #[arg(long, env = "ESPALIER_WORKER_URLS", num_args = 0.., value_delimiter = ',', value_name = "URL")]
     pub worker_urls: Vec<String>,
@@ -282,6 +285,7 @@ impl RouterConfig {
             range(flag, value.to_string(), seconds(value), "must be a number of seconds greater than zero");
         }
         for (flag, value) in [
+            ("http-threads", self.http_threads as u64),
             ("max-payload-size", self.max_payload_size as u64),
             ("max-attempts", self.max_attempts as u64),
             ("max-connections", self.max_connections as u64),

@@ -38,6 +38,7 @@ pub(crate) fn data_plane(config: &RouterConfig, listen: SocketAddr) -> Result<Da
     let worker_api_key = secret("worker-api-key-file", config.worker_api_key_file.as_deref())?;
     Ok(DataPlaneConfig {
         listen,
+        threads: config.http_threads,
         max_body_bytes: config.max_payload_size,
         max_connections: config.max_connections,
         max_attempts: config.max_attempts,

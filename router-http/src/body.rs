@@ -11,11 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use crate::exchange::Exchange;
 use crate::metrics::Outcome;
+use crate::upstream::WorkerBody;
 use crate::usage::UsageSearch;
 
 /// A response body of the data plane.
@@ -30,15 +30,19 @@ enum Kind {
 
 #[derive(Debug)]
 struct Passing {
-    inner: Incoming,
+    inner: WorkerBody,
     /// Data that has been read and not passed yet.
     first: Option<Frame<Bytes>>,
     exchange: Exchange,
     search: UsageSearch,
     /// An event may be put after what was cut off.
     takes_event: bool,
-    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    idle_timeout: Option<Duration>,
+    /// Runs from the first silence on.
+    idle: Option<Pin<Box<Sleep>>>,
     ended: bool,
+    /// What is said next, once all before it is on its way.
+    broken: Option<BrokenBody>,
 }
 
 /// What ended a worker's body too early.
@@ -58,15 +62,24 @@ impl Body {
     /// A worker's body. `takes_event`: it is a stream of server-sent events in plain text and of no length known beforehand, so
     /// that one can be put after what was cut off.
     pub(crate) fn passing(
-        inner: Incoming,
+        inner: WorkerBody,
         first: Option<Frame<Bytes>>,
         exchange: Exchange,
         takes_event: bool,
         idle_timeout: Option<Duration>,
     ) -> Self {
-        let idle = idle_timeout.map(|timeout| (timeout, Box::pin(tokio::time::sleep(timeout))));
         let search = UsageSearch::new();
-        let mut passing = Passing { inner, first, exchange, search, takes_event, idle, ended: false };
+        let mut passing = Passing {
+            inner,
+            first,
+            exchange,
+            search,
+            takes_event,
+            idle_timeout,
+            idle: None,
+            ended: false,
+            broken: None,
+        };
         passing.end_if_complete();
         Self(Kind::Passing(Box::new(passing)))
     }
@@ -77,6 +90,10 @@ impl Passing {
         if self.ended {
             return Poll::Ready(None);
         }
+        if let Some(error) = self.broken.take() {
+            self.ended = true;
+            return Poll::Ready(Some(Err(error)));
+        }
         if let Some(frame) = self.first.take() {
             self.pass(&frame);
             return Poll::Ready(Some(Ok(frame)));
@@ -86,7 +103,7 @@ impl Passing {
                 self.pass(&frame);
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => self.break_off(error.into()),
+            Poll::Ready(Some(Err(error))) => self.break_off(error.into(), context),
             Poll::Ready(None) => {
                 self.ended = true;
                 self.exchange.complete();
@@ -103,8 +120,8 @@ impl Passing {
                 self.exchange.used(usage);
             }
         }
-        if let Some((timeout, sleep)) = &mut self.idle {
-            sleep.as_mut().reset(tokio::time::Instant::now() + *timeout);
+        if let (Some(timeout), Some(sleep)) = (self.idle_timeout, &mut self.idle) {
+            sleep.as_mut().reset(tokio::time::Instant::now() + timeout);
         }
         self.end_if_complete();
     }
@@ -118,25 +135,30 @@ impl Passing {
     }
 
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        let Some((timeout, sleep)) = &mut self.idle else { return Poll::Pending };
+        let Some(timeout) = self.idle_timeout else { return Poll::Pending };
+        let sleep = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         match sleep.as_mut().poll(context) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => {
-                let silent = BrokenBody::Silent(*timeout);
-                self.break_off(silent)
-            }
+            Poll::Ready(()) => self.break_off(BrokenBody::Silent(timeout), context),
         }
     }
 
     /// The worker's answer ends too early. A stream says so in an event, after the end of whatever was cut; any other body
     /// must not look complete.
-    fn break_off(&mut self, error: BrokenBody) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        self.ended = true;
+    fn break_off(
+        &mut self,
+        error: BrokenBody,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         self.exchange.broke();
         self.exchange.end(Outcome::Broken);
         if !self.takes_event {
-            return Poll::Ready(Some(Err(error)));
+            // The client's connection ends with the error, and takes along what it has not sent: it gets to send that first.
+            self.broken = Some(error);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
+        self.ended = true;
         let event = serde_json::json!({"error": {
             "message": error.to_string(), "type": "server_error", "code": "stream_broken", "source": "worker",
         }});

@@ -12,6 +12,8 @@ use http::HeaderValue;
 pub struct DataPlaneConfig {
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// Threads that serve clients, at least 1; each has its own connections to the workers.
+    pub threads: usize,
     /// Largest request body, in bytes; beyond it the answer is 413.
     pub max_body_bytes: usize,
     /// Connections at once; beyond it new ones are closed and counted.
@@ -29,7 +31,7 @@ pub struct DataPlaneConfig {
     pub head_timeout: Option<Duration>,
     /// Longest silence within a worker's answer, after its head; `None` for no bound.
     pub idle_timeout: Option<Duration>,
-    /// Idle connections kept for each worker.
+    /// Idle connections that each thread keeps for each worker.
     pub pool_idle_per_worker: usize,
     /// How long an unused connection to a worker is kept. Less than the 5 s after which uvicorn, SGLang's server, closes it: a
     /// request sent just then would be lost.
@@ -64,10 +66,16 @@ pub enum SecretProblem {
     Characters,
 }
 
+/// As many threads as this process can run at once.
+pub fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 impl Default for DataPlaneConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 30000)),
+            threads: available_threads(),
             max_body_bytes: 256 << 20,
             max_connections: 16_384,
             max_attempts: 3,

@@ -84,12 +84,12 @@ impl Failure {
         Verdict { status, code, source, retry_after_s }
     }
 
-    /// The answer, in the shape of the API that `path` belongs to.
-    pub(crate) fn response(&self, path: &str) -> Response<Body> {
+    /// The answer, in the shape of OpenAI's API or of SGLang's own.
+    pub(crate) fn response(&self, openai: bool) -> Response<Body> {
         let verdict = self.verdict();
         let message = self.to_string();
         let (code, source) = (verdict.code, verdict.source.name());
-        let body = if path.starts_with("/v1/") {
+        let body = if openai {
             let kind = match verdict.source {
                 Source::Client => "invalid_request_error",
                 Source::Router | Source::Worker => "server_error",

@@ -4,21 +4,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use router_core::policy::Reason;
 use router_core::{InFlight, Usage};
 
 use crate::clock::Clock;
 use crate::decode::RouteKind;
-use crate::metrics::{HttpMetrics, Outcome, RequestLabels};
+use crate::metrics::{HttpMetrics, Outcome, ThreadMetrics};
 
 /// See the module. Dropping it without [`end`](Self::end) counts as the client going away.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    metrics: HttpMetrics,
+    metrics: Arc<ThreadMetrics>,
     clock: Clock,
     began: Instant,
     method: Method,
     route: RouteKind,
-    request_id: String,
+    request_id: HeaderValue,
     status: StatusCode,
     attempts: usize,
     in_flight: Option<InFlight>,
@@ -38,7 +39,7 @@ pub(crate) struct Exchange {
 struct Decided {
     worker: Arc<str>,
     rank: u32,
-    reason: String,
+    reason: Reason,
     predicted_tokens: u64,
 }
 
@@ -47,11 +48,11 @@ const ERROR_EVENT: &[u8] = b"data: {\"error\"";
 
 impl Exchange {
     pub(crate) fn begin(
-        metrics: HttpMetrics,
+        metrics: Arc<ThreadMetrics>,
         clock: Clock,
         method: Method,
         route: RouteKind,
-        request_id: String,
+        request_id: HeaderValue,
     ) -> Self {
         Self {
             metrics,
@@ -74,7 +75,11 @@ impl Exchange {
         }
     }
 
-    pub(crate) fn request_id(&self) -> &str {
+    fn families(&self) -> &HttpMetrics {
+        &self.metrics.families
+    }
+
+    pub(crate) fn request_id(&self) -> &HeaderValue {
         &self.request_id
     }
 
@@ -87,13 +92,13 @@ impl Exchange {
     pub(crate) fn sent(&mut self, in_flight: InFlight) -> &InFlight {
         self.attempts += 1;
         if self.attempts > 1 {
-            self.metrics.retries.inc();
+            self.families().retries.inc();
         }
-        self.metrics.in_flight.inc();
+        self.families().in_flight.inc();
         self.decided = Some(Decided {
             worker: in_flight.worker().url.clone(),
             rank: in_flight.target().rank,
-            reason: in_flight.reason().to_string(),
+            reason: in_flight.reason(),
             predicted_tokens: in_flight.predicted_tokens(),
         });
         self.in_flight.insert(in_flight)
@@ -102,7 +107,7 @@ impl Exchange {
     /// The attempt came to nothing; what its decision claimed is undone.
     pub(crate) fn failed_attempt(&mut self) {
         if self.in_flight.take().is_some() {
-            self.metrics.in_flight.dec();
+            self.families().in_flight.dec();
         }
     }
 
@@ -114,9 +119,7 @@ impl Exchange {
         }
         headers.insert("x-espalier-dp-rank", HeaderValue::from(decided.rank));
         headers.insert("x-espalier-predicted-tokens", HeaderValue::from(decided.predicted_tokens));
-        if let Ok(id) = HeaderValue::from_str(&self.request_id) {
-            headers.insert(crate::headers::REQUEST_ID, id);
-        }
+        headers.insert(crate::headers::REQUEST_ID, self.request_id.clone());
     }
 
     /// The worker answers. `streaming`: with server-sent events.
@@ -133,7 +136,7 @@ impl Exchange {
         if self.ttft.is_none() && self.streaming && self.status.is_success() && !self.refused_in_stream {
             let ttft = self.began.elapsed();
             self.ttft = Some(ttft);
-            self.metrics.ttft_s.observe(ttft.as_secs_f64());
+            self.families().ttft_s.observe(ttft.as_secs_f64());
             if let Some(in_flight) = &mut self.in_flight {
                 in_flight.first_token(self.clock.now());
             }
@@ -143,14 +146,14 @@ impl Exchange {
     /// The answer said how much was cached.
     pub(crate) fn used(&mut self, usage: Usage) {
         self.usage = Some(usage);
-        self.metrics.prompt_tokens.inc_by(usage.prompt_tokens);
-        self.metrics.cached_tokens.inc_by(usage.cached_tokens);
+        self.families().prompt_tokens.inc_by(usage.prompt_tokens);
+        self.families().cached_tokens.inc_by(usage.cached_tokens);
         if let Some(in_flight) = &mut self.in_flight {
             // Only now is an answer that came in one piece known to have been prefilled.
             in_flight.first_token(self.clock.now());
             // A sum over several prompts says nothing about the one that was decided by.
             if !self.several_prompts {
-                self.metrics.predicted_tokens.inc_by(in_flight.predicted_tokens());
+                self.metrics.families.predicted_tokens.inc_by(in_flight.predicted_tokens());
                 in_flight.usage(usage, self.streaming);
             }
         }
@@ -162,15 +165,15 @@ impl Exchange {
             return;
         }
         if let Some(in_flight) = self.in_flight.take() {
-            self.metrics.in_flight.dec();
+            self.families().in_flight.dec();
             // An error of the worker has prefilled nothing.
             if outcome == Outcome::Answered {
                 in_flight.complete(self.clock.now());
             }
         }
         let took = self.began.elapsed();
-        self.metrics.duration_s.observe(took.as_secs_f64());
-        self.metrics.requests.get_or_create(&RequestLabels { route: self.route.name(), outcome }).inc();
+        self.families().duration_s.observe(took.as_secs_f64());
+        self.metrics.ended(self.route, outcome);
         self.log(outcome, took);
     }
 
@@ -184,7 +187,7 @@ impl Exchange {
 
     /// The worker broke off in the middle.
     pub(crate) fn broke(&self) {
-        self.metrics.stream_breaks.inc();
+        self.families().stream_breaks.inc();
     }
 
     /// The router answers by itself.
@@ -199,14 +202,14 @@ impl Exchange {
         let decided = self.decided.as_ref();
         tracing::info!(
             target: "espalier::access",
-            request_id = %self.request_id,
+            request_id = self.request_id.to_str().unwrap_or_default(),
             method = %self.method,
             route = self.route.name(),
             status = self.status.as_u16(),
             outcome = outcome.name(),
             worker = decided.map(|decided| &*decided.worker),
             rank = decided.map(|decided| decided.rank),
-            reason = decided.map(|decided| &*decided.reason),
+            reason = decided.map(|decided| tracing::field::display(decided.reason)),
             attempts = self.attempts,
             prompt_tokens = self.usage.map(|usage| usage.prompt_tokens),
             predicted_tokens = decided.map(|decided| decided.predicted_tokens),

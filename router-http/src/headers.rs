@@ -1,12 +1,10 @@
 //! Which headers pass a proxy, and which it adds.
 
-use std::net::SocketAddr;
-
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::Injector;
 
 /// Headers that concern one connection alone (RFC 9110 §7.6.1).
-const HOP_BY_HOP: [HeaderName; 7] = [
+const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
@@ -14,6 +12,8 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
 ];
 
 /// Names the request in logs of all parts.
@@ -36,16 +36,13 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP.iter().chain(&named) {
         headers.remove(name);
     }
-    for name in ["keep-alive", "proxy-connection"] {
-        headers.remove(name);
-    }
 }
 
-/// Makes a client's headers those of the request to a worker.
+/// Makes a client's headers those of the request to a worker. `client` is its address.
 pub(crate) fn to_worker(
     headers: &mut HeaderMap,
-    client: Option<SocketAddr>,
-    request_id: &str,
+    client: Option<&HeaderValue>,
+    request_id: &HeaderValue,
     key: Option<&HeaderValue>,
 ) {
     strip_hop_by_hop(headers);
@@ -54,26 +51,44 @@ pub(crate) fn to_worker(
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::EXPECT);
     if let Some(client) = client {
-        // Several lines of one name are one list (RFC 9110 §5.2).
-        let before = headers.get_all(FORWARDED_FOR).iter().filter_map(|line| line.to_str().ok());
-        let chain: Vec<_> = before.map(str::to_owned).chain([client.ip().to_string()]).collect();
-        if let Ok(chain) = HeaderValue::try_from(chain.join(", ")) {
-            headers.insert(FORWARDED_FOR, chain);
-        }
+        forwarded_for(headers, client);
     }
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        headers.insert(REQUEST_ID, id);
-    }
+    headers.insert(REQUEST_ID, request_id.clone());
     if let Some(key) = key {
         headers.insert(header::AUTHORIZATION, key.clone());
     }
 }
 
-/// The client's request id if it can be passed on, or a new one.
-pub(crate) fn request_id(headers: &HeaderMap) -> String {
-    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+/// Puts a client after those that it speaks for.
+fn forwarded_for(headers: &mut HeaderMap, client: &HeaderValue) {
+    // Several lines of one name are one list (RFC 9110 §5.2).
+    let before = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+    let before = before.filter(|line| line.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t')));
+    let mut chain = before.collect::<Vec<_>>();
+    let chain = if chain.is_empty() {
+        Ok(client.clone())
+    } else {
+        chain.push(client.as_bytes());
+        HeaderValue::try_from(chain.join(&b", "[..]))
+    };
+    if let Ok(chain) = chain {
+        headers.insert(FORWARDED_FOR, chain);
+    }
+}
+
+/// The client's request id if it can be passed on, or a new one; it is text.
+pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let given = headers.get(REQUEST_ID).filter(|id| id.to_str().is_ok());
     let given = given.filter(|id| !id.is_empty() && id.len() <= MOST_ID_BYTES);
-    given.map_or_else(|| format!("{:032x}", fastrand::u128(..)), str::to_owned)
+    given.cloned().unwrap_or_else(new_id)
+}
+
+/// 32 hexadecimal digits.
+fn new_id() -> HeaderValue {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let bits = fastrand::u128(..);
+    let digits: [u8; 32] = std::array::from_fn(|at| DIGITS[(bits >> (4 * at)) as usize & 15]);
+    HeaderValue::from_bytes(&digits).expect("digits can stand in a header")
 }
 
 /// The credentials of an `Authorization` header of the scheme Bearer, whose name knows no case (RFC 9110 §11.1).
@@ -146,8 +161,8 @@ mod tests {
         headers.insert("authorization", HeaderValue::from_static("Bearer clients"));
         to_worker(
             &mut headers,
-            Some(([10, 0, 0, 2], 9).into()),
-            "id",
+            Some(&HeaderValue::from_static("10.0.0.2")),
+            &HeaderValue::from_static("id"),
             Some(&HeaderValue::from_static("Bearer workers")),
         );
         assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);

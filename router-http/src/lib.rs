@@ -11,6 +11,7 @@
 
 pub mod decode;
 
+mod accept;
 mod body;
 mod clock;
 mod config;
@@ -18,6 +19,7 @@ mod error;
 mod exchange;
 mod headers;
 mod key;
+mod listen;
 mod metrics;
 mod own;
 mod receive;
@@ -27,7 +29,7 @@ mod upstream;
 mod usage;
 
 pub use clock::Clock;
-pub use config::{DataPlaneConfig, Secret, SecretProblem};
+pub use config::{DataPlaneConfig, Secret, SecretProblem, available_threads};
 pub use headers::bearer;
 pub use key::key;
 pub use metrics::{HttpMetrics, Outcome};

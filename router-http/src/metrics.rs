@@ -1,5 +1,6 @@
 //! What the data plane counts, in Prometheus families.
 
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -8,6 +9,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::decode::RouteKind;
 
 /// The data plane's families. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -57,6 +60,29 @@ pub enum Outcome {
     ClientClosed,
     /// The worker went away in the middle of its answer.
     Broken,
+}
+
+/// The families as one thread uses them: what every request counts is looked up by its labels once.
+#[derive(Debug)]
+pub(crate) struct ThreadMetrics {
+    pub(crate) families: HttpMetrics,
+    requests: [[OnceLock<Counter>; OUTCOMES]; ROUTES],
+}
+
+const OUTCOMES: usize = Outcome::Broken as usize + 1;
+const ROUTES: usize = RouteKind::Other as usize + 1;
+
+impl ThreadMetrics {
+    pub(crate) fn new(families: HttpMetrics) -> Self {
+        Self { families, requests: Default::default() }
+    }
+
+    /// Counts a request that has ended.
+    pub(crate) fn ended(&self, route: RouteKind, outcome: Outcome) {
+        let labels = || RequestLabels { route: route.name(), outcome };
+        let counter = &self.requests[route as usize][outcome as usize];
+        counter.get_or_init(|| self.families.requests.get_or_create(&labels()).clone()).inc();
+    }
 }
 
 impl Outcome {

@@ -7,13 +7,13 @@ use router_core::{Router, WorkerState};
 use crate::body::Body;
 use crate::error::Failure;
 
-/// The answer to a request that concerns the router itself.
-pub(crate) fn answer<B>(router: &Router, request: &Request<B>) -> Option<Response<Body>> {
+/// The answer to a request that concerns the router itself. `whole`: no thread of the data plane has died.
+pub(crate) fn answer<B>(router: &Router, whole: bool, request: &Request<B>) -> Option<Response<Body>> {
     let (method, path) = (request.method(), request.uri().path());
     let status = match (method, path) {
         // About the server as a whole (RFC 9110 §9.3.7): no worker's business.
         (&Method::OPTIONS, "*") => StatusCode::OK,
-        (&Method::GET | &Method::HEAD, "/liveness") => alive(!router.is_orphaned()),
+        (&Method::GET | &Method::HEAD, "/liveness") => alive(whole && !router.is_orphaned()),
         (&Method::GET | &Method::HEAD, "/health" | "/readiness") => {
             let snapshot = router.snapshot();
             alive(snapshot.fleet.workers.iter().any(|worker| worker.state == WorkerState::Ready))

@@ -9,12 +9,17 @@ use tokio::time::timeout;
 
 use crate::error::Failure;
 
+/// Most bytes that are set aside for what has been announced and has not come.
+const MOST_RESERVED: usize = 4 << 20;
+
 /// The whole body. `most` bytes at most; `idle` is the longest silence within it.
 pub(crate) async fn whole(mut body: Incoming, most: usize, idle: Duration) -> Result<Bytes, Failure> {
     let too_large = Failure::TooLarge { limit: most };
-    if body.size_hint().lower() > most as u64 {
+    let announced = body.size_hint().lower();
+    if announced > most as u64 {
         return Err(too_large);
     }
+    let announced = usize::try_from(announced).unwrap_or(usize::MAX).min(MOST_RESERVED);
     // Most bodies are one piece, which is not copied.
     let (mut first, mut joined) = (Bytes::new(), Vec::new());
     loop {
@@ -32,7 +37,9 @@ pub(crate) async fn whole(mut body: Incoming, most: usize, idle: Duration) -> Re
             first = data;
         } else {
             if joined.is_empty() {
-                joined = std::mem::take(&mut first).into();
+                joined.reserve_exact(announced.max(first.len() + data.len()));
+                joined.extend_from_slice(&first);
+                first = Bytes::new();
             }
             joined.extend_from_slice(&data);
         }

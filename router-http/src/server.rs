@@ -1,22 +1,21 @@
-//! Accepts connections and serves HTTP/1.1 and h2c on them.
+//! Listens, and serves on threads that share nothing on the way of a request but the core and a few counters.
+//!
+//! Each thread has its own runtime, socket, service and connections to workers ([`crate::accept`] is what one does). A thread
+//! that dies is noticed: the others serve on, and `/liveness` says that the router should be restarted.
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::{io, thread};
 
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use router_core::Router;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::Accepting;
 use crate::clock::Clock;
 use crate::config::DataPlaneConfig;
+use crate::listen::listen;
 use crate::metrics::HttpMetrics;
 use crate::service::Service;
 
@@ -27,10 +26,11 @@ pub struct DataPlane;
 /// A data plane that listens and does not serve yet.
 #[derive(Debug)]
 pub struct Bound {
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     address: SocketAddr,
     config: DataPlaneConfig,
-    service: Service,
+    router: Router,
+    clock: Clock,
     metrics: HttpMetrics,
 }
 
@@ -41,11 +41,20 @@ pub struct Bound {
 )]
 pub struct BindError {
     address: SocketAddr,
-    source: std::io::Error,
+    source: io::Error,
 }
 
-/// Pause after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Says how a thread ended, however that comes.
+struct End {
+    ends: mpsc::UnboundedSender<Ended>,
+    how: Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Told,
+    Died,
+}
 
 impl DataPlane {
     /// Listens, so that the address is known and nothing is lost; [`Bound::serve`] then serves.
@@ -57,10 +66,9 @@ impl DataPlane {
     ) -> Result<Bound, BindError> {
         let address = config.listen;
         let failed = |source| BindError { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let service = Service::new(config.clone(), router, clock, metrics.clone());
-        Ok(Bound { listener, address, config, service, metrics })
+        let listeners = listen(address, config.threads.max(1)).map_err(failed)?;
+        let address = listeners[0].local_addr().map_err(failed)?;
+        Ok(Bound { listeners, address, config, router, clock, metrics })
     }
 }
 
@@ -70,87 +78,93 @@ impl Bound {
         self.address
     }
 
-    /// Serves until `shutdown`, then finishes what is in flight, for at most the configured grace.
+    /// Serves until `shutdown`, then finishes what is in flight, for at most the configured grace. Dropping the future ends it at
+    /// once.
     pub async fn serve(self, shutdown: CancellationToken) {
-        let graceful = GracefulShutdown::new();
-        // Ends the connections that outlast the grace.
+        // Ends what outlasts this future.
         let end = CancellationToken::new();
         let _ends = end.clone().drop_guard();
-        let room = Arc::new(Semaphore::new(self.config.max_connections));
-        let mut http = auto::Builder::new(TokioExecutor::new());
-        let patience = self.config.header_timeout;
-        http.http1().timer(TokioTimer::new()).header_read_timeout(patience).pipeline_flush(true);
-        http.http2().timer(TokioTimer::new()).keep_alive_interval(patience).keep_alive_timeout(patience);
-        loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                () = shutdown.cancelled() => break,
-            };
-            let (stream, client) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of file descriptors, usually: it passes when connections close.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(permit) = room.clone().try_acquire_owned() else {
-                self.metrics.connections_refused.inc();
-                continue;
-            };
-            let connection = self.connection(&http, &graceful, stream, client);
-            let end = end.clone();
-            tokio::spawn(async move {
-                let _permit = permit;
-                end.run_until_cancelled(connection).await;
-            });
+        let room = Arc::new(Semaphore::new(self.config.max_connections.min(Semaphore::MAX_PERMITS)));
+        let died = Arc::new(AtomicBool::new(false));
+        let (ends, mut ended) = mpsc::unbounded_channel();
+        for listener in self.listeners {
+            let (config, router, clock) = (self.config.clone(), self.router.clone(), self.clock);
+            let service = Service::new(config.clone(), router, clock, self.metrics.clone(), died.clone());
+            let accepting = Accepting { config, service, metrics: self.metrics.clone(), room: room.clone() };
+            let (shutdown, end) = (shutdown.clone(), end.clone());
+            start(ends.clone(), move || run(listener, accepting, shutdown, end));
         }
-        drop(self.listener);
-        if tokio::time::timeout(self.config.shutdown_grace, graceful.shutdown()).await.is_err() {
-            tracing::warn!("connections were still open when the grace of the shutdown ended");
+        drop(ends);
+        while let Some(ended) = ended.recv().await {
+            if matches!(ended, Ended::Died) {
+                died.store(true, Relaxed);
+                tracing::error!(
+                    "a thread of the data plane has died; the others serve on: restart the router"
+                );
+            }
         }
     }
+}
 
-    fn connection(
-        &self,
-        http: &auto::Builder<TokioExecutor>,
-        graceful: &GracefulShutdown,
-        stream: TcpStream,
-        client: SocketAddr,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let _ = stream.set_nodelay(true);
-        let service = self.service.clone();
-        let began = Arc::new(AtomicBool::new(false));
-        let first = began.clone();
-        let service = service_fn(move |request| {
-            first.store(true, Relaxed);
-            let service = service.clone();
-            async move { Ok::<_, Infallible>(service.serve(request, Some(client)).await) }
-        });
-        let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
-        let patience = self.config.header_timeout;
-        // The protocol's own timers begin once it is known which protocol it is.
-        let silent = async move {
-            tokio::time::sleep(patience).await;
-            if began.load(Relaxed) {
-                std::future::pending().await
-            }
-        };
-        let metrics = self.metrics.clone();
-        async move {
-            metrics.connections.inc();
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    // It concerns its client alone; what was in flight has been counted.
-                    tracing::debug!(%error, "a client's connection broke");
-                },
-                () = silent => {
-                    metrics.connections_silent.inc();
-                }
-            }
-            metrics.connections.dec();
+/// Starts a thread that says how it ended, whether or not it can be started.
+fn start(ends: mpsc::UnboundedSender<Ended>, work: impl FnOnce() -> io::Result<()> + Send + 'static) {
+    let end = End { ends, how: Ended::Died };
+    let started = thread::Builder::new().name("data-plane".to_owned()).spawn(move || {
+        // Taken whole, so that it is dropped here also when the work panics.
+        let end = &mut { end };
+        match work() {
+            Ok(()) => end.how = Ended::Told,
+            Err(error) => tracing::error!(%error, "a thread of the data plane cannot serve"),
+        }
+    });
+    if let Err(error) = started {
+        tracing::error!(%error, "a thread of the data plane cannot be started");
+    }
+}
+
+/// What one thread does.
+fn run(
+    listener: TcpListener,
+    accepting: Accepting,
+    shutdown: CancellationToken,
+    end: CancellationToken,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let served = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        end.run_until_cancelled(accepting.serve(listener, shutdown)).await;
+        Ok(())
+    });
+    // Connections that are still open end here. A name that is still being looked up is not waited for.
+    runtime.shutdown_background();
+    served
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Nobody listens where the future was dropped.
+        let _ = self.ends.send(self.how);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_dies_is_noticed_and_one_that_was_told_to_end_is_not_mourned() {
+        let (ends, mut ended) = mpsc::unbounded_channel();
+        for (work, how) in [
+            (
+                Box::new(|| -> io::Result<()> { panic!("as a bug would") })
+                    as Box<dyn FnOnce() -> io::Result<()> + Send>,
+                Ended::Died,
+            ),
+            (Box::new(|| Err(io::ErrorKind::Other.into())), Ended::Died),
+            (Box::new(|| Ok(())), Ended::Told),
+        ] {
+            start(ends.clone(), work);
+            assert_eq!(ended.recv().await, Some(how));
         }
     }
 }

@@ -1,11 +1,12 @@
 //! What happens to one request: decode → key → route → send, again elsewhere if nothing was sent, and the answer passed on.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, Incoming};
@@ -22,12 +23,12 @@ use crate::decode::{self, RouteKind};
 use crate::error::Failure;
 use crate::exchange::Exchange;
 use crate::headers::{self, HeaderExtractor, HeaderInjector};
-use crate::metrics::{FailureLabels, HttpMetrics};
+use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
 use crate::own;
 use crate::receive;
-use crate::upstream::{Attempt, Upstream};
+use crate::upstream::{Attempt, Upstream, WorkerBody};
 
-/// Serves requests. Cheap to clone.
+/// Serves the requests of one thread. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     inner: Arc<Inner>,
@@ -38,22 +39,26 @@ struct Inner {
     config: DataPlaneConfig,
     router: Router,
     clock: Clock,
-    metrics: HttpMetrics,
+    metrics: Arc<ThreadMetrics>,
     upstream: Upstream,
+    /// A thread of the data plane has.
+    died: Arc<AtomicBool>,
+    /// Requests have spans, and carry their context.
+    traced: bool,
 }
 
 /// A request once its body is here.
 struct Arrived {
     kind: RouteKind,
     method: Method,
-    path_and_query: String,
+    path: PathAndQuery,
     headers: HeaderMap,
     body: Bytes,
 }
 
 /// A worker's answer as far as it was waited for.
 struct Answered {
-    response: Response<Incoming>,
+    response: Response<WorkerBody>,
     /// The first data of a stream.
     first: Option<Frame<Bytes>>,
 }
@@ -71,24 +76,42 @@ thread_local! {
 }
 
 impl Service {
-    pub(crate) fn new(config: DataPlaneConfig, router: Router, clock: Clock, metrics: HttpMetrics) -> Self {
+    pub(crate) fn new(
+        config: DataPlaneConfig,
+        router: Router,
+        clock: Clock,
+        metrics: HttpMetrics,
+        died: Arc<AtomicBool>,
+    ) -> Self {
         let upstream = Upstream::new(&config);
-        Self { inner: Arc::new(Inner { config, router, clock, metrics, upstream }) }
+        let metrics = Arc::new(ThreadMetrics::new(metrics));
+        // Where nothing exports traces there is no propagator either, and the client's own context is passed on untouched.
+        let traced = global::get_text_map_propagator(|propagator| propagator.fields().next().is_some());
+        Self { inner: Arc::new(Inner { config, router, clock, metrics, upstream, died, traced }) }
     }
 
+    /// Closes connections to workers that have waited too long.
+    pub(crate) fn sweep(&self) {
+        self.inner.upstream.sweep();
+    }
+
+    /// `client`: its address, as a header names it.
     pub(crate) async fn serve(
         self,
         request: Request<Incoming>,
-        client: Option<SocketAddr>,
+        client: Option<HeaderValue>,
     ) -> Response<Body> {
-        if let Some(answer) = own::answer(&self.inner.router, &request) {
+        if let Some(answer) = own::answer(&self.inner.router, !self.inner.died.load(Relaxed), &request) {
             return answer;
         }
         let kind = RouteKind::of(request.method(), request.uri().path());
+        if !self.inner.traced {
+            return self.answer(kind, request, client).await;
+        }
         let span = tracing::info_span!(
             "request", otel.kind = "server", method = %request.method(), route = kind.name()
         );
-        // Fails only where nothing exports traces; the client's own context is then passed on untouched.
+        // Fails only where the log filter has no such span.
         let _ = span.set_parent(global::get_text_map_propagator(|propagator| {
             propagator.extract(&HeaderExtractor(request.headers()))
         }));
@@ -99,23 +122,21 @@ impl Service {
         self,
         kind: RouteKind,
         request: Request<Incoming>,
-        client: Option<SocketAddr>,
+        client: Option<HeaderValue>,
     ) -> Response<Body> {
         let inner = &self.inner;
         let id = headers::request_id(request.headers());
         let method = request.method().clone();
         let mut exchange = Exchange::begin(inner.metrics.clone(), inner.clock, method, kind, id);
-        let path = request.uri().path().to_owned();
+        let openai = request.uri().path().starts_with("/v1/");
         match self.exchange(kind, request, client, &mut exchange).await {
             Ok(answered) => self.pass_on(answered, exchange),
             Err(failure) => {
-                let mut response = failure.response(&path);
-                if let Ok(id) = HeaderValue::from_str(exchange.request_id()) {
-                    response.headers_mut().insert(headers::REQUEST_ID, id);
-                }
+                let mut response = failure.response(openai);
+                response.headers_mut().insert(headers::REQUEST_ID, exchange.request_id().clone());
                 let verdict = failure.verdict();
                 let labels = FailureLabels { code: verdict.code, source: verdict.source.name() };
-                inner.metrics.failures.get_or_create(&labels).inc();
+                inner.metrics.families.failures.get_or_create(&labels).inc();
                 exchange.refused(response.status());
                 response
             }
@@ -127,7 +148,7 @@ impl Service {
         &self,
         kind: RouteKind,
         request: Request<Incoming>,
-        client: Option<SocketAddr>,
+        client: Option<HeaderValue>,
         exchange: &mut Exchange,
     ) -> Result<Answered, Failure> {
         self.authorize(request.headers())?;
@@ -143,11 +164,13 @@ impl Service {
             arrived.headers.remove(header::AUTHORIZATION);
         }
         let key = self.inner.config.worker_api_key.as_ref().map(|key| key.as_header());
-        headers::to_worker(&mut arrived.headers, client, exchange.request_id(), key);
-        let context = tracing::Span::current().context();
-        global::get_text_map_propagator(|propagator| {
-            propagator.inject_context(&context, &mut HeaderInjector(&mut arrived.headers));
-        });
+        headers::to_worker(&mut arrived.headers, client.as_ref(), exchange.request_id(), key);
+        if self.inner.traced {
+            let context = tracing::Span::current().context();
+            global::get_text_map_propagator(|propagator| {
+                propagator.inject_context(&context, &mut HeaderInjector(&mut arrived.headers));
+            });
+        }
         self.attempt(&arrived, &wanted, began, exchange).await
     }
 
@@ -179,11 +202,11 @@ impl Service {
                 Err(error) => return Err(last.unwrap_or(Failure::Route(error))),
             };
             if attempt == 0 {
-                self.inner.metrics.decision_s.observe(began.elapsed().as_secs_f64());
+                self.inner.metrics.families.decision_s.observe(began.elapsed().as_secs_f64());
             }
             let worker = in_flight.target().worker;
             tried.push(worker);
-            let request = (&arrived.method, &*arrived.path_and_query);
+            let request = (&arrived.method, &arrived.path);
             let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
             let pin_rank = arrived.kind != RouteKind::Other && wanted.rank.is_none();
             let sent = self.inner.upstream.send(exchange.sent(in_flight), request, headers, body, pin_rank);
@@ -210,7 +233,11 @@ impl Service {
     }
 
     /// Waits for the first data of a stream, before which nothing has been said that another worker could not say too.
-    async fn begin(&self, arrived: &Arrived, mut response: Response<Incoming>) -> Result<Answered, Attempt> {
+    async fn begin(
+        &self,
+        arrived: &Arrived,
+        mut response: Response<WorkerBody>,
+    ) -> Result<Answered, Attempt> {
         let holds = arrived.may_repeat() && response.status().is_success() && is_stream(response.headers());
         if !holds || !takes_event(response.headers()) {
             return Ok(Answered { response, first: None });
@@ -253,8 +280,8 @@ impl Service {
         let (head, body) = request.into_parts();
         let config = &self.inner.config;
         let body = receive::whole(body, config.max_body_bytes, config.upload_idle_timeout).await?;
-        let path_and_query = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        Ok(Arrived { kind, method: head.method, path_and_query, headers: head.headers, body })
+        let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        Ok(Arrived { kind, method: head.method, path, headers: head.headers, body })
     }
 
     fn authorize(&self, headers: &HeaderMap) -> Result<(), Failure> {

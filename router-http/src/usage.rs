@@ -4,6 +4,8 @@
 //! that imitates them cannot be mistaken: within a JSON string its quotes are escaped. What may be the beginning of a key or of
 //! its number at the end of a chunk is carried over to the next.
 
+use std::sync::LazyLock;
+
 use memchr::memmem::Finder;
 use router_core::Usage;
 
@@ -17,17 +19,21 @@ pub(crate) struct UsageSearch {
 
 #[derive(Debug)]
 struct Field {
-    key: Finder<'static>,
+    key: &'static Finder<'static>,
     value: Option<u64>,
 }
+
+/// Made once: it takes longer than a search in a short answer.
+static PROMPT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"prompt_tokens\":"));
+static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"cached_tokens\":"));
 
 /// Longest key with its number and white space.
 const MOST_CARRIED: usize = 64;
 
 impl UsageSearch {
     pub(crate) fn new() -> Self {
-        let field = |key| Field { key: Finder::new(key), value: None };
-        Self { prompt: field("\"prompt_tokens\":"), cached: field("\"cached_tokens\":"), carried: Vec::new() }
+        let field = |key| Field { key, value: None };
+        Self { prompt: field(&PROMPT), cached: field(&CACHED), carried: Vec::new() }
     }
 
     /// Looks at the next chunk; returns the usage once, when both numbers have been seen.
@@ -57,7 +63,7 @@ impl UsageSearch {
     fn search(&mut self, bytes: &[u8]) {
         for field in [&mut self.prompt, &mut self.cached] {
             if field.value.is_none() {
-                field.value = number_after(&field.key, bytes);
+                field.value = number_after(field.key, bytes);
             }
         }
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::PATIENCE;
@@ -15,6 +16,8 @@ pub struct Seen {
     /// The head, with its last empty line.
     pub head: String,
     pub body: Vec<u8>,
+    /// The connection it came over, counted from 1 over those that brought more than health checks.
+    pub connection: usize,
 }
 
 /// What is done on a connection, in order.
@@ -22,6 +25,8 @@ pub struct Seen {
 pub enum Act {
     /// Sends bytes.
     Say(Vec<u8>),
+    /// Goes on once it is told to.
+    Await(Arc<Notify>),
     /// Sends nothing more until the other side closes.
     Hang,
     /// Closes.
@@ -33,7 +38,9 @@ pub enum Act {
 struct Record {
     requests: Vec<Seen>,
     health_check: Option<Seen>,
+    connections: usize,
     closed: usize,
+    left: usize,
 }
 
 type Script = dyn Fn(&Seen) -> Vec<Act> + Send + Sync;
@@ -62,8 +69,11 @@ impl Upstream {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (record, script) = (record.clone(), script.clone());
                 connections.spawn(async move {
-                    if play(stream, dp_size, &record, &*script).await.is_none() {
-                        record.lock().unwrap().closed += 1;
+                    let end = play(stream, dp_size, &record, &*script).await;
+                    let mut record = record.lock().unwrap();
+                    match end {
+                        Some(()) => record.left += 1,
+                        None => record.closed += 1,
                     }
                 });
             }
@@ -92,6 +102,16 @@ impl Upstream {
     /// Connections that the other side closed.
     pub fn closed(&self) -> usize {
         self.seen.lock().unwrap().closed
+    }
+
+    /// Connections that it closed itself.
+    pub fn left(&self) -> usize {
+        self.seen.lock().unwrap().left
+    }
+
+    /// Connections that brought more than health checks.
+    pub fn connections(&self) -> usize {
+        self.seen.lock().unwrap().connections
     }
 }
 
@@ -128,8 +148,9 @@ pub fn chunk(data: &str) -> Act {
 
 /// Serves one connection; `None` when the other side has closed it.
 async fn play(mut stream: TcpStream, dp_size: u32, record: &Mutex<Record>, script: &Script) -> Option<()> {
+    let mut connection = None;
     loop {
-        let request = read(&mut stream).await?;
+        let mut request = read(&mut stream).await?;
         let acts = match request.path() {
             "/ready" => {
                 record.lock().unwrap().health_check = Some(request);
@@ -137,13 +158,20 @@ async fn play(mut stream: TcpStream, dp_size: u32, record: &Mutex<Record>, scrip
             }
             "/server_info" => answer(&json!({"dp_size": dp_size, "page_size": 16}).to_string()),
             _ => {
-                record.lock().unwrap().requests.push(request.clone());
+                let mut record = record.lock().unwrap();
+                request.connection = *connection.get_or_insert_with(|| {
+                    record.connections += 1;
+                    record.connections
+                });
+                record.requests.push(request.clone());
+                drop(record);
                 script(&request)
             }
         };
         for act in acts {
             match act {
                 Act::Say(bytes) => stream.write_all(&bytes).await.ok()?,
+                Act::Await(told) => told.notified().await,
                 Act::Hang => {
                     while stream.read(&mut [0; 1024]).await.ok()? > 0 {}
                     return None;
@@ -161,7 +189,7 @@ async fn read(stream: &mut TcpStream) -> Option<Seen> {
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
         if let Some(end) = end {
             let mut seen =
-                Seen { head: String::from_utf8_lossy(&bytes[..end + 4]).into_owned(), body: Vec::new() };
+                Seen { head: String::from_utf8_lossy(&bytes[..end + 4]).into_owned(), ..Seen::default() };
             let length = seen.header("content-length").first().map_or(0, |length| length.parse().unwrap());
             if bytes.len() >= end + 4 + length {
                 seen.body = bytes[end + 4..].to_vec();

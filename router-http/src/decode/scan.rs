@@ -2,7 +2,7 @@
 //!
 //! A prompt of hundreds of kilobytes is one string or one list of numbers: it is passed over, or taken, at the speed of memory. What
 //! is passed over is not checked: a body that is wrong there is the worker's to judge. Whatever is not as expected is `None`, and
-//! the careful reader of [`body`](super::body) says what is wrong with it.
+//! the careful reader of `body` says what is wrong with it.
 
 use std::borrow::Cow;
 
