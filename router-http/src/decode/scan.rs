@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use memchr::{memchr2, memchr3};
+use memchr::{memchr, memchr2, memchr3};
 
 /// The members of an object, in order.
 #[derive(Debug)]
@@ -58,8 +58,29 @@ pub(super) fn string(value: &[u8]) -> Option<Cow<'_, str>> {
     let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     match memchr2(b'\\', b'"', inner) {
         None => std::str::from_utf8(inner).ok().filter(|text| !has_control(text)).map(Cow::Borrowed),
-        Some(_) => serde_json::from_slice::<String>(value).ok().map(Cow::Owned),
+        Some(_) => unescaped(inner).or_else(|| serde_json::from_slice(value).ok()).map(Cow::Owned),
     }
+}
+
+/// A string with its escapes undone, if each is of one letter, as those of line breaks and quotes are.
+fn unescaped(inner: &[u8]) -> Option<String> {
+    let mut rest = std::str::from_utf8(inner).ok().filter(|text| !has_control(text))?;
+    let mut text = String::with_capacity(rest.len());
+    while let Some(at) = memchr(b'\\', rest.as_bytes()) {
+        text.push_str(&rest[..at]);
+        text.push(match rest.as_bytes().get(at + 1)? {
+            b'n' => '\n',
+            b't' => '\t',
+            b'r' => '\r',
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            &same @ (b'"' | b'\\' | b'/') => char::from(same),
+            _ => return None,
+        });
+        rest = &rest[at + 2..];
+    }
+    text.push_str(rest);
+    Some(text)
 }
 
 /// JSON does not allow them in a string; the careful reader says where one stands.
@@ -234,6 +255,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn strings_are_read_as_json_is(inner in r#"([a-zä\n ]|\\[nrtbf"\\/aäu]|\\u00e4){0,12}"#) {
+            let value = format!("\"{inner}\"");
+            prop_assert_eq!(string(value.as_bytes()).map(Cow::into_owned), serde_json::from_str::<String>(&value).ok());
+        }
+
         #[test]
         fn lists_of_ids_are_read_as_json_is(
             list in prop::collection::vec(prop_oneof![0_u32..10, 0_u32..200_000, any::<u32>()], 0..40),
