@@ -1,7 +1,7 @@
 //! What routing needs to know of a request, read without building a tree of its JSON.
 //!
-//! A body of the usual shape is scanned ([`quick`]): what routing does not need is passed over unread, prompts are borrowed or read
-//! straight into token ids. Anything else is walked by a careful reader ([`body`]), which says what is wrong: nothing of a
+//! A body of the usual shape is scanned (`quick`): what routing does not need is passed over unread, prompts are borrowed or read
+//! straight into token ids. Anything else is walked by a careful reader (`body`), which says what is wrong: nothing of a
 //! value appears in an error, only the field and the place.
 
 mod body;
