@@ -4,8 +4,9 @@
 //! since a mirror holds no page without its parent, that is while the page that completes the block is held. Pages with
 //! equal tokens but different engine hashes give one block, which is held until the last of them goes.
 //!
-//! A [`BlockView`] compares what is held with what has been told, so that a block stored and removed between two reports
-//! costs nothing, in either order, and a slow or absent coordinator costs a bounded amount of memory.
+//! A [`BlockView`] compares what is held with what has been told, so that a block removed and stored again between two reports
+//! costs nothing, and a slow or absent coordinator costs a bounded amount of memory. One stored and removed is told to have
+//! gone: the coordinator may have sent the prompt there itself, and believe that it is held.
 
 use router_core::key::{BlockHash, KeySpace, Unit};
 use rustc_hash::FxHashMap;
@@ -199,6 +200,7 @@ impl BlockView {
                     self.blocks.remove(&hash);
                 }
                 (false, false) => {
+                    delta.removed.push(hash);
                     self.blocks.remove(&hash);
                 }
                 (true, true) => {}

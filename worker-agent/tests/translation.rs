@@ -205,8 +205,10 @@ impl Coordinator {
             self.parents.clear();
         }
         for hash in delta.removed {
-            assert!(self.parents.contains_key(&hash), "a block was removed that was never told");
-            self.remove(hash);
+            // One that came and went between two reports was never told to have come.
+            if self.parents.contains_key(&hash) {
+                self.remove(hash);
+            }
         }
         for run in delta.stored {
             self.store(run.parent, &run.hashes);
@@ -346,7 +348,7 @@ fn gone(hash: i64) -> Event {
 }
 
 #[test]
-fn stores_and_removals_between_two_reports_cancel() {
+fn removals_and_stores_between_two_reports_cancel() {
     let mut mirror = Mirror::new(2, 100);
     let mut view = BlockView::new(KeySpace::new(Unit::Token, 2, 7).unwrap(), Tell::All, &mirror).unwrap();
     let mut batch = |view: &mut BlockView, event: Event| {
@@ -355,7 +357,9 @@ fn stores_and_removals_between_two_reports_cancel() {
     };
     batch(&mut view, one_page(1, Medium::Gpu));
     batch(&mut view, gone(1));
-    assert_eq!(view.take_delta(), ViewDelta::default(), "stored and removed");
+    // Whoever sent the prompt here believes that it is held, whether or not it was told so.
+    let delta = view.take_delta();
+    assert_eq!((delta.removed.len(), delta.stored.len()), (1, 0), "stored and removed");
     batch(&mut view, one_page(1, Medium::Gpu));
     assert_eq!(view.take_delta().stored.len(), 1);
     batch(&mut view, gone(1));
