@@ -291,8 +291,8 @@ impl Index {
     /// Of these hashes, so many are those of a run from block `offset` on.
     pub(crate) fn continued(&self, run: RunId, offset: u32, hashes: &[BlockHash]) -> u32 {
         let record = self.runs.record(run.0);
-        let own = (offset..record.len).map(|at| record.hash(self.runs.words(), at));
-        own.zip(hashes).take_while(|(own, hash)| own == *hash).count() as u32
+        let most = hashes.len().min((record.len - offset) as usize);
+        self.runs.words().count_equal(record.hashes + offset, &hashes[..most]) as u32
     }
 
     /// All hashes from the first block to block `offset` of a run.

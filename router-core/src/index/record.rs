@@ -102,8 +102,7 @@ impl Record {
 impl Record {
     /// The same, hash by hash: where somebody may have reported hashes that commit to nothing.
     pub(super) fn common_exactly(&self, words: &Words, key: &[BlockHash]) -> u32 {
-        let equal = |(at, hash): &(u32, &BlockHash)| words.get(self.hashes + at) == hash.get();
-        (0..self.len).zip(key).take_while(equal).count() as u32
+        words.count_equal(self.hashes, &key[..key.len().min(self.len as usize)]) as u32
     }
 }
 

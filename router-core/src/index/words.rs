@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::sync::{AtomicU64, Relaxed};
+use crate::key::BlockHash;
 
 /// Words in a line: a line is 64 bytes, as a cache line is.
 pub(super) const LINE_WORDS: usize = 8;
@@ -88,6 +89,23 @@ impl Words {
     #[inline]
     pub(super) fn line(&self, address: Address) -> &Line {
         &self.0[(address >> SLAB_BITS) as usize][address as usize % SLAB_WORDS / LINE_WORDS]
+    }
+
+    /// Leading hashes that are the words from `address` on, as far as these are in one segment.
+    pub(super) fn count_equal(&self, address: Address, hashes: &[BlockHash]) -> usize {
+        let (slab, place) = ((address >> SLAB_BITS) as usize, address as usize % SLAB_WORDS);
+        let mut first = place % LINE_WORDS;
+        let mut equal = 0;
+        for line in &self.0[slab][place / LINE_WORDS..] {
+            for word in &line.0[first..] {
+                match hashes.get(equal) {
+                    Some(hash) if hash.get() == word.load(Relaxed) => equal += 1,
+                    _ => return equal,
+                }
+            }
+            first = 0;
+        }
+        equal
     }
 
     /// Copies `words` words.
