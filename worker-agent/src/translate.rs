@@ -5,8 +5,8 @@
 //! equal tokens but different engine hashes give one block, which is held until the last of them goes.
 //!
 //! A [`BlockView`] compares what is held with what has been told, so that a block removed and stored again between two reports
-//! costs nothing, and a slow or absent coordinator costs a bounded amount of memory. One stored and removed is told to have
-//! gone: the coordinator may have sent the prompt there itself, and believe that it is held.
+//! costs nothing, and an absent coordinator bounded memory. One stored and removed is told to have gone: who sent the prompt there
+//! believes that it is held.
 
 use router_core::key::{BlockHash, KeySpace, Unit};
 use rustc_hash::FxHashMap;
@@ -194,12 +194,8 @@ impl BlockView {
                         push_block(&mut delta.stored, block.parent, hash);
                     }
                 }
-                (false, true) => {
-                    self.told -= 1;
-                    delta.removed.push(hash);
-                    self.blocks.remove(&hash);
-                }
-                (false, false) => {
+                (false, told) => {
+                    self.told -= usize::from(told);
                     delta.removed.push(hash);
                     self.blocks.remove(&hash);
                 }
