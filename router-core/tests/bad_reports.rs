@@ -8,8 +8,8 @@ mod fleet;
 use proptest::prelude::*;
 use router_core::key::{BlockHash, KeySpace, PrefixKey, Salt, Unit};
 use router_core::{
-    AgentReport, BlockRun, Delta, Done, FleetUpdate, Incarnation, Introduction, ReportLevel, RouteRequest,
-    Router, SessionId, Settings, Time, Update, WorkerId, Writer,
+    AgentReport, BlockRun, Delta, Incarnation, RouteRequest, Router, SessionId, Settings, Time, Update,
+    WorkerId, Writer,
 };
 
 /// Lists of reports that are tried; fewer where every step is interpreted.
@@ -89,15 +89,7 @@ impl Story {
     }
 
     fn join(&mut self, worker: usize) {
-        let registered = self.router.snapshot().fleet.workers[worker].clone();
-        let agent = Introduction {
-            url: registered.url.clone(),
-            incarnation: Incarnation(1),
-            profile: registered.profile.clone(),
-            resume: Vec::new(),
-        };
-        let (session, level, at) = (SessionId(worker as u64), ReportLevel::Full, self.now);
-        self.send(Update::Fleet(FleetUpdate::Join { agent, session, level, at, done: Done::ignore() }));
+        self.send(fleet::join(&self.router, worker, self.now));
     }
 
     fn tell(&mut self, report: Report) {

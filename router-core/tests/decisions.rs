@@ -11,8 +11,8 @@ use std::thread;
 
 use router_core::key::{BlockHash, KeySpace, PrefixKey, Salt, Unit};
 use router_core::{
-    AgentReport, BlockRun, Delta, Done, FleetUpdate, Incarnation, Introduction, ReportLevel, RouteRequest,
-    Router, SessionId, Settings, Snapshot, Time, Update, WorkerId, Writer,
+    AgentReport, BlockRun, Delta, Incarnation, RouteRequest, Router, SessionId, Settings, Snapshot, Time,
+    Update, WorkerId, Writer,
 };
 
 const WORKERS: usize = 6;
@@ -116,15 +116,7 @@ impl Agents {
     }
 
     fn join(&mut self, worker: usize) {
-        let registered = self.router.snapshot().fleet.workers[worker].clone();
-        let agent = Introduction {
-            url: registered.url.clone(),
-            incarnation: Incarnation(1),
-            profile: registered.profile.clone(),
-            resume: Vec::new(),
-        };
-        let (session, level, at) = (SessionId(worker as u64), ReportLevel::Full, self.now);
-        self.send(Update::Fleet(FleetUpdate::Join { agent, session, level, at, done: Done::ignore() }));
+        self.send(fleet::join(&self.router, worker, self.now));
     }
 
     /// Some reports, one publication.

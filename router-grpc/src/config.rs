@@ -244,6 +244,9 @@ impl Default for RouterConfig {
     }
 }
 
+/// Threads beyond which nothing is served faster on any machine, and sockets run out.
+const MOST_HTTP_THREADS: usize = 1024;
+
 impl RouterConfig {
     /// Finds all that is wrong at once.
     pub fn check(&self) -> Result<(), ConfigErrors> {
@@ -285,7 +288,6 @@ impl RouterConfig {
             range(flag, value.to_string(), seconds(value), "must be a number of seconds greater than zero");
         }
         for (flag, value) in [
-            ("http-threads", self.http_threads as u64),
             ("max-payload-size", self.max_payload_size as u64),
             ("max-attempts", self.max_attempts as u64),
             ("max-connections", self.max_connections as u64),
@@ -300,6 +302,8 @@ impl RouterConfig {
         ] {
             range(flag, value.to_string(), value > 0, "must be greater than zero");
         }
+        let threads = (1..=MOST_HTTP_THREADS).contains(&self.http_threads);
+        range("http-threads", self.http_threads.to_string(), threads, "must be between 1 and 1024");
         let blocks = (1..=router_core::MAX_BLOCKS).contains(&self.max_blocks);
         const { assert!(router_core::MAX_BLOCKS == 200_000_000, "the text below says so") };
         range("max-blocks", self.max_blocks.to_string(), blocks, "must be between 1 and 200 million");

@@ -46,7 +46,7 @@
 //! # Words, pages, log
 //!
 //! ```text
-//!  slabs of 16 segments of 16,384 words; an address is a 32-bit number of a word; a word is a relaxed AtomicU64
+//!  slabs of 4 segments of 16,384 words; an address is a 32-bit number of a word; a word is a relaxed AtomicU64
 //!
 //!  segment 0, of pages              segment 1, of the log                 segment 2 …
 //!  ┌────────┬────────┬─────┬──────┐ ┌───────────┬──────┬────────────┬────┐

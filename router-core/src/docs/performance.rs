@@ -9,9 +9,7 @@
 //! cargo xtask bench index-scale    # 4,096 targets, 100 M blocks
 //! ```
 //!
-//! Memory is the clock of all of it: an index beyond some megabytes is read at the speed of cache and address misses. Slabs are
-//! of two megabytes, so that an allocator that asks for large pages gets them: with glibc,
-//! `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` makes lookups about a third faster, and those in 10 M blocks almost twice as fast.
+//! Memory is the clock of all of it: an index beyond some megabytes is read at the speed of cache and address misses.
 //!
 //! # A decision
 //!

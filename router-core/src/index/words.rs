@@ -19,10 +19,11 @@ pub(super) const SEGMENT_WORDS: usize = 1 << SEGMENT_BITS;
 /// Small in unit tests, so that they reach borders and cleaning.
 const SEGMENT_BITS: u32 = if cfg!(test) { 8 } else { 14 };
 
-/// Words in a slab: two megabytes, which an allocator that is told to can put on one large page of the machine.
+/// Words in a slab: what is allocated at once, half a megabyte. More would be memory that a small index does not use; less, a
+/// longer list.
 const SLAB_WORDS: usize = 1 << SLAB_BITS;
 
-const SLAB_BITS: u32 = SEGMENT_BITS + 4;
+const SLAB_BITS: u32 = SEGMENT_BITS + 2;
 
 /// Place of a word.
 pub(super) type Address = u32;

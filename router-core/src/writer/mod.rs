@@ -10,6 +10,8 @@ mod blocks;
 mod claim;
 mod claims;
 #[cfg(test)]
+mod claims_cases;
+#[cfg(test)]
 mod claims_tests;
 mod correct;
 mod gate;

@@ -1,6 +1,9 @@
 //! A router in front of workers that are ready, for tests of decisions.
 
-use router_core::{Done, FleetUpdate, Router, Settings, Time, Update, WorkerId, WorkerProfile, Writer};
+use router_core::{
+    Done, FleetUpdate, Incarnation, Introduction, ReportLevel, Router, SessionId, Settings, Time, Update,
+    WorkerId, WorkerProfile, Writer,
+};
 
 /// Tokens one worker can hold: more than any test stores, so that nothing is evicted.
 const CAPACITY_TOKENS: u64 = 1 << 40;
@@ -22,4 +25,18 @@ pub(crate) fn of_ready_workers(count: usize, settings: Settings) -> (Router, Wri
     }
     writer.turn(now);
     (router, writer, workers)
+}
+
+/// The agent of a registered worker says who it is.
+#[allow(dead_code, reason = "not every test has agents")]
+pub(crate) fn join(router: &Router, worker: usize, at: Time) -> Update {
+    let registered = router.snapshot().fleet.workers[worker].clone();
+    let agent = Introduction {
+        url: registered.url.clone(),
+        incarnation: Incarnation(1),
+        profile: registered.profile.clone(),
+        resume: Vec::new(),
+    };
+    let (session, level) = (SessionId(worker as u64), ReportLevel::Full);
+    Update::Fleet(FleetUpdate::Join { agent, session, level, at, done: Done::ignore() })
 }
