@@ -292,7 +292,7 @@ impl Index {
     pub(crate) fn continued(&self, run: RunId, offset: u32, hashes: &[BlockHash]) -> u32 {
         let record = self.runs.record(run.0);
         let most = hashes.len().min((record.len - offset) as usize);
-        self.runs.words().count_equal(record.hashes + offset, &hashes[..most]) as u32
+        self.runs.words().count_equal(record.hashes + offset, &hashes[..most], BlockHash::get) as u32
     }
 
     /// All hashes from the first block to block `offset` of a run.

@@ -102,7 +102,7 @@ impl Record {
 impl Record {
     /// The same, hash by hash: where somebody may have reported hashes that commit to nothing.
     pub(super) fn common_exactly(&self, words: &Words, key: &[BlockHash]) -> u32 {
-        words.count_equal(self.hashes, &key[..key.len().min(self.len as usize)]) as u32
+        words.count_equal(self.hashes, &key[..key.len().min(self.len as usize)], BlockHash::get) as u32
     }
 }
 

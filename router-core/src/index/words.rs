@@ -8,7 +8,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::sync::{AtomicU64, Relaxed};
-use crate::key::BlockHash;
 
 /// Words in a line: a line is 64 bytes, as a cache line is.
 pub(super) const LINE_WORDS: usize = 8;
@@ -92,15 +91,16 @@ impl Words {
         &self.0[(address >> SLAB_BITS) as usize][address as usize % SLAB_WORDS / LINE_WORDS]
     }
 
-    /// Leading hashes that are the words from `address` on, as far as these are in one segment.
-    pub(super) fn count_equal(&self, address: Address, hashes: &[BlockHash]) -> usize {
+    /// Leading values whose numbers (`number`) are the words from `address` on, as far as these are in one segment.
+    #[inline]
+    pub(super) fn count_equal<T: Copy>(&self, address: Address, values: &[T], number: impl Fn(T) -> u64) -> usize {
         let (slab, place) = ((address >> SLAB_BITS) as usize, address as usize % SLAB_WORDS);
         let mut first = place % LINE_WORDS;
         let mut equal = 0;
         for line in &self.0[slab][place / LINE_WORDS..] {
             for word in &line.0[first..] {
-                match hashes.get(equal) {
-                    Some(hash) if hash.get() == word.load(Relaxed) => equal += 1,
+                match values.get(equal) {
+                    Some(&value) if number(value) == word.load(Relaxed) => equal += 1,
                     _ => return equal,
                 }
             }
