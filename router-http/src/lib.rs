@@ -12,6 +12,8 @@
 pub mod decode;
 
 mod accept;
+mod arrived;
+mod attempts;
 mod body;
 mod clock;
 mod config;
