@@ -8,6 +8,7 @@ mod body;
 mod chat;
 mod quick;
 mod scan;
+mod text;
 mod value;
 
 use std::borrow::Cow;

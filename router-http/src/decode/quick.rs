@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::body::Parts;
-use super::scan::{Members, ids, string};
+use super::scan::{Members, ids};
 use super::value::{Ids, Prompts, TextOrIds};
 use super::{Facts, RouteKind};
 
@@ -14,20 +14,21 @@ pub(super) fn read(kind: RouteKind, body: &[u8]) -> Option<Facts<'_>> {
     use RouteKind::{Chat as ChatRoute, Completions, Generate};
     let mut members = Members::of(body)?;
     let mut parts = Parts::of_kind(kind);
-    while let Some(member) = members.next()? {
-        let value = member.value;
-        match (kind, &*member.key) {
-            (Generate, "text") | (Completions, "prompt") => parts.text = prompts(value)?,
-            (Generate | ChatRoute, "input_ids") => parts.ids = id_lists(value)?,
-            (ChatRoute, "messages") => parts.messages = careful(value)?,
-            (ChatRoute, "tools") => parts.tools = careful(value)?,
-            (Completions | ChatRoute, "model") => parts.facts.model = optional_string(value)?,
-            (_, "routed_dp_rank") => parts.facts.rank = careful(value)?,
-            (_, "data_parallel_rank") => parts.older_rank = careful(value)?,
-            (_, "lora_path") => parts.facts.salts[0] = salt(value)?,
-            (_, "cache_salt") => parts.facts.salts[1] = salt(value)?,
-            (_, "extra_key") => parts.facts.salts[2] = salt(value)?,
-            _ => {}
+    while let Some(key) = members.key()? {
+        match (kind, &*key) {
+            (Generate, "text") | (Completions, "prompt") => parts.text = prompts(&mut members)?,
+            (Generate | ChatRoute, "input_ids") => parts.ids = id_lists(members.value()?)?,
+            (ChatRoute, "messages") => parts.messages = careful(members.value()?)?,
+            (ChatRoute, "tools") => parts.tools = careful(members.value()?)?,
+            (Completions | ChatRoute, "model") => parts.facts.model = optional_string(&mut members)?,
+            (_, "routed_dp_rank") => parts.facts.rank = careful(members.value()?)?,
+            (_, "data_parallel_rank") => parts.older_rank = careful(members.value()?)?,
+            (_, "lora_path") => parts.facts.salts[0] = salt(&mut members)?,
+            (_, "cache_salt") => parts.facts.salts[1] = salt(&mut members)?,
+            (_, "extra_key") => parts.facts.salts[2] = salt(&mut members)?,
+            _ => {
+                members.value()?;
+            }
         }
     }
     parts.facts()
@@ -38,14 +39,18 @@ fn careful<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Option<T> {
     serde_json::from_slice(value).ok()
 }
 
-fn optional_string(value: &[u8]) -> Option<Option<Cow<'_, str>>> {
-    if value == b"null" { Some(None) } else { string(value).map(Some) }
+fn optional_string<'a>(members: &mut Members<'a>) -> Option<Option<Cow<'a, str>>> {
+    match members.string()? {
+        Some(text) => Some(Some(text)),
+        None => (members.value()? == b"null").then_some(None),
+    }
 }
 
-fn prompts(value: &[u8]) -> Option<Option<Prompts<'_>>> {
-    if let Some(text) = string(value) {
+fn prompts<'a>(members: &mut Members<'a>) -> Option<Option<Prompts<'a>>> {
+    if let Some(text) = members.string()? {
         return Some(Some(TextOrIds::Text(text).into()));
     }
+    let value = members.value()?;
     match ids(value) {
         Some(ids) => Some(Some(TextOrIds::Ids(ids).into())),
         None => careful(value),
@@ -59,14 +64,15 @@ fn id_lists(value: &[u8]) -> Option<Option<Ids>> {
     }
 }
 
-fn salt(value: &[u8]) -> Option<Cow<'_, str>> {
-    match optional_string(value) {
-        Some(salt) => Some(salt.unwrap_or_default()),
-        None => careful::<Option<Prompts<'_>>>(value).map(|salts| match salts.map(|salts| salts.first) {
-            Some(TextOrIds::Text(salt)) => salt,
-            _ => Cow::Borrowed(""),
-        }),
+fn salt<'a>(members: &mut Members<'a>) -> Option<Cow<'a, str>> {
+    if let Some(salt) = members.string()? {
+        return Some(salt);
     }
+    let salts = careful::<Option<Prompts<'_>>>(members.value()?)?;
+    Some(match salts.map(|salts| salts.first) {
+        Some(TextOrIds::Text(salt)) => salt,
+        _ => Cow::Borrowed(""),
+    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,129 @@
+//! Reads a JSON string in one pass: its end is found, its escapes are undone and its bytes are checked at once.
+
+use std::borrow::Cow;
+
+use wide::u8x16;
+
+/// Bytes that are looked at together.
+const BLOCK: usize = 16;
+
+/// Least that is set aside for a string with escapes.
+const LEAST_ROOM: usize = 64;
+
+/// The string that begins at `at`, and where it ends; borrowed unless it has escapes. `None` where it is none.
+pub(super) fn string(bytes: &[u8], at: usize) -> Option<(Cow<'_, str>, usize)> {
+    let mut from = at + 1;
+    let mut at = (bytes.get(at) == Some(&b'"')).then(|| special(bytes, from))??;
+    if bytes[at] == b'"' {
+        return Some((Cow::Borrowed(std::str::from_utf8(&bytes[from..at]).ok()?), at + 1));
+    }
+    // A prompt that breaks its lines does so from beginning to end: what is left of the body bounds it.
+    let mut text = Vec::with_capacity((bytes.len() - from).max(LEAST_ROOM));
+    loop {
+        text.extend_from_slice(&bytes[from..at]);
+        match bytes[at] {
+            b'"' => return Some((Cow::Owned(String::from_utf8(text).ok()?), at + 1)),
+            b'\\' => from = unescape(bytes, at + 1, &mut text)?,
+            // JSON does not allow control characters in a string; the careful reader says where one stands.
+            _ => return None,
+        }
+        at = special(bytes, from)?;
+    }
+}
+
+/// The first quote, backslash or control character from `at` on.
+#[inline]
+fn special(bytes: &[u8], mut at: usize) -> Option<usize> {
+    let last_control = u8x16::splat(0x1F);
+    while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<BLOCK>()) {
+        let block = u8x16::new(*block);
+        let found = block.simd_eq(u8x16::splat(b'"'))
+            | block.simd_eq(u8x16::splat(b'\\'))
+            | block.min(last_control).simd_eq(block);
+        let found = found.to_bitmask();
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize);
+        }
+        at += BLOCK;
+    }
+    let is_special = |byte: &u8| matches!(byte, b'"' | b'\\' | ..=0x1F);
+    bytes.get(at..)?.iter().position(is_special).map(|place| at + place)
+}
+
+/// Appends what the escape stands for whose letter is at `at`, and says where it ends.
+fn unescape(bytes: &[u8], at: usize, text: &mut Vec<u8>) -> Option<usize> {
+    let letter = *bytes.get(at)?;
+    text.push(match letter {
+        b'"' | b'\\' | b'/' => letter,
+        b'b' => 0x08,
+        b'f' => 0x0C,
+        b'n' => b'\n',
+        b'r' => b'\r',
+        b't' => b'\t',
+        b'u' => {
+            let (character, end) = unicode(bytes, at + 1)?;
+            text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+            return Some(end);
+        }
+        _ => return None,
+    });
+    Some(at + 1)
+}
+
+/// The character whose four digits begin at `at`, and where it ends. Two halves of a pair are one character.
+fn unicode(bytes: &[u8], at: usize) -> Option<(char, usize)> {
+    let four = |at: usize| {
+        let digits = bytes.get(at..at + 4).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
+        u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    };
+    let first = four(at)?;
+    if let Some(character) = char::from_u32(u32::from(first)) {
+        return Some((character, at + 4));
+    }
+    let second = bytes.get(at + 4..)?.starts_with(b"\\u").then(|| four(at + 6))??;
+    let pair = char::decode_utf16([first, second]).next()?.ok()?;
+    Some((pair, at + 10))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn strings_are_read_as_json_is(
+            parts in prop::collection::vec(
+                prop_oneof![
+                    Just("a b"), Just("ü€😀"), Just("\\n"), Just("\\\\"), Just("\\\""), Just("\\/"), Just("\\u0041"),
+                    Just("\\u00fc"), Just("\\ud83d\\ude00"), Just("\\ud83d"), Just("\\ude00"), Just("\\u12"), Just("\\x"),
+                    Just("\n"), Just("\\u0000"), Just("\\uzzzz"), Just("\\u+123"), Just("sixteen bytes and"), Just("\u{7f}"),
+                ],
+                0..12,
+            ),
+            after in "[,} \"]{0,20}",
+        ) {
+            let whole = format!("\"{}\"", parts.concat());
+            let expected = serde_json::from_str::<String>(&whole).ok().map(|text| (text, whole.len()));
+            let body = whole + &after;
+            let read = string(body.as_bytes(), 0).map(|(text, end)| (text.into_owned(), end));
+            prop_assert_eq!(read, expected);
+        }
+
+        // No byte of a block is overlooked, wherever it stands in it.
+        #[test]
+        fn what_ends_a_string_is_found_at_every_place(before in 0_usize..40, byte in any::<u8>(), after in 0_usize..40) {
+            let bytes = [vec![b'a'; before], vec![byte], vec![b'b'; after]].concat();
+            let is_special = byte < 0x20 || byte == b'"' || byte == b'\\';
+            prop_assert_eq!(special(&bytes, 0), is_special.then_some(before));
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_no_string() {
+        for bytes in [&b"\"\xFF\""[..], b"\"\\n\xC3\"", b"\"", b"", b"x", b"\"\\"] {
+            assert_eq!(string(bytes, 0), None);
+        }
+    }
+}
