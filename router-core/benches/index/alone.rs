@@ -13,7 +13,7 @@ use crate::contest::{Contestant, Pace, Reader, TICK, load};
 use crate::ours::Ours;
 use crate::rows::{Better, Plan, Reference, median};
 use crate::storm::{EndsReading, Storm};
-use crate::timing::{Timed, Times, clock_ns, since_ns, time_lookups};
+use crate::timing::{Timed, Times, clock_ns, since_ns, time_lookups, times_of};
 use crate::work::{Cell, Prompt, Work};
 
 /// How long readers read in one round.
@@ -69,18 +69,6 @@ fn hashing(plan: &Plan, work: &Work, effort: Effort) {
     }
     let flat = Reference { name: "xxh3 of all bytes", value: median(&flat) };
     plan.row(HASH, "ns", &chained, flat, Better::Less, None);
-}
-
-/// The median time of some work on a prompt whose tokens are in the cache.
-fn times_of(prompts: &[Arc<Prompt>], mut work: impl FnMut(&Prompt)) -> f64 {
-    let clock_ns = clock_ns();
-    let timed = prompts.iter().map(|prompt| {
-        black_box(prompt.tokens.iter().fold(0, |all, token| all ^ token));
-        let began = Instant::now();
-        work(black_box(prompt));
-        since_ns(began)
-    });
-    Times::new(timed.collect(), clock_ns).p50()
 }
 
 /// Lookups that two threads do at once, beside those of one.

@@ -77,6 +77,18 @@ pub(crate) fn time_lookup(reader: &mut dyn Reader, prompt: &Prompt, timed: Timed
     }
 }
 
+/// The median time of some work on a prompt whose tokens are in the cache.
+pub(crate) fn times_of(prompts: &[Arc<Prompt>], mut work: impl FnMut(&Prompt)) -> f64 {
+    let clock_ns = clock_ns();
+    let timed = prompts.iter().map(|prompt| {
+        black_box(prompt.tokens.iter().fold(0, |all, token| all ^ token));
+        let began = Instant::now();
+        work(black_box(prompt));
+        since_ns(began)
+    });
+    Times::new(timed.collect(), clock_ns).p50()
+}
+
 /// What an empty measurement comes to.
 pub(crate) fn clock_ns() -> u32 {
     let mut empty: Vec<u32> = (0..EMPTY)

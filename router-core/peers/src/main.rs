@@ -5,6 +5,7 @@
 //! driven in the fastest way that its public interface allows: in this thread, without a runtime, with its hashes and its
 //! events made before the clock starts.
 
+mod aes;
 mod allocator;
 #[path = "../../benches/index/cells.rs"]
 mod cells;
@@ -40,6 +41,7 @@ fn main() {
     };
     smg::assert_same_hashes(dynamo::hashes);
     cells::run(&plan, &contest);
+    aes::run(&plan);
 }
 
 fn enter(work: &Work) -> Vec<Box<dyn Contestant>> {

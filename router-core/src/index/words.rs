@@ -93,7 +93,12 @@ impl Words {
 
     /// Leading values whose numbers (`number`) are the words from `address` on, as far as these are in one segment.
     #[inline]
-    pub(super) fn count_equal<T: Copy>(&self, address: Address, values: &[T], number: impl Fn(T) -> u64) -> usize {
+    pub(super) fn count_equal<T: Copy>(
+        &self,
+        address: Address,
+        values: &[T],
+        number: impl Fn(T) -> u64,
+    ) -> usize {
         let (slab, place) = ((address >> SLAB_BITS) as usize, address as usize % SLAB_WORDS);
         let mut first = place % LINE_WORDS;
         let mut equal = 0;
