@@ -13,7 +13,7 @@ use crate::contest::{Contestant, Pace, Reader, TICK, load};
 use crate::ours::Ours;
 use crate::rows::{Better, Plan, Reference, median};
 use crate::storm::{EndsReading, Storm};
-use crate::timing::{Timed, Times, clock_ns, since_ns, time_lookups, times_of};
+use crate::timing::{Timed, Times, time_lookups, times_of};
 use crate::work::{Cell, Prompt, Work};
 
 /// How long readers read in one round.

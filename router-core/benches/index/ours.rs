@@ -25,6 +25,8 @@ pub(crate) struct Ours {
     retired: VecDeque<Arc<Tree>>,
     staged: VecDeque<Operation>,
     space: KeySpace,
+    /// What is stored is from now on what agents report; what was loaded is what a router has routed.
+    reported: bool,
 }
 
 #[derive(Debug)]
@@ -40,7 +42,7 @@ impl Ours {
     pub(crate) fn new(space: KeySpace) -> Self {
         let mut index = Index::default();
         let published = Arc::new(ArcSwap::from_pointee(index.snapshot()));
-        Self { index, published, retired: VecDeque::new(), staged: VecDeque::new(), space }
+        Self { index, published, retired: VecDeque::new(), staged: VecDeque::new(), space, reported: false }
     }
 
     /// Publishes the tree as it is, and says how long that took.
@@ -57,7 +59,7 @@ impl Ours {
     /// Applies the next staged operations without publishing.
     pub(crate) fn edit_staged(&mut self, count: usize) {
         for operation in self.take(count) {
-            edit(&mut self.index, &operation);
+            edit(&mut self.index, &operation, self.reported);
         }
     }
 
@@ -75,10 +77,12 @@ impl Ours {
     }
 }
 
-fn edit(index: &mut Index, operation: &Operation) {
+/// Carries out an operation. `reported`: as an agent reports it, and not as the router itself has routed it.
+fn edit(index: &mut Index, operation: &Operation, reported: bool) {
     match operation {
         Operation::Store { held, from: 0, to } => {
-            index.insert(&held.prompt.key[..*to], Slot::new(held.target))
+            let (key, slot) = (&held.prompt.key[..*to], Slot::new(held.target));
+            if reported { index.insert_reported(key, slot) } else { index.insert(key, slot) }
         }
         Operation::Store { held, from, to } => {
             let key = &held.prompt.key;
@@ -111,7 +115,7 @@ impl Contestant for Ours {
         let began = Instant::now();
         let mut blocks = 0;
         for operation in &operations {
-            edit(&mut self.index, operation);
+            edit(&mut self.index, operation, self.reported);
             blocks += operation.blocks();
             if blocks >= BLOCKS_PER_PUBLICATION {
                 self.publish();
@@ -143,6 +147,7 @@ impl Contestant for Ours {
 
     fn prepare_for_events(&mut self) {
         self.index.locate_blocks();
+        self.reported = true;
     }
 }
 

@@ -1,7 +1,7 @@
 //! The writer's side of the index: what slots hold.
 
 use super::record::Holders;
-use super::runs::{MOST_BLOCKS, Runs};
+use super::runs::{MOST_BLOCKS, Origin, Runs};
 use super::tree::Tree;
 use crate::fleet::Slot;
 use crate::key::BlockHash;
@@ -57,12 +57,17 @@ impl Index {
         self.runs.size()
     }
 
-    /// Claims the whole of `key` for a slot.
+    /// Claims the whole of `key`, which was derived from a prompt, for a slot.
     pub fn insert(&mut self, key: &[BlockHash], slot: Slot) {
-        self.claim(key, slot, |_| true, &mut Vec::new(), &mut Vec::new());
+        self.claim((key, Origin::Derived), slot, |_| true, &mut Vec::new(), &mut Vec::new());
     }
 
-    /// Claims blocks for a slot that follow `parent`, which must be the last block of what it holds of a prompt or stand
+    /// The same with hashes that somebody reports: should they commit to nothing, then what others hold is found all the same.
+    pub fn insert_reported(&mut self, key: &[BlockHash], slot: Slot) {
+        self.claim((key, Origin::Reported), slot, |_| true, &mut Vec::new(), &mut Vec::new());
+    }
+
+    /// Claims blocks, as somebody reports them, for a slot that follow `parent`, which must be the last block of what it holds of a prompt or stand
     /// above it. `false`: the slot does not hold `parent`, or blocks are not located.
     pub fn extend(&mut self, parent: BlockHash, hashes: &[BlockHash], slot: Slot) -> bool {
         let Some((run, offset)) = self.locate(parent, slot) else { return false };
@@ -73,9 +78,23 @@ impl Index {
         if offset + 1 < record.len {
             self.cut(run, offset + 1);
             let upper = self.runs.parent(run.0).map(RunId);
-            self.claim_below(upper, hashes, slot, |_| true, &mut Vec::new(), &mut Vec::new());
+            self.claim_below(
+                upper,
+                (hashes, Origin::Reported),
+                slot,
+                |_| true,
+                &mut Vec::new(),
+                &mut Vec::new(),
+            );
         } else {
-            self.claim_below(Some(run), hashes, slot, |_| true, &mut Vec::new(), &mut Vec::new());
+            self.claim_below(
+                Some(run),
+                (hashes, Origin::Reported),
+                slot,
+                |_| true,
+                &mut Vec::new(),
+                &mut Vec::new(),
+            );
         }
         true
     }
@@ -130,7 +149,7 @@ impl Index {
     /// ends where a run ends. A last run that nobody else holds may be lengthened if `may_grow` allows.
     pub(crate) fn claim(
         &mut self,
-        key: &[BlockHash],
+        (key, origin): (&[BlockHash], Origin),
         slot: Slot,
         may_grow: impl Fn(RunId) -> bool,
         steps: &mut Vec<Step>,
@@ -144,20 +163,23 @@ impl Index {
             (last.len, last.held) = (last.covered, last.held.min(last.covered));
             splits.push(split);
         }
+        if origin == Origin::Derived {
+            steps.iter().for_each(|step| self.runs.vouch(step.run.0));
+        }
         for step in steps.iter().filter(|step| step.held == 0) {
             let record = self.runs.record(step.run.0);
             let changed = record.holders.with(self.runs.words(), slot);
             self.runs.set_holders(step.run.0, record, changed);
         }
         let parent = steps.last().map(|step| step.run);
-        self.claim_below(parent, &key[covered as usize..], slot, may_grow, steps, splits);
+        self.claim_below(parent, (&key[covered as usize..], origin), slot, may_grow, steps, splits);
     }
 
     /// Claims blocks that follow a run which the slot holds whole, and of which none stands there yet.
     fn claim_below(
         &mut self,
         mut parent: Option<RunId>,
-        mut rest: &[BlockHash],
+        (mut rest, origin): (&[BlockHash], Origin),
         slot: Slot,
         may_grow: impl Fn(RunId) -> bool,
         steps: &mut Vec<Step>,
@@ -171,7 +193,7 @@ impl Index {
                 parent.map_or_else(Vec::new, |run| self.key_to(run, self.runs.record(run.0).len - 1));
             key.extend_from_slice(rest);
             steps.clear();
-            return self.claim(&key, slot, may_grow, steps, splits);
+            return self.claim((&key, origin), slot, may_grow, steps, splits);
         }
         let mut room = 0;
         if let Some(run) = parent
@@ -181,7 +203,7 @@ impl Index {
         {
             let (more, left) = rest.split_at(rest.len().min(self.runs.room(run.0) as usize));
             if !more.is_empty() {
-                self.runs.grow(run.0, more);
+                self.runs.grow(run.0, more, origin);
                 if let Some(step) = steps.last_mut() {
                     step.len += more.len() as u32;
                     step.covered = step.len;
@@ -191,7 +213,7 @@ impl Index {
             (rest, room) = (left, ROOM_TO_GROW);
         }
         for hashes in rest.chunks(MOST_BLOCKS as usize) {
-            let run = RunId(self.runs.add(parent.map(|run| run.0), hashes, slot, room));
+            let run = RunId(self.runs.add(parent.map(|run| run.0), hashes, origin, slot, room));
             let len = hashes.len() as u32;
             steps.push(Step { run, len, covered: len, held: 0 });
             parent = Some(run);
@@ -204,7 +226,7 @@ impl Index {
         let mut parent = None;
         while let Some(run) = rest.first().and_then(|head| self.runs.find(parent, *head)) {
             let record = self.runs.record(run);
-            let covered = self.runs.common(&record, rest);
+            let covered = self.runs.common(run, &record, rest);
             let held = if record.holders.contains(self.runs.words(), slot) { record.len } else { 0 };
             steps.push(Step { run: RunId(run), len: record.len, covered, held });
             if covered < record.len {

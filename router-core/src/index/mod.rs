@@ -37,4 +37,5 @@ pub use edit::Index;
 pub(crate) use edit::{RunId, Split, Step};
 pub use matches::Matches;
 pub use naive::NaiveIndex;
+pub(crate) use runs::Origin;
 pub use tree::Tree;

@@ -38,8 +38,24 @@ struct Links {
     first_child: u32,
     next: u32,
     previous: u32,
-    /// Words of the log that belong to it; zero for a run that is no more.
-    capacity: u32,
+    /// Words of the log that belong to it; zero for a run that is no more. Less than two full runs'.
+    capacity: u16,
+    /// All its hashes were derived from one prompt by a router's own keys, so that each commits to those before it.
+    derived: bool,
+}
+
+/// Who made hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A router's own keys, from a prompt.
+    Derived,
+    /// Somebody who reports them: they may commit to nothing.
+    Reported,
+}
+
+impl Links {
+    const GONE: Self =
+        Self { parent: NONE, first_child: NONE, next: NONE, previous: NONE, capacity: 0, derived: false };
 }
 
 impl Runs {
@@ -73,13 +89,28 @@ impl Runs {
 
     /// Leading blocks that a run has in common with `key`, whose first one is equal.
     ///
-    /// Only agents report hashes that nobody here has derived. Where there are any, the last hash of a run does not vouch for
-    /// those before it: what is claimed must not end up in a run that merely ends alike.
-    pub(super) fn common(&self, record: &Record, key: &[BlockHash]) -> u32 {
-        match self.locator {
-            Some(_) => record.common_exactly(self.words(), key),
-            None => record.common(self.words(), key),
+    /// The last hash of a run vouches for those before it only if they were derived. What is claimed must not end up in a run
+    /// that merely ends alike: any other is compared hash by hash, until somebody has derived the same.
+    pub(super) fn common(&self, run: u32, record: &Record, key: &[BlockHash]) -> u32 {
+        if self.links[run as usize].derived {
+            record.common(self.words(), key)
+        } else {
+            record.common_exactly(self.words(), key)
         }
+    }
+
+    /// All hashes of a run were found to be those that somebody has derived.
+    pub(super) fn vouch(&mut self, run: u32) {
+        self.links[run as usize].derived = true;
+    }
+
+    fn capacity(&self, run: u32) -> u32 {
+        self.links[run as usize].capacity.into()
+    }
+
+    fn set_capacity(&mut self, run: u32, capacity: u32) {
+        let capacity = u16::try_from(capacity).expect("a run's words are fewer than those of two full ones");
+        self.links[run as usize].capacity = capacity;
     }
 
     pub(super) fn parent(&self, run: u32) -> Option<u32> {
@@ -124,7 +155,14 @@ impl Runs {
     }
 
     /// Adds a run of at most [`MOST_BLOCKS`], with room for `more` blocks.
-    pub(super) fn add(&mut self, parent: Option<u32>, hashes: &[BlockHash], slot: Slot, more: u32) -> u32 {
+    pub(super) fn add(
+        &mut self,
+        parent: Option<u32>,
+        hashes: &[BlockHash],
+        origin: Origin,
+        slot: Slot,
+        more: u32,
+    ) -> u32 {
         let run = self.new_number();
         let len = hashes.len() as u32;
         let capacity = (len + more).min(MOST_BLOCKS);
@@ -132,8 +170,8 @@ impl Runs {
         self.fill(at, hashes);
         let [head, last] = [hashes[0], hashes[hashes.len() - 1]].map(BlockHash::get);
         self.write(run, Record { head, last, len, hashes: at, holders: Holders::one(slot) });
-        self.links[run as usize] =
-            Links { parent: NONE, first_child: NONE, next: NONE, previous: NONE, capacity };
+        self.links[run as usize] = Links { derived: origin == Origin::Derived, ..Links::GONE };
+        self.set_capacity(run, capacity);
         if let Some(parent) = parent {
             self.hang(run, parent);
         }
@@ -156,7 +194,7 @@ impl Runs {
         }
         let head = Head { above: self.parent(run), hash: record.hash(self.arena.words(), 0) };
         self.heads.remove(&mut self.arena, head, run);
-        self.arena.drop_extent(record.hashes, links.capacity);
+        self.arena.drop_extent(record.hashes, links.capacity.into());
         if let Holders::Far { words, bitmap } = record.holders {
             self.arena.drop_extent(bitmap, words.into());
         }
@@ -198,10 +236,13 @@ impl Runs {
         let above = self.parent(lower);
         self.heads.replace(&mut self.arena, Head { above, hash: head }, lower, upper);
         self.heads.insert(&mut self.arena, Head { above: Some(upper), hash: below }, lower);
-        self.links[upper as usize] = Links { capacity: at, first_child: lower, ..self.links[lower as usize] };
+        let below = self.capacity(lower) - at;
+        self.links[upper as usize] = Links { first_child: lower, ..self.links[lower as usize] };
+        self.set_capacity(upper, at);
         self.replace_in_family(lower, upper);
         let links = &mut self.links[lower as usize];
-        *links = Links { parent: upper, next: NONE, previous: NONE, capacity: links.capacity - at, ..*links };
+        *links = Links { parent: upper, next: NONE, previous: NONE, ..*links };
+        self.set_capacity(lower, below);
         if let Some(locator) = &mut self.locator {
             locator.split(whole.hashes, upper, at, lower);
         }
@@ -212,13 +253,14 @@ impl Runs {
     /// Makes one run of a run and its only child, which has the same holders; it has the child's number.
     pub(super) fn join(&mut self, upper: u32, lower: u32) {
         let (above, below) = (self.record(upper), self.record(lower));
-        let (room, tail) = (self.links[upper as usize].capacity, self.links[lower as usize].capacity);
+        let (room, tail) = (self.capacity(upper), self.capacity(lower));
+        let derived = self.links[upper as usize].derived && self.links[lower as usize].derived;
         let len = above.len + below.len;
         let heads = [above, below].map(|record| record.hash(self.words(), 0));
         // Two extents are one only within a segment: each segment is used again by itself.
         let one_segment = Words::segment_of(above.hashes) == Words::segment_of(below.hashes);
         if one_segment && above.hashes + above.len == below.hashes {
-            self.links[lower as usize].capacity = room + tail;
+            self.set_capacity(lower, room + tail);
             self.add_owner(above.hashes, lower);
             self.write(lower, Record { holders: below.holders, last: below.last, len, ..above });
             if let Some(locator) = &mut self.locator {
@@ -243,18 +285,19 @@ impl Runs {
         }
         let Links { parent, next, previous, .. } = self.links[upper as usize];
         self.replace_in_family(upper, lower);
-        self.links[lower as usize] = Links { parent, next, previous, ..self.links[lower as usize] };
+        self.links[lower as usize] = Links { parent, next, previous, derived, ..self.links[lower as usize] };
         self.forget(upper);
         self.size.runs -= 1;
     }
 
     /// Blocks for which a run has room.
     pub(super) fn room(&self, run: u32) -> u32 {
-        self.links[run as usize].capacity - self.record(run).len
+        self.capacity(run) - self.record(run).len
     }
 
     /// Appends blocks to a run without children that has room for them.
-    pub(super) fn grow(&mut self, run: u32, more: &[BlockHash]) {
+    pub(super) fn grow(&mut self, run: u32, more: &[BlockHash], origin: Origin) {
+        self.links[run as usize].derived &= origin == Origin::Derived;
         let record = self.record(run);
         let len = record.len + more.len() as u32;
         // No snapshot sees more of the extent than the blocks that the run had when it was published.
@@ -270,7 +313,8 @@ impl Runs {
     /// Cuts a run without children to its first `at` blocks, which are neither none nor all, for everybody.
     pub(super) fn shorten(&mut self, run: u32, at: u32) {
         let record = self.record(run);
-        let capacity = std::mem::replace(&mut self.links[run as usize].capacity, at);
+        let capacity = self.capacity(run);
+        self.set_capacity(run, at);
         if let Some(locator) = &mut self.locator {
             locator.remove_blocks(self.arena.words(), record.hashes + at, record.len - at);
         }
@@ -286,7 +330,7 @@ impl Runs {
         let capacity = (len + len / 4 + 8).min(MOST_BLOCKS).max(len);
         let at = self.arena.new_extent(capacity, run);
         self.fill(at, hashes);
-        self.links[run as usize].capacity = capacity;
+        self.set_capacity(run, capacity);
         let [head, last] = [hashes[0], hashes[hashes.len() - 1]].map(BlockHash::get);
         self.write(run, Record { head, last, len, hashes: at, ..record });
         if let Some(locator) = &mut self.locator {
@@ -349,7 +393,7 @@ impl Runs {
             return run;
         }
         let run = u32::try_from(self.links.len()).expect("blocks are bounded far below 2^32");
-        self.links.push(Links { parent: NONE, first_child: NONE, next: NONE, previous: NONE, capacity: 0 });
+        self.links.push(Links::GONE);
         if run as usize == self.records.pages.len() * PAGE_LINES {
             let page = self.arena.new_page();
             self.records.pages.push(page);

@@ -9,6 +9,7 @@ use super::claim::Source;
 use super::gate::Verdict;
 use crate::digest::SetDigest;
 use crate::fleet::TargetId;
+use crate::index::Origin;
 use crate::key::{BlockHash, BlockKind, Unit};
 use crate::notice::{EventKind, Notice};
 use crate::report::{BlockRun, Delta, SessionId};
@@ -87,7 +88,7 @@ impl State {
             if decision.tenure == tenure {
                 let source = Source::Predicted { by: *ordinal };
                 let (kind, hashes) = (decision.key.kind(), decision.key.hashes());
-                self.claims.claim(slot, kind, hashes, decision.decided_at, source);
+                self.claims.claim(slot, kind, (hashes, Origin::Derived), decision.decided_at, source);
             }
         }
         if let Some(rank) = self.roster.rank_mut(target) {
@@ -124,7 +125,8 @@ impl State {
             };
             let known = key.last().and_then(|last| self.claims.last_access(slot, *last));
             let accessed = known.filter(|_| access == Access::Unknown).unwrap_or(at);
-            stored += self.claims.claim(slot, kind, &key, accessed, Source::Confirmed { at });
+            stored +=
+                self.claims.claim(slot, kind, (&key, Origin::Reported), accessed, Source::Confirmed { at });
         }
         if unknown > 0 {
             self.notices.push(Notice::UnknownParents { target, runs: unknown });

@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use super::claim::{Claim, Scope, SlotClaims, Source};
 use crate::digest::SetDigest;
 use crate::fleet::Slot;
-use crate::index::{Index, RunId, Split, Step, Tree};
+use crate::index::{Index, Origin, RunId, Split, Step, Tree};
 use crate::key::{BlockHash, BlockKind, PrefixKey, Unit};
 use crate::snapshot::IndexSize;
 use crate::time::Time;
@@ -81,7 +81,7 @@ impl ClaimTable {
         &mut self,
         slot: Slot,
         kind: BlockKind,
-        hashes: &[BlockHash],
+        (hashes, origin): (&[BlockHash], Origin),
         at: Time,
         source: Source,
     ) -> u64 {
@@ -93,7 +93,7 @@ impl ClaimTable {
         let may_grow = |run: RunId| {
             own.and_then(|claims| claims.runs.get(&run)).is_some_and(|claim| claim.may_grow(kind, source))
         };
-        self.index.claim(hashes, slot, may_grow, &mut steps, &mut splits);
+        self.index.claim((hashes, origin), slot, may_grow, &mut steps, &mut splits);
         for split in splits.drain(..) {
             self.follow_split(&split);
         }

@@ -3,7 +3,7 @@
 use super::claim::{Scope, Source};
 use super::claims::{BlockTokens, ClaimTable};
 use crate::fleet::Slot;
-use crate::index::Matches;
+use crate::index::{Matches, Origin};
 use crate::key::{BlockHash, BlockKind, KeySpace, Salt, Unit};
 use crate::time::Time;
 
@@ -18,7 +18,7 @@ fn key(first: u32, blocks: usize) -> Vec<BlockHash> {
 
 fn confirm(table: &mut ClaimTable, slot: u16, key: &[BlockHash], at: u64) {
     let at = Time::from_micros(at);
-    table.claim(Slot(slot), BlockKind::Tokens, key, at, Source::Confirmed { at });
+    table.claim(Slot(slot), BlockKind::Tokens, (key, Origin::Derived), at, Source::Confirmed { at });
 }
 
 fn held(table: &mut ClaimTable, slot: u16, key: &[BlockHash]) -> u32 {
@@ -109,7 +109,7 @@ fn blocks_of_another_unit_on_a_path_are_counted_as_theirs() {
     let path = key(1, 6);
     confirm(&mut table, 0, &path[..2], 1);
     let at = Time::from_micros(2);
-    table.claim(Slot(0), BlockKind::Text, &path, at, Source::Confirmed { at });
+    table.claim(Slot(0), BlockKind::Text, (&path, Origin::Derived), at, Source::Confirmed { at });
     assert_eq!(table.tokens(Slot(0), Scope::Reported), 2);
     assert_eq!(table.tokens(Slot(0), Scope::Unreported), 4 * 3);
     table.evict_to(Slot(0), Scope::All, 0);

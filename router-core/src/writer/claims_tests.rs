@@ -8,7 +8,7 @@ use super::claim::{Scope, Source};
 use super::claims::{BlockTokens, ClaimTable};
 use crate::digest::SetDigest;
 use crate::fleet::Slot;
-use crate::index::{Matches, NaiveIndex, Tree};
+use crate::index::{Matches, NaiveIndex, Origin, Tree};
 use crate::key::{BlockHash, BlockKind, KeySpace, Salt, Unit};
 use crate::time::Time;
 
@@ -185,11 +185,13 @@ impl Pair {
     }
 
     fn claim(&mut self, slot: u16, prompt: &[u32], source: Source) {
+        let predicted = matches!(source, Source::Predicted { .. });
+        let origin = if predicted { Origin::Derived } else { Origin::Reported };
         let before = self.held(slot).len();
         let claimed = self.table.claim(
             Slot(slot),
             BlockKind::Tokens,
-            &hashes(prompt),
+            (&hashes(prompt), origin),
             Time::from_micros(self.now),
             source,
         );
@@ -328,7 +330,7 @@ fn a_chain_of_many_runs_is_dropped_without_deep_recursion() {
         pair.table.claim(
             Slot(slot),
             BlockKind::Tokens,
-            &key[..len],
+            (&key[..len], Origin::Derived),
             Time::default(),
             Source::Predicted { by: 1 },
         );

@@ -3,6 +3,7 @@
 use super::claim::Source;
 use super::{LEASES_KEPT, OpenDecision, State};
 use crate::fleet::TargetId;
+use crate::index::Origin;
 use crate::time::Time;
 use crate::update::{Traffic, TrafficEvent};
 
@@ -71,7 +72,7 @@ impl State {
 
     fn claim_prompt(&mut self, traffic: &Traffic, at: Time, source: Source) {
         let (kind, hashes) = (traffic.key.kind(), traffic.key.hashes());
-        let stored = self.claims.claim(traffic.slot, kind, hashes, at, source);
+        let stored = self.claims.claim(traffic.slot, kind, (hashes, Origin::Derived), at, source);
         if let Some(rank) = self.roster.figures_mut(traffic.target) {
             rank.pressure.stored(stored);
         }

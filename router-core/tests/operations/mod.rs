@@ -109,7 +109,12 @@ impl Pair {
         let key = prompt.key();
         match kind {
             Kind::Insert => {
-                self.index.insert(&key, slot);
+                // Sound hashes may be reported as well as derived.
+                if prompt.own % 2 == 0 {
+                    self.index.insert(&key, slot);
+                } else {
+                    self.index.insert_reported(&key, slot);
+                }
                 self.naive.claim(&key, slot);
             }
             Kind::Extend => {

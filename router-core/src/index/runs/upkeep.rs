@@ -16,7 +16,8 @@ impl Runs {
             }
             let mut record = self.record(run);
             if here(record.hashes) {
-                let capacity = std::mem::replace(&mut self.links[run as usize].capacity, record.len);
+                let capacity = self.capacity(run);
+                self.set_capacity(run, record.len);
                 let at = self.arena.new_extent(record.len, run);
                 if let Some(locator) = &mut self.locator {
                     locator.remove(self.arena.words(), record.hashes, record.len);
