@@ -8,10 +8,15 @@
 //! costs nothing, and an absent coordinator bounded memory. One stored and removed is told to have gone: who sent the prompt there
 //! believes that it is held.
 
-use router_core::key::{BlockHash, KeySpace, Unit};
-use rustc_hash::FxHashMap;
+mod run;
 
+use router_core::key::{BlockHash, KeySpace, Unit};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use self::run::push_block;
 use crate::mirror::{Change, Mirror, PageId};
+
+pub use self::run::{Run, runs};
 
 /// Which changes a coordinator is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,21 +43,12 @@ pub enum TranslateError {
     },
 }
 
-/// Consecutive blocks of one prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
-    /// Hash of the block before the first one, zero where a prompt begins.
-    pub parent: u64,
-    /// The blocks' hashes, in order; not empty.
-    pub hashes: Vec<u64>,
-}
-
 /// What changed since the last report.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ViewDelta {
     /// All blocks went before the rest happened.
     pub cleared: bool,
-    /// Blocks that went.
+    /// Blocks that went, each with all below it.
     pub removed: Vec<u64>,
     /// Blocks that came, parents before their children.
     pub stored: Vec<Run>,
@@ -180,9 +176,11 @@ impl BlockView {
         self.queue.len()
     }
 
-    /// Takes what is to be told; from now on it counts as told.
+    /// Takes what is to be told; from now on it counts as told. Of blocks that went only the topmost are named: what hangs below
+    /// went with them.
     pub fn take_delta(&mut self) -> ViewDelta {
         let mut delta = ViewDelta { cleared: std::mem::take(&mut self.cleared), ..ViewDelta::default() };
+        let mut removed: Vec<(u64, u64)> = Vec::new();
         for hash in std::mem::take(&mut self.queue) {
             let Some(block) = self.blocks.get_mut(&hash) else { continue };
             block.queued = false;
@@ -196,12 +194,15 @@ impl BlockView {
                 }
                 (false, told) => {
                     self.told -= usize::from(told);
-                    delta.removed.push(hash);
+                    removed.push((block.parent, hash));
                     self.blocks.remove(&hash);
                 }
                 (true, true) => {}
             }
         }
+        let gone: FxHashSet<u64> = removed.iter().map(|(_, hash)| *hash).collect();
+        removed.retain(|(parent, _)| !gone.contains(parent));
+        delta.removed = removed.into_iter().map(|(_, hash)| hash).collect();
         delta
     }
 
@@ -359,39 +360,5 @@ impl Fit {
         } else {
             Err(TranslateError::Sizes { block_size, page_size })
         }
-    }
-}
-
-/// Orders blocks, given with their parents, into runs: parents before children, a run as long as it gets.
-pub fn runs(mut blocks: Vec<(u64, u64)>) -> Vec<Run> {
-    blocks.sort_unstable();
-    let children = |parent: u64| {
-        let start = blocks.partition_point(|block| block.0 < parent);
-        let end = start + blocks[start..].partition_point(|block| block.0 == parent);
-        start..end
-    };
-    let mut out: Vec<Run> = Vec::new();
-    // Blocks to begin a run with; the newest first keeps the list short.
-    let mut heads: Vec<usize> = children(0).collect();
-    while let Some(head) = heads.pop() {
-        let (parent, hash) = blocks[head];
-        let mut run = Run { parent, hashes: vec![hash] };
-        let mut last = hash;
-        loop {
-            let mut below = children(last);
-            let Some(next) = below.next() else { break };
-            heads.extend(below);
-            last = blocks[next].1;
-            run.hashes.push(last);
-        }
-        out.push(run);
-    }
-    out
-}
-
-fn push_block(runs: &mut Vec<Run>, parent: u64, hash: u64) {
-    match runs.last_mut() {
-        Some(run) if run.hashes.last() == Some(&parent) => run.hashes.push(hash),
-        _ => runs.push(Run { parent, hashes: vec![hash] }),
     }
 }

@@ -223,9 +223,13 @@ impl Coordinator {
         }
     }
 
-    /// What hangs below a removed block is taken as removed; a view that tells it all the same must not be surprised.
-    fn remove(&mut self, hash: u64) {
-        self.parents.remove(&hash);
+    /// What hangs below a removed block is taken as removed.
+    fn remove(&mut self, top: u64) {
+        let mut gone = vec![top];
+        while let Some(hash) = gone.pop() {
+            self.parents.remove(&hash);
+            gone.extend(self.parents.iter().filter(|(_, parent)| **parent == hash).map(|(child, _)| *child));
+        }
     }
 
     fn blocks(&self) -> HashSet<u64> {

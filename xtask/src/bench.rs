@@ -19,7 +19,7 @@ struct Measurement {
     arguments: &'static [&'static str],
 }
 
-const MEASUREMENTS: [Measurement; 4] = [
+const MEASUREMENTS: &[Measurement] = &[
     Measurement {
         name: "index",
         what: "key derivation, lookup, updates and decision of router-core, beside the naive index",
@@ -46,6 +46,12 @@ const MEASUREMENTS: [Measurement; 4] = [
             "target/peers",
             "--",
         ],
+    },
+    Measurement {
+        name: "divergence",
+        what: "how far claims are from what engines hold, at every report level, and the bytes that takes",
+        measures: None,
+        arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "divergence", "--"],
     },
     Measurement {
         name: "proxy",

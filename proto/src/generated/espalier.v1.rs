@@ -345,7 +345,8 @@ pub struct Delta {
     /// Everything the rank held is gone.
     #[prost(bool, tag = "3")]
     pub cleared: bool,
-    /// Blocks that the rank no longer holds, in any order. What hangs below a removed block is taken as removed.
+    /// Blocks that the rank no longer holds, in any order. What hangs below a removed block is taken as removed, so that only
+    /// the topmost SHOULD be named.
     #[prost(fixed64, repeated, tag = "4")]
     pub removed: ::prost::alloc::vec::Vec<u64>,
     /// Blocks that the rank now holds. A run whose parent the coordinator does not know is ignored and counted.

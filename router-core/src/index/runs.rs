@@ -1,5 +1,6 @@
 //! The runs as the writer has them: records, the hashes they lead to, and how they hang together.
 
+mod family;
 mod upkeep;
 
 use super::arena::{Arena, PAGE_LINES};
@@ -111,16 +112,6 @@ impl Runs {
     fn set_capacity(&mut self, run: u32, capacity: u32) {
         let capacity = u16::try_from(capacity).expect("a run's words are fewer than those of two full ones");
         self.links[run as usize].capacity = capacity;
-    }
-
-    pub(super) fn parent(&self, run: u32) -> Option<u32> {
-        self.links.get(run as usize).map(|links| links.parent).filter(|parent| *parent != NONE)
-    }
-
-    pub(super) fn children(&self, run: u32) -> impl Iterator<Item = u32> + '_ {
-        let some = |run: u32| (run != NONE).then_some(run);
-        let first = some(self.links[run as usize].first_child);
-        std::iter::successors(first, move |run| some(self.links[*run as usize].next))
     }
 
     pub(super) fn hashes(&self, run: u32) -> impl Iterator<Item = BlockHash> + '_ {
@@ -404,29 +395,5 @@ impl Runs {
     fn forget(&mut self, run: u32) {
         self.links[run as usize].capacity = 0;
         self.free.push(run);
-    }
-
-    /// Hangs a run below another.
-    fn hang(&mut self, run: u32, parent: u32) {
-        let next = std::mem::replace(&mut self.links[parent as usize].first_child, run);
-        if next != NONE {
-            self.links[next as usize].previous = run;
-        }
-        let links = &mut self.links[run as usize];
-        (links.parent, links.next) = (parent, next);
-    }
-
-    /// Lets a run's neighbours and parent know another in its place: one that takes it over, or its own next one.
-    fn replace_in_family(&mut self, run: u32, by: u32) {
-        let Links { parent, next, previous, .. } = self.links[run as usize];
-        if previous != NONE {
-            self.links[previous as usize].next = by;
-        } else if parent != NONE {
-            self.links[parent as usize].first_child = by;
-        }
-        if next == NONE {
-            return;
-        }
-        self.links[next as usize].previous = if by == next { previous } else { by };
     }
 }

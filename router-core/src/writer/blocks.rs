@@ -55,6 +55,9 @@ impl State {
         }
         let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
         let evicted = self.claims.remove(slot, &delta.removed);
+        if evicted > 0 {
+            self.predict_again(target);
+        }
         if let Some(rank) = self.roster.figures_mut(target) {
             rank.pressure.evicted(evicted);
             rank.incomplete = delta.incomplete;
@@ -74,23 +77,14 @@ impl State {
         seq: u64,
         stored: &[BlockRun],
     ) {
-        let Some((slot, tenure)) = self.roster.rank(target).map(|rank| (rank.slot, rank.tenure)) else {
-            return;
-        };
+        let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
         self.claims.locate_blocks();
         let told: FxHashSet<BlockHash> = stored.iter().flat_map(|run| run.hashes.iter().copied()).collect();
         let mut gone = self.claims.vouched(slot);
         gone.retain(|hash| !told.contains(hash));
         self.claims.remove(slot, &gone);
         self.store(target, at, unit.into(), stored, Access::Unknown);
-        // What is predicted below a block that is gone will be stored again with it.
-        for (ordinal, decision) in self.open.get(&target).into_iter().flatten() {
-            if decision.tenure == tenure {
-                let source = Source::Predicted { by: *ordinal };
-                let (kind, hashes) = (decision.key.kind(), decision.key.hashes());
-                self.claims.claim(slot, kind, (hashes, Origin::Derived), decision.decided_at, source);
-            }
-        }
+        self.predict_again(target);
         if let Some(rank) = self.roster.rank_mut(target) {
             rank.gate.open(seq);
             rank.doubtful = false;
@@ -100,6 +94,20 @@ impl State {
         self.dirty = true;
         let detail = format!("baseline at {seq}: {} runs, {} blocks gone", stored.len(), gone.len()).into();
         self.happened(target.worker, Some(target.rank), at, EventKind::Resynced, detail);
+    }
+
+    /// Claims what is on its way to a target: what is gone of it, and what stood below that, will be stored again.
+    fn predict_again(&mut self, target: TargetId) {
+        let Some((slot, tenure)) = self.roster.rank(target).map(|rank| (rank.slot, rank.tenure)) else {
+            return;
+        };
+        for (ordinal, decision) in self.open.get(&target).into_iter().flatten() {
+            if decision.tenure == tenure {
+                let source = Source::Predicted { by: *ordinal };
+                let (kind, hashes) = (decision.key.kind(), decision.key.hashes());
+                self.claims.claim(slot, kind, (hashes, Origin::Derived), decision.decided_at, source);
+            }
+        }
     }
 
     /// Claims runs that an agent vouches for.

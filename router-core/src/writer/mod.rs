@@ -34,7 +34,7 @@ use rustc_hash::FxHashMap;
 
 use self::claim::Scope;
 use self::claims::{BlockTokens, ClaimTable};
-use self::roster::Roster;
+use self::roster::{Member, Roster};
 use crate::fleet::{TargetId, Tenure, WorkerId};
 use crate::key::{BlockKind, PrefixKey, Unit};
 use crate::notice::{EventKind, Notice};
@@ -363,6 +363,11 @@ impl State {
     /// An agent tells all that becomes of the target's blocks of this kind, so that nothing has to be inferred.
     fn is_exact(&self, target: TargetId, kind: BlockKind) -> bool {
         kind.is_reported() && self.roster.reports_exactly(target)
+    }
+
+    /// An agent also tells which of the target's blocks of this kind were stored.
+    fn hears_stores(&self, target: TargetId, kind: BlockKind) -> bool {
+        self.is_exact(target, kind) && self.roster.get(target.worker).is_some_and(Member::reports_stores)
     }
 
     fn block_size(&self, unit: Unit) -> u64 {

@@ -340,6 +340,11 @@ impl Member {
         self.session.is_some_and(|session| session.open && session.level >= ReportLevel::Removals)
     }
 
+    /// An agent also tells what is stored.
+    pub(crate) fn reports_stores(&self) -> bool {
+        self.session.is_some_and(|session| session.open && session.level == ReportLevel::Full)
+    }
+
     fn publish(&mut self) -> Arc<Worker> {
         let link = |session: Session| AgentLink { level: session.level, last_report: session.last_report };
         let agent = self.session.filter(|session| session.open).map(link);

@@ -61,8 +61,8 @@ impl State {
 
     /// The target has computed the whole prompt, whatever became of earlier claims on it.
     fn confirm(&mut self, traffic: &Traffic, at: Time) {
-        // An exact agent is the better witness of what is still there; without one, the response is.
-        if self.is_exact(traffic.target, traffic.key.kind()) || !self.settings.predict {
+        // An agent that tells of stores is the better witness of what is still there; without one, the response is.
+        if self.hears_stores(traffic.target, traffic.key.kind()) || !self.settings.predict {
             self.claims.confirm(traffic.slot, traffic.key.hashes(), at);
         } else {
             self.claim_prompt(traffic, at, Source::Confirmed { at });

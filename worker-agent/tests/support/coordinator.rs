@@ -278,7 +278,7 @@ impl Told {
             self.blocks.clear();
         }
         for hash in delta.removed {
-            self.blocks.remove(&hash);
+            remove(&mut self.blocks, hash);
         }
         store(&mut self.blocks, delta.stored)
     }
@@ -310,6 +310,15 @@ impl Told {
         let buckets: Vec<u8> = buckets.iter().flat_map(|bucket| bucket.to_le_bytes()).collect();
         let equal = digest.blocks == self.blocks.len() as u64 && digest.buckets == buckets;
         equal.then_some(()).ok_or("a SetFingerprint of another set")
+    }
+}
+
+/// What hangs below a removed block is taken as removed.
+fn remove(blocks: &mut HashMap<u64, u64>, top: u64) {
+    let mut gone = vec![top];
+    while let Some(hash) = gone.pop() {
+        blocks.remove(&hash);
+        gone.extend(blocks.iter().filter(|(_, parent)| **parent == hash).map(|(child, _)| *child));
     }
 }
 
