@@ -43,6 +43,13 @@ impl State {
                     self.void_worker(worker, now, &reason);
                 }
             }
+            FleetUpdate::Flushed { worker, reason } => self.flush_worker(worker, now, &reason),
+            FleetUpdate::Pause { worker, on, reason } => {
+                self.change_state(worker, now, |member| {
+                    member.paused = on;
+                    member.reason = reason;
+                });
+            }
             FleetUpdate::Consider { agent, done } => done.call(self.consider(&agent)),
             FleetUpdate::Join { agent, session, level, at, done } => {
                 let joined = self.join(agent, session, level, at);
