@@ -136,6 +136,8 @@ pub enum FleetUpdate {
         worker: WorkerId,
         /// For people.
         reason: Arc<str>,
+        /// Called when no decision sees them any more.
+        done: Done<()>,
     },
     /// The worker's engine takes requests and lets them wait, or goes on: it is alive, keeps its claims, and gets nothing
     /// new meanwhile.
@@ -146,6 +148,8 @@ pub enum FleetUpdate {
         on: bool,
         /// For people.
         reason: Arc<str>,
+        /// Called when it is in force.
+        done: Done<()>,
     },
     /// Asks whether an agent may speak for its worker, and which ranks could resume. Changes nothing.
     Consider {

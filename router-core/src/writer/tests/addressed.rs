@@ -13,7 +13,8 @@ fn the_worker_that_is_addressed_is_reached_in_any_state_and_counted() {
         let request = RouteRequest { only: Some(*worker), model: Some("any"), ..RouteRequest::default() };
         let in_flight = story.router.route(&request, story.now, &mut story.rng).unwrap();
         assert_eq!(in_flight.target().worker, *worker);
-        let load = |story: &Story| story.router.snapshot().fleet.targets_of(*worker).next().unwrap().load.read();
+        let load =
+            |story: &Story| story.router.snapshot().fleet.targets_of(*worker).next().unwrap().load.read();
         assert_eq!(load(&story).in_flight, 1);
         drop(in_flight);
         assert_eq!(load(&story).in_flight, 0);
@@ -23,7 +24,10 @@ fn the_worker_that_is_addressed_is_reached_in_any_state_and_counted() {
     };
     let only = Some(workers[0]);
     let tried = [workers[0]];
-    assert_eq!(refused(RouteRequest { only, tried: &tried, ..RouteRequest::default() }), RouteError::AllTried);
+    assert_eq!(
+        refused(RouteRequest { only, tried: &tried, ..RouteRequest::default() }),
+        RouteError::AllTried
+    );
     assert_eq!(
         refused(RouteRequest { only, rank: Some(7), ..RouteRequest::default() }),
         RouteError::UnknownRank { rank: 7 }
@@ -49,7 +53,9 @@ fn where_the_engine_chooses_the_rank_nothing_is_matched_or_predicted() {
         }
         let ranks = (0..dp_size).map(|rank| TargetId { worker, rank });
         let claims: usize = ranks
-            .map(|target| story.ask(|done| Update::Query(Query::Claims { target, unit: Unit::Token, done })).len())
+            .map(|target| {
+                story.ask(|done| Update::Query(Query::Claims { target, unit: Unit::Token, done })).len()
+            })
             .sum();
         assert_eq!(claims, claimed, "of {dp_size} ranks");
         let again = story.router.route(&request, story.now, &mut story.rng).unwrap();
@@ -65,7 +71,8 @@ fn a_flush_that_passed_voids_at_once_and_the_agents_deltas_go_on() {
     story.join(worker, 1, 10, Vec::new()).unwrap();
     story.baseline(worker, 1, 0, vec![stored(None, &key)]);
     assert_eq!(story.claimed(worker), 8);
-    let notices = story.send(Update::Fleet(FleetUpdate::Flushed { worker, reason: "flushed".into() }));
+    let (reason, done) = ("flushed".into(), Done::ignore());
+    let notices = story.send(Update::Fleet(FleetUpdate::Flushed { worker, reason, done }));
     assert!(happened(&notices, EventKind::ClaimsVoided));
     assert_eq!(story.matched(worker, &prompt(1, 8)), 0);
     // What the agent reports of it comes later, in order, and no baseline is asked for.
@@ -81,12 +88,14 @@ fn a_pause_is_no_death() {
     let worker = story.router.snapshot().fleet.workers[0].id;
     let (target, _) = story.serve(&prompt(1, 8), 0);
     let paused = target.worker;
-    let pause = |on| Update::Fleet(FleetUpdate::Pause { worker: paused, on, reason: "paused".into() });
-    story.send(pause(true));
+    let pause = |on| {
+        move |done| Update::Fleet(FleetUpdate::Pause { worker: paused, on, reason: "paused".into(), done })
+    };
+    story.ask(pause(true));
     assert_eq!(story.state(paused), WorkerState::Updating);
     assert_eq!(story.claimed(paused), 8, "its cache is what it was");
     assert_ne!(story.route(&prompt(1, 8)).target().worker, paused);
-    story.send(pause(false));
+    story.ask(pause(false));
     assert_eq!(story.state(paused), WorkerState::Ready);
     assert!(worker == paused || story.state(worker) == WorkerState::Ready);
 }
