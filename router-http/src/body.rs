@@ -68,7 +68,7 @@ impl Body {
         takes_event: bool,
         idle_timeout: Option<Duration>,
     ) -> Self {
-        let search = UsageSearch::new();
+        let search = UsageSearch::of(exchange.route());
         let mut passing = Passing {
             inner,
             first,
