@@ -48,6 +48,8 @@ pub(crate) enum Failure {
     StateUnknown { what: &'static str },
     #[error("the worker that had the {what} is gone, and the {what} with it; begin a new one")]
     StateLost { what: &'static str },
+    #[error("{most} commands are being carried out, and no more at once; try again when some have ended")]
+    TooManyCommands { most: usize },
     #[error(
         "the worker's answer is larger than {limit} bytes, the most that is read of one in an answer for many"
     )]
@@ -120,6 +122,7 @@ impl Failure {
             Self::StateUnknown { .. } => (404, "state_unknown", Client, None),
             // Trying again brings nothing back: a client must not do that by itself, as it would after a 5xx.
             Self::StateLost { .. } => (410, "state_lost", Worker, None),
+            Self::TooManyCommands { .. } => (503, "too_many_commands", Router, Some(1)),
             Self::AnswerTooLarge { .. } => (502, "answer_too_large", Worker, None),
             // It was there when it was named.
             Self::Route(RouteError::UnknownWorker(_)) => (410, "worker_gone", Worker, None),

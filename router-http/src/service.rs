@@ -166,7 +166,7 @@ impl Service {
             });
         }
         if matches!(route.kind(), RouteKind::Fleet | RouteKind::Control) {
-            return fleet::answer(plane, route, &arrived, only).await.map(Reply::Joined);
+            return fleet::answer(&self.plane, route, arrived, only).await.map(Reply::Joined);
         }
         let wanted = self.decide_by(route, &mut arrived, only, exchange)?;
         if wanted.several {

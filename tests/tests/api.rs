@@ -5,12 +5,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use espalier_tests::upstream::{Act, Upstream, answer};
+use espalier_tests::upstream::{Act, Upstream, answer, chunk, chunked};
 use espalier_tests::{
     Answer, HttpClient, agent, alert, claimed, fast, generate, prompt, until, until_exact, until_ready,
     worker,
 };
 use http_body_util::BodyExt as _;
+use router_core::key::Unit;
 use router_core::{Done, FleetUpdate, Load, Update, WorkerState};
 use router_grpc::{PolicyName, RouterConfig, RunningRouter};
 use serde_json::{Value, json};
@@ -190,6 +191,75 @@ async fn a_flush_that_passes_voids_the_claims_before_it_is_answered() {
             until_exact(&router, &sims[1]).await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_command_is_carried_out_also_when_its_caller_goes_away_and_doubt_voids() {
+    let told = Arc::new(Notify::new());
+    let wait = told.clone();
+    let usage = json!({"meta_info": {"prompt_tokens": 256, "cached_tokens": 0, "x": 0}}).to_string();
+    let upstream = Upstream::start(1, move |seen| match seen.head.split(' ').nth(1).unwrap() {
+        "/generate" => answer(&usage),
+        "/flush_cache" => [vec![Act::Await(wait.clone())], answer("Cache flushed.")].concat(),
+        // Who knows what it did.
+        _ => vec![Act::Close],
+    })
+    .await;
+    let router = router_grpc::start(alert(vec![upstream.url()])).await.unwrap();
+    until_ready(&router, 1).await;
+    let client = HttpClient::of(&router);
+    let target = router.router().snapshot().fleet.targets[0].id;
+    let claims = async || router.claims(target, Unit::Token).await.len();
+    let fill = async || {
+        client.post("/generate", &json!({"input_ids": prompt(3, 256)})).await;
+        until("it is claimed", async || claims().await == 4).await;
+    };
+    fill().await;
+    let caller = client.clone();
+    let flush = tokio::spawn(async move { caller.post("/flush_cache", &json!({})).await });
+    let flushing = || upstream.requests().iter().any(|seen| seen.head.starts_with("POST /flush_cache"));
+    until("it is at the worker", async || flushing()).await;
+    flush.abort();
+    assert!(flush.await.unwrap_err().is_cancelled());
+    told.notify_one();
+    until("its claims are void", async || claims().await == 0).await;
+    until("nothing is in flight", async || nothing_in_flight(&router)).await;
+    fill().await;
+    let lost = client.post("/update_weights_from_disk", &json!({"model_path": "m"})).await;
+    assert_eq!((lost.status, &*code(&lost)), (502, "worker_lost"));
+    assert_eq!(claims().await, 0);
+}
+
+#[tokio::test]
+async fn state_whose_worker_cannot_be_reached_is_looked_for_nowhere_else() {
+    let (sims, _router, client) =
+        fleet_with::<2>(|_, _| {}, |config| config.health_failure_threshold = u32::MAX).await;
+    let opened = client.post("/open_session", &json!({"capacity_of_str_len": 1})).await;
+    let at = opened.header("x-espalier-worker").to_owned();
+    let (doomed, others): (Vec<_>, Vec<_>) = sims.into_iter().partition(|sim| sim.url() == at);
+    for sim in doomed {
+        sim.kill().await;
+    }
+    let body = json!({"text": "a", "session_params": {"id": opened.json()}, "sampling_params": {"max_new_tokens": 1}});
+    let answer = client.post("/generate", &body).await;
+    assert_eq!((answer.status, &*code(&answer)), (502, "worker_unreachable"));
+    let free = json!({"text": "a", "sampling_params": {"max_new_tokens": 1}});
+    assert_eq!(client.post("/generate", &free).await.header("x-espalier-worker"), others[0].url());
+}
+
+#[tokio::test]
+async fn a_broken_stream_ends_with_what_anthropics_clients_raise() {
+    let upstream = Upstream::start(1, |_| {
+        vec![chunked("content-type: text/event-stream\r\n"), chunk("event: ping\ndata: {}\n\n"), Act::Close]
+    })
+    .await;
+    let router = router_grpc::start(alert(vec![upstream.url()])).await.unwrap();
+    until_ready(&router, 1).await;
+    let body = json!({"model": "m", "messages": [], "max_tokens": 1, "stream": true});
+    let text = HttpClient::of(&router).post("/v1/messages", &body).await.text;
+    let event = text.split("event: error\ndata: ").nth(1).unwrap();
+    let event: Value = serde_json::from_str(event.trim()).unwrap();
+    assert_eq!((&event["type"], &event["error"]["type"]), (&json!("error"), &json!("api_error")));
 }
 
 #[tokio::test]

@@ -93,7 +93,11 @@ async fn exchange(
 ) -> Result<Heard, Failure> {
     let Some(in_flight) = &counted.in_flight else { return Err(Failure::Lost) };
     let arrived = call.arrived;
-    let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
+    let (mut headers, body) = (arrived.headers.clone(), arrived.body.clone());
+    // The answer is read here: whole, and as it is.
+    for name in [header::ACCEPT_ENCODING, header::RANGE, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE] {
+        headers.remove(name);
+    }
     let sent = plane.upstream.send(in_flight, (&arrived.method, &arrived.path), headers, body, false);
     let response = sent.await.map_err(|attempt| attempt.failure)?;
     let (head, body) = response.into_parts();

@@ -1,5 +1,8 @@
 //! Commands: sent to every worker, or to the one that is meant; each one's result is told, and what it changes in what the
 //! router believes is in force before the caller hears of it.
+//!
+//! A command is carried out to its end also when its caller goes away, as a server would: half of a fleet must not be left with
+//! other weights than the rest because somebody pressed a key.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,6 +21,7 @@ use crate::body::Body;
 use crate::error::Failure;
 use crate::route::Effect;
 use crate::service::Plane;
+use crate::shared::MOST_COMMANDS;
 
 /// How long a full queue of the writer is tried again, and how often.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,19 +29,19 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// Sends a command to every worker, or to `only` one.
 pub(super) async fn command(
-    plane: &Plane,
-    arrived: &Arrived,
+    plane: &Arc<Plane>,
+    arrived: Arrived,
     effect: Effect,
     only: Option<WorkerId>,
 ) -> Result<Response<Body>, Failure> {
-    let told = tell(plane, arrived, effect, workers(plane, only)?).await;
+    let told = carry_out(plane, arrived, effect, workers(plane, only)?).await?;
     if only.is_some() { one(told) } else { Ok(all(&told)) }
 }
 
 /// Sends a command to the one worker that the caller names, or that there is.
 pub(super) async fn command_one(
-    plane: &Plane,
-    arrived: &Arrived,
+    plane: &Arc<Plane>,
+    arrived: Arrived,
     effect: Effect,
     only: Option<WorkerId>,
 ) -> Result<Response<Body>, Failure> {
@@ -45,7 +49,27 @@ pub(super) async fn command_one(
     if workers.len() > 1 {
         return Err(Failure::WorkerNotNamed);
     }
-    one(tell(plane, arrived, effect, workers).await)
+    one(carry_out(plane, arrived, effect, workers).await?)
+}
+
+/// Tells workers to the end, whoever waits for it.
+async fn carry_out(
+    plane: &Arc<Plane>,
+    arrived: Arrived,
+    effect: Effect,
+    workers: Vec<Arc<Worker>>,
+) -> Result<Vec<Told>, Failure> {
+    let permit = plane.shared.commands.clone().try_acquire_owned();
+    let permit = permit.map_err(|_| Failure::TooManyCommands { most: MOST_COMMANDS })?;
+    let plane = plane.clone();
+    let carried_out = tokio::spawn(async move {
+        let _permit = permit;
+        let told = tell(&plane, &arrived, effect, workers).await;
+        let failed = told.iter().filter(|told| told.good().is_none()).count();
+        tracing::info!(command = arrived.path.path(), workers = told.len(), failed, "carried out a command");
+        told
+    });
+    carried_out.await.map_err(|_| Failure::Lost)
 }
 
 /// Sends an abort to the workers that have the request. Where nobody is known to, and where all are meant, all of them get it.
@@ -77,7 +101,7 @@ async fn tell(plane: &Plane, arrived: &Arrived, effect: Effect, workers: Vec<Arc
     let call = Call { arrived, limit: plane.config.api.control_timeout, reads: false };
     let told = ask_all(plane, workers, &call).await;
     let mut in_force = Vec::new();
-    for told in told.iter().filter(|told| told.good().is_some()) {
+    for told in told.iter().filter(|told| may_have_happened(told, effect)) {
         let (done, seen) = oneshot::channel();
         let done = Done::new(move |()| {
             // Nobody waits where the client has gone away.
@@ -95,8 +119,18 @@ async fn tell(plane: &Plane, arrived: &Arrived, effect: Effect, workers: Vec<Arc
     told
 }
 
+/// Whether the router has to believe that a worker did what it was told. Of a cache it believes the worst: that it is gone,
+/// unless the worker never heard of it, or refused.
+fn may_have_happened(told: &Told, effect: Effect) -> bool {
+    match (&told.outcome, effect) {
+        (Ok(heard), Effect::Flushes) => !heard.status.is_client_error(),
+        (Err(failure), Effect::Flushes) => !matches!(failure, Failure::Unreachable(_) | Failure::Route(_)),
+        (outcome, _) => outcome.as_ref().is_ok_and(|heard| heard.status.is_success()),
+    }
+}
+
 fn update(effect: Effect, worker: WorkerId, path: &str, done: Done<()>) -> Option<Update> {
-    let reason = format!("{path} succeeded through this router").into();
+    let reason = format!("{path} was passed on to it").into();
     Some(Update::Fleet(match effect {
         Effect::None => return None,
         Effect::Flushes => FleetUpdate::Flushed { worker, reason, done },

@@ -26,16 +26,16 @@ use crate::service::Plane;
 
 /// Carries out a request that concerns all workers, or `only` one of them.
 pub(crate) async fn answer(
-    plane: &Plane,
+    plane: &Arc<Plane>,
     route: &Route,
-    arrived: &Arrived,
+    arrived: Arrived,
     only: Option<WorkerId>,
 ) -> Result<Response<Body>, Failure> {
     match route.handling {
         Handling::Control(effect) => control::command(plane, arrived, effect, only).await,
         Handling::Named(effect) => control::command_one(plane, arrived, effect, only).await,
-        Handling::Abort => control::abort(plane, arrived, only).await,
-        Handling::Fleet(question) => questions::answer(plane, route, arrived, question, only).await,
+        Handling::Abort => control::abort(plane, &arrived, only).await,
+        Handling::Fleet(question) => questions::answer(plane, route, &arrived, question, only).await,
         // Nothing else comes here.
         _ => Err(Failure::Route(router_core::RouteError::NoWorkers)),
     }
