@@ -1,4 +1,4 @@
-//! What happens to one request: decode → key → [attempts](crate::attempts) at workers → the answer passed on.
+//! What happens to one request: decode → key → [attempts] at workers → the answer passed on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -155,7 +155,6 @@ impl Service {
         self.authorize(route, request.method(), request.headers())?;
         own::refuse_tunnels(&request)?;
         let mut arrived = self.receive(route.kind(), request).await?;
-        let began = Instant::now();
         let only = addressee::named(&plane.router, &mut arrived.headers, &mut arrived.path)?;
         let key = access::exchange_keys(&plane.config, &arrived.method, route.access, &mut arrived.headers);
         headers::to_worker(&mut arrived.headers, client.as_ref(), exchange.request_id(), key);
@@ -165,9 +164,10 @@ impl Service {
                 propagator.inject_context(&context, &mut HeaderInjector(&mut arrived.headers));
             });
         }
-        if matches!(route.kind(), RouteKind::Fleet | RouteKind::Control) {
-            return fleet::answer(&self.plane, route, arrived, only).await.map(Reply::Joined);
+        if let Handling::Many(concern) = route.handling {
+            return fleet::answer(&self.plane, route, concern, arrived, only).await.map(Reply::Joined);
         }
+        let began = Instant::now();
         let wanted = self.decide_by(route, &mut arrived, only, exchange)?;
         if wanted.several {
             exchange.has_several_prompts();

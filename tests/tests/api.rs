@@ -422,11 +422,21 @@ async fn every_api_is_keyed_by_its_prompt() {
         ),
     ];
     for (path, body) in bodies {
-        let (_sims, _router, client) =
+        let (_sims, router, client) =
             fleet_with::<3>(|_, _| {}, |config| config.policy = PolicyName::CacheAware).await;
         let first = client.post(path, &body).await;
         assert_eq!(first.status, 200, "{path}: {}", first.text);
         assert_eq!(first.header("x-espalier-predicted-tokens"), "0");
+        until("its prompt is claimed", async || {
+            let targets: Vec<_> =
+                router.router().snapshot().fleet.targets.iter().map(|target| target.id).collect();
+            let mut claims = 0;
+            for target in targets {
+                claims += router.claims(target, Unit::Text).await.len();
+            }
+            claims > 0
+        })
+        .await;
         for _ in 0..2 {
             let again = client.post(path, &body).await;
             assert_eq!(again.header("x-espalier-worker"), first.header("x-espalier-worker"), "{path}");

@@ -21,23 +21,22 @@ use self::ask::{Told, ask_all};
 use crate::arrived::Arrived;
 use crate::body::Body;
 use crate::error::Failure;
-use crate::route::{Handling, Route};
+use crate::route::{Concern, Route};
 use crate::service::Plane;
 
 /// Carries out a request that concerns all workers, or `only` one of them.
 pub(crate) async fn answer(
     plane: &Arc<Plane>,
     route: &Route,
+    concern: Concern,
     arrived: Arrived,
     only: Option<WorkerId>,
 ) -> Result<Response<Body>, Failure> {
-    match route.handling {
-        Handling::Control(effect) => control::command(plane, arrived, effect, only).await,
-        Handling::Named(effect) => control::command_one(plane, arrived, effect, only).await,
-        Handling::Abort => control::abort(plane, &arrived, only).await,
-        Handling::Fleet(question) => questions::answer(plane, route, &arrived, question, only).await,
-        // Nothing else comes here.
-        _ => Err(Failure::Route(router_core::RouteError::NoWorkers)),
+    match concern {
+        Concern::Control(effect) => control::command(plane, arrived, effect, only).await,
+        Concern::Named(effect) => control::command_one(plane, arrived, effect, only).await,
+        Concern::Abort => control::abort(plane, &arrived, only).await,
+        Concern::Fleet(question) => questions::answer(plane, route, &arrived, question, only).await,
     }
 }
 

@@ -37,13 +37,20 @@ pub(crate) enum Handling {
     CloseSession,
     /// At the worker that has the stored response named by the path.
     StoredResponse,
-    /// Asked of all workers and answered as one.
+    /// It concerns all workers.
+    Many(Concern),
+}
+
+/// How a request concerns all workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Concern {
+    /// Asked of all of them and answered as one.
     Fleet(Question),
-    /// Sent to every worker; each one's result is told.
+    /// Sent to every one; each one's result is told.
     Control(Effect),
-    /// Sent to the one worker that the caller names, since all of them doing it would be wrong.
+    /// Sent to the one that the caller names, since all of them doing it would be wrong.
     Named(Effect),
-    /// Sent to the worker that has the request.
+    /// Sent to the one that has the request.
     Abort,
 }
 
@@ -121,8 +128,8 @@ impl Route {
         match self.handling {
             Handling::Prefix(kind) => kind,
             Handling::OpenSession | Handling::CloseSession | Handling::StoredResponse => RouteKind::Session,
-            Handling::Fleet(_) => RouteKind::Fleet,
-            Handling::Control(_) | Handling::Named(_) | Handling::Abort => RouteKind::Control,
+            Handling::Many(Concern::Fleet(_)) => RouteKind::Fleet,
+            Handling::Many(_) => RouteKind::Control,
             Handling::Own | Handling::Load => RouteKind::Other,
         }
     }
@@ -136,10 +143,10 @@ impl fmt::Display for Handling {
             Self::Prefix(_) => "prefix",
             Self::Load => "load",
             Self::OpenSession | Self::CloseSession | Self::StoredResponse => "sticky",
-            Self::Fleet(_) => "fleet",
-            Self::Control(_) => "control",
-            Self::Named(_) => "one worker",
-            Self::Abort => "abort",
+            Self::Many(Concern::Fleet(_)) => "fleet",
+            Self::Many(Concern::Control(_)) => "control",
+            Self::Many(Concern::Named(_)) => "one worker",
+            Self::Many(Concern::Abort) => "abort",
         })
     }
 }
@@ -163,8 +170,11 @@ mod tests {
         let handling = |method: Method, path| of(&method, path).handling;
         assert_eq!(handling(Method::PUT, "/generate"), Handling::Prefix(RouteKind::Generate));
         assert_eq!(handling(Method::DELETE, "/generate"), Handling::Load);
-        assert_eq!(handling(Method::GET, "/v1/models"), Handling::Fleet(Question::Models));
-        assert_eq!(handling(Method::GET, "/v1/models/org/name"), Handling::Fleet(Question::Model));
+        assert_eq!(handling(Method::GET, "/v1/models"), Handling::Many(Concern::Fleet(Question::Models)));
+        assert_eq!(
+            handling(Method::GET, "/v1/models/org/name"),
+            Handling::Many(Concern::Fleet(Question::Model))
+        );
         assert_eq!(of(&Method::GET, "/v1/models/a/b").parameter("/v1/models/a/b"), Some("a/b"));
         assert_eq!(handling(Method::POST, "/v1/responses/resp_1/cancel"), Handling::StoredResponse);
         assert_eq!(handling(Method::GET, "/v1/responses/"), Handling::Load);
