@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, HeaderName, Uri};
 use router_core::{Router, Time, WorkerId};
 use serde::Deserialize;
 
@@ -16,13 +16,16 @@ use crate::shared::Shared;
 /// Header or parameter of the query that names a worker by its URL.
 pub(crate) const WORKER: &str = "x-espalier-worker";
 
+const WORKER_HEADER: HeaderName = HeaderName::from_static(WORKER);
+
 /// The worker that a request names. Takes the name out: it is no worker's business.
 pub(crate) fn named(
     router: &Router,
     headers: &mut HeaderMap,
     path: &mut PathAndQuery,
 ) -> Result<Option<WorkerId>, Failure> {
-    let in_header = headers.remove(WORKER).map(|url| String::from_utf8_lossy(url.as_bytes()).into_owned());
+    let in_header =
+        headers.remove(WORKER_HEADER).map(|url| String::from_utf8_lossy(url.as_bytes()).into_owned());
     let in_query = path.query().and_then(without_worker);
     if let Some((_, rest)) = &in_query {
         let mark = if rest.is_empty() { "" } else { "?" };

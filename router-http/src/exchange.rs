@@ -37,7 +37,7 @@ pub(crate) struct Exchange {
     /// The request's own name, and where such names are noted while it is in flight.
     rid: Option<(Arc<Rids>, Arc<str>)>,
     noted: Option<Noted>,
-    learning: Option<Learning>,
+    learning: Option<Box<Learning>>,
     ended: bool,
 }
 
@@ -91,7 +91,7 @@ impl Exchange {
 
     /// Its answer teaches where what it names is kept.
     pub(crate) fn learns(&mut self, learning: Learning) {
-        self.learning = Some(learning);
+        self.learning = Some(Box::new(learning));
     }
 
     pub(crate) fn route(&self) -> RouteKind {

@@ -1,5 +1,6 @@
 //! What happens to one request: decode → key → [attempts] at workers → the answer passed on.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
@@ -219,12 +220,22 @@ impl Service {
             key,
             rank: facts.rank,
             several: facts.several,
-            model: facts.model.map(|model| model.into_owned()),
+            model: facts.model.or_else(|| self.model_elsewhere(arrived)).map(Cow::into_owned),
             only: place.map(|place| place.worker),
             only_rank: place.and_then(|place| place.rank),
         };
         arrived.once = once;
         Ok(wanted)
+    }
+
+    /// The model that work without a prompt names, if a worker serves it: the engine takes any name, and so it is no error here.
+    fn model_elsewhere<'b>(&self, arrived: &'b Arrived) -> Option<Cow<'b, str>> {
+        if arrived.kind != RouteKind::Other || arrived.method != Method::POST {
+            return None;
+        }
+        let model = decode::model(&arrived.body)?;
+        let snapshot = self.plane.router.snapshot();
+        snapshot.fleet.workers.iter().any(|worker| worker.serves(&model)).then_some(model)
     }
 
     async fn receive(&self, kind: RouteKind, request: Request<Incoming>) -> Result<Arrived, Failure> {

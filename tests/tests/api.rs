@@ -100,6 +100,25 @@ async fn the_fleet_answers_as_one_server_would() {
 }
 
 #[tokio::test]
+async fn other_work_goes_to_a_worker_of_its_model() {
+    let names = ["a", "b"];
+    let (sims, _router, client) =
+        fleet::<2>(|config, number| config.served_model_name = names[number].to_owned()).await;
+    for (model, wanted) in [("a", Some(0)), ("b", Some(1)), ("default", None)] {
+        let mut seen = HashSet::new();
+        for _ in 0..4 {
+            let answer = client.post("/v1/tokenize", &json!({"prompt": "one two", "model": model})).await;
+            assert_eq!((answer.status, &answer.json()["count"]), (200, &json!(2)), "{}", answer.text);
+            seen.insert(answer.header("x-espalier-worker").to_owned());
+        }
+        match wanted {
+            Some(at) => assert_eq!(seen, HashSet::from([sims[at].url()]), "{model}"),
+            None => assert_eq!(seen.len(), 2, "the engine takes any name"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_is_gone_does_not_silence_the_others() {
     let ([gone, stays], router, client) = fleet::<2>(|_, _| {}).await;
     let url = gone.url();

@@ -155,6 +155,11 @@ pub fn facts<'a>(kind: RouteKind, headers: &HeaderMap, body: &'a [u8]) -> Result
     Ok(facts)
 }
 
+/// The model that a body names which is no generation's; none if it cannot be told.
+pub(crate) fn model(body: &[u8]) -> Option<Cow<'_, str>> {
+    quick::model(body)
+}
+
 impl Facts<'_> {
     fn of_kind(kind: RouteKind) -> Self {
         let salts = [Cow::Borrowed(""), Cow::Borrowed(""), Cow::Borrowed("")];
@@ -214,6 +219,15 @@ mod tests {
         let facts = read(Vertex, vertex).unwrap();
         assert_eq!((facts.prompt, facts.several), (Prompt::Tokens(vec![1, 2]), true));
         assert_eq!(read(Messages, r#"{"model":"m","messages":[]}"#).unwrap().model.as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn the_model_of_other_bodies_is_read_where_they_have_one() {
+        assert_eq!(model(br#"{"input":["a","model"],"x":{"model":"no"},"model":"m"}"#).as_deref(), Some("m"));
+        for none in [&br#"{"input":"model"}"#[..], b"--boundary\r\nmodel", b"", b"{\"model\":7}", b"{\"model"]
+        {
+            assert_eq!(model(none), None);
+        }
     }
 
     #[test]

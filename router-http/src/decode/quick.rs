@@ -44,6 +44,18 @@ pub(super) fn read(kind: RouteKind, body: &[u8]) -> Option<Facts<'_>> {
     parts.facts()
 }
 
+/// The model that any other body names, if it is an object that does.
+pub(super) fn model(body: &[u8]) -> Option<Cow<'_, str>> {
+    let mut members = Members::of(body)?;
+    while let Some(key) = members.key()? {
+        if key == "model" {
+            return members.string()?;
+        }
+        members.value()?;
+    }
+    None
+}
+
 /// A value that is read in full.
 fn careful<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Option<T> {
     serde_json::from_slice(value).ok()
