@@ -34,6 +34,7 @@ pub(crate) enum Exclusion<'a> {
     NotReady(&'a Worker),
     OtherModel,
     OtherRank,
+    OtherWorker,
     Tried,
 }
 
@@ -68,6 +69,7 @@ impl Candidates {
         snapshot.tree.match_prefix(hashes, &mut self.matches);
         let targets = snapshot.fleet.targets.len();
         if let Reach::Sampled(rng) = reach
+            && request.only.is_none()
             && targets > FEW_TARGETS
             && snapshot.policy.may_sample()
         {
@@ -150,7 +152,8 @@ impl Candidates {
     ) {
         let target = &snapshot.fleet.targets[index];
         if exclusion(target, request, settings).is_none() {
-            let blocks = if target.doubtful { 0 } else { self.matches.blocks(target.slot) };
+            let unknown = target.doubtful || request.is_blind_to(target);
+            let blocks = if unknown { 0 } else { self.matches.blocks(target.slot) };
             self.seen.push(candidate(snapshot, settings, request.key, target, blocks));
             self.targets.push((index as u32, blocks));
         }
@@ -164,11 +167,14 @@ pub(crate) fn exclusion<'a>(
     settings: &Settings,
 ) -> Option<Exclusion<'a>> {
     let worker = &target.worker;
-    if !target.ready {
-        return Some(Exclusion::NotReady(worker));
-    }
-    if !settings.accept_any_model && request.model.is_some_and(|model| !worker.serves(model)) {
-        return Some(Exclusion::OtherModel);
+    match request.only {
+        Some(only) if only != worker.id => return Some(Exclusion::OtherWorker),
+        Some(_) => {}
+        None if !target.ready => return Some(Exclusion::NotReady(worker)),
+        None if !settings.accept_any_model && request.model.is_some_and(|model| !worker.serves(model)) => {
+            return Some(Exclusion::OtherModel);
+        }
+        None => {}
     }
     if request.rank.is_some_and(|rank| rank != target.id.rank) {
         return Some(Exclusion::OtherRank);
@@ -182,6 +188,7 @@ impl fmt::Display for Exclusion<'_> {
             Self::NotReady(worker) => write!(f, "{}: {}", worker.state, worker.reason),
             Self::OtherModel => f.write_str("serves another model"),
             Self::OtherRank => f.write_str("another dp rank was asked for"),
+            Self::OtherWorker => f.write_str("another worker was asked for"),
             Self::Tried => f.write_str("has been tried"),
         }
     }
@@ -191,6 +198,13 @@ fn no_candidates(snapshot: &Snapshot, request: &RouteRequest<'_>, settings: &Set
     let workers = &snapshot.fleet.workers;
     if workers.is_empty() {
         return RouteError::NoWorkers;
+    }
+    if let Some(only) = request.only {
+        return match request.rank {
+            _ if !workers.iter().any(|worker| worker.id == only) => RouteError::UnknownWorker(only),
+            Some(rank) if !request.tried.contains(&only) => RouteError::UnknownRank { rank },
+            _ => RouteError::AllTried,
+        };
     }
     if !settings.accept_any_model
         && request.model.is_some_and(|model| !workers.iter().any(|w| w.serves(model)))

@@ -179,6 +179,11 @@ impl Fleet {
     }
 }
 
+impl WorkerId {
+    /// No worker's is lower: where a search among ordered ids begins.
+    pub const LOWEST: Self = Self(0);
+}
+
 impl Slot {
     /// The slot at this place. A router hands out its own; this is for those who keep an index by themselves.
     pub const fn new(place: u16) -> Self {

@@ -32,6 +32,12 @@ pub struct RouteRequest<'a> {
     pub rank: Option<u32>,
     /// Workers that have been tried: all ranks of one share its fate.
     pub tried: &'a [WorkerId],
+    /// The one worker that will do, in whatever state it is: for what only that worker can answer, and for control calls. Its
+    /// models are not looked at; whether it answers is for the caller to find out.
+    pub only: Option<WorkerId>,
+    /// The request cannot tell the engine which dp rank was decided on: of a worker with several, nothing is matched and
+    /// nothing predicted, since the engine chooses by itself.
+    pub unpinned: bool,
 }
 
 /// A request that can go nowhere.
@@ -66,6 +72,9 @@ pub enum RouteError {
         /// The rank asked for.
         rank: u32,
     },
+    /// The one worker that would do is not registered.
+    #[error("{0} is not registered, or not any more")]
+    UnknownWorker(WorkerId),
     /// Every worker that may be chosen has been tried.
     #[error("every worker that may be chosen has been tried")]
     AllTried,
@@ -162,7 +171,8 @@ impl Router {
                 decided_at: now,
                 key: request.key.cloned(),
             };
-            Ok(InFlight::start(target, routed, self.predictions(request)))
+            let predictions = self.predictions(request).filter(|_| !request.is_blind_to(target));
+            Ok(InFlight::start(target, routed, predictions))
         })
     }
 
@@ -204,6 +214,13 @@ impl Router {
     /// Where in-flight requests report their blocks; `None` for requests that teach nothing about any cache.
     fn predictions(&self, request: &RouteRequest<'_>) -> Option<UpdateSender> {
         request.key.map(|_| self.inner.updates.clone())
+    }
+}
+
+impl RouteRequest<'_> {
+    /// Whether the rank that will answer is the engine's own choice, so that no claim of a target's can be meant.
+    pub(crate) fn is_blind_to(&self, target: &Target) -> bool {
+        self.unpinned && target.worker.profile.dp_size > 1
     }
 }
 

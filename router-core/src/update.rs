@@ -129,6 +129,28 @@ pub enum FleetUpdate {
         /// For people.
         reason: Arc<str>,
     },
+    /// The worker's engine has just emptied its cache or changed its weights, as its answer to a call that passed here says: all
+    /// claims on it are void at once, also where an agent reports exactly, whose own word for it comes later.
+    Flushed {
+        /// The worker.
+        worker: WorkerId,
+        /// For people.
+        reason: Arc<str>,
+        /// Called when no decision sees them any more.
+        done: Done<()>,
+    },
+    /// The worker's engine takes requests and lets them wait, or goes on: it is alive, keeps its claims, and gets nothing
+    /// new meanwhile.
+    Pause {
+        /// The worker.
+        worker: WorkerId,
+        /// Paused or not.
+        on: bool,
+        /// For people.
+        reason: Arc<str>,
+        /// Called when it is in force.
+        done: Done<()>,
+    },
     /// Asks whether an agent may speak for its worker, and which ranks could resume. Changes nothing.
     Consider {
         /// The agent.

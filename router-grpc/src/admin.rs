@@ -102,6 +102,7 @@ impl Admin for AdminService {
             key: key.as_ref(),
             model: facts.model.as_deref(),
             rank: facts.rank,
+            unpinned: !kind.takes_rank(),
             ..RouteRequest::default()
         };
         let explained = self.router.explain(&wanted, &mut fastrand::Rng::new());

@@ -1,5 +1,7 @@
 //! Every knob of the router, defined once: flag, environment variable, key of the configuration file, help and default.
 
+mod api;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use router_core::ReportLevel;
 use router_core::policy::{CacheAwareSettings, PolicyConfig, ThresholdSettings};
 use router_http::{Secret, SecretProblem};
 
+pub use self::api::ApiArgs;
 use crate::worker_url::{UrlProblem, worker_url};
 
 /// Configuration of a router. [`Default`] is the command line's, on free loopback ports.
@@ -151,6 +154,9 @@ pub struct RouterConfig {
     /// Log as JSON
     #[arg(long, env = "ESPALIER_LOG_JSON")]
     pub log_json: bool,
+    /// Beyond the generation of text.
+    #[command(flatten)]
+    pub api: ApiArgs,
 }
 
 /// Policies by name.
@@ -259,6 +265,7 @@ impl RouterConfig {
         if let Some(Err(problem)) = self.api_key.as_deref().map(Secret::new) {
             errors.push(ConfigError::Key { flag: "api-key", problem });
         }
+        self.api.check(&mut errors);
         let mut range = |flag, value: String, good: bool, problem| {
             if !good {
                 errors.push(ConfigError::Range { flag, value, problem });

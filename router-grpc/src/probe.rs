@@ -11,7 +11,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use router_core::{FleetUpdate, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState};
+use router_core::{Done, FleetUpdate, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState};
 use router_http::Secret;
 use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
@@ -58,6 +58,8 @@ pub(crate) enum ProbeError {
     Status(&'static str, StatusCode),
     #[error("its answer to {0} cannot be read")]
     Unreadable(&'static str),
+    #[error("is paused: it answers /ping, and not /ready")]
+    Paused,
 }
 
 /// What a worker says about itself.
@@ -142,6 +144,16 @@ impl Prober {
         let answer = self.is_ready(&worker.url).await;
         let known_unreachable = worker.state == WorkerState::Unreachable;
         match answer {
+            // Alive: it keeps its cache, and lets what it gets wait.
+            Err(error @ ProbeError::Paused) => {
+                record.failures = 0;
+                if known_unreachable {
+                    tell_health(router, worker.id, true, error.to_string()).await;
+                }
+                if worker.state != WorkerState::Updating {
+                    tell_pause(router, worker.id, true, error.to_string()).await;
+                }
+            }
             Err(error) => {
                 if record.failed(known_unreachable, self.settings.failure_threshold) {
                     tell_health(router, worker.id, false, error.to_string()).await;
@@ -154,6 +166,9 @@ impl Prober {
                 }
                 if known_unreachable {
                     tell_health(router, worker.id, true, "answers its health check".to_owned()).await;
+                }
+                if worker.state == WorkerState::Updating {
+                    tell_pause(router, worker.id, false, "goes on".to_owned()).await;
                 }
             }
         }
@@ -191,6 +206,12 @@ impl Prober {
         if status == StatusCode::NOT_FOUND {
             path = "/v1/models";
             status = self.get(base, path).await?.0;
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE
+            && path == "/ready"
+            && self.get(base, "/ping").await?.0.is_success()
+        {
+            return Err(ProbeError::Paused);
         }
         if status.is_success() { Ok(()) } else { Err(ProbeError::Status(path, status)) }
     }
@@ -230,6 +251,12 @@ impl Prober {
 
 async fn tell_health(router: &Router, worker: WorkerId, reachable: bool, reason: String) {
     let update = FleetUpdate::Health { worker, reachable, reason: reason.into() };
+    // With an overloaded writer the next check says it again.
+    let _ = send(router, Update::Fleet(update)).await;
+}
+
+async fn tell_pause(router: &Router, worker: WorkerId, on: bool, reason: String) {
+    let update = FleetUpdate::Pause { worker, on, reason: reason.into(), done: Done::ignore() };
     // With an overloaded writer the next check says it again.
     let _ = send(router, Update::Fleet(update)).await;
 }

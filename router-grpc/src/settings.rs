@@ -51,6 +51,7 @@ pub(crate) fn data_plane(config: &RouterConfig, listen: SocketAddr) -> Result<Da
         shutdown_grace: Duration::from_secs(config.shutdown_grace_secs),
         worker_api_key: worker_api_key.or_else(|| api_key.clone()),
         api_key,
+        api: config.api.settings()?,
         ..DataPlaneConfig::default()
     })
 }

@@ -3,30 +3,46 @@
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
+use router_core::WorkerId;
 use router_core::key::PrefixKey;
 
 use crate::decode::RouteKind;
 
 /// A request once its body is here.
+#[derive(Debug)]
 pub(crate) struct Arrived {
     pub(crate) kind: RouteKind,
     pub(crate) method: Method,
     pub(crate) path: PathAndQuery,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// It changes what a worker keeps, so that doing it twice is not doing it once.
+    pub(crate) once: bool,
 }
 
 /// What a decision needs of a request.
 pub(crate) struct Wanted {
     pub(crate) key: Option<PrefixKey>,
     pub(crate) model: Option<String>,
+    /// The dp rank that the request asks for.
     pub(crate) rank: Option<u32>,
     pub(crate) several: bool,
+    /// The only worker that will do.
+    pub(crate) only: Option<WorkerId>,
+    /// The only dp rank of it that will do, which the request does not say by itself.
+    pub(crate) only_rank: Option<u32>,
 }
 
 impl Arrived {
     /// A generation that has not been answered at all can be done again, and so can what only reads; who knows what else could.
     pub(crate) fn may_repeat(&self) -> bool {
-        self.kind != RouteKind::Other || matches!(self.method, Method::GET | Method::HEAD)
+        !self.once && (self.kind.generates() || matches!(self.method, Method::GET | Method::HEAD))
+    }
+
+    /// The same request for another path.
+    pub(crate) fn at(&self, path: &'static str) -> Self {
+        let (method, headers) = (self.method.clone(), self.headers.clone());
+        let (path, body) = (PathAndQuery::from_static(path), self.body.clone());
+        Self { kind: self.kind, method, path, headers, body, once: self.once }
     }
 }

@@ -10,7 +10,6 @@ use hyper::body::Frame;
 use router_core::{InFlight, RouteError, RouteRequest, WorkerId};
 
 use crate::arrived::{Arrived, Wanted};
-use crate::decode::RouteKind;
 use crate::error::Failure;
 use crate::exchange::Exchange;
 use crate::service::Plane;
@@ -41,11 +40,11 @@ pub(crate) async fn answer(
     // then. Not more often, lest one that kills its worker kill them all.
     let mut lost_at: Option<WorkerId> = None;
     for attempt in 0..plane.config.max_attempts.max(1) {
-        let routed = route(plane, wanted, &tried).or_else(|error| match lost_at {
+        let routed = route(plane, arrived, wanted, &tried).or_else(|error| match lost_at {
             // Nobody else can do it.
             Some(worker) if error == RouteError::AllTried => {
                 tried.retain(|tried| *tried != worker);
-                route(plane, wanted, &tried)
+                route(plane, arrived, wanted, &tried)
             }
             _ => Err(error),
         });
@@ -61,7 +60,7 @@ pub(crate) async fn answer(
         tried.push(worker);
         let request = (&arrived.method, &arrived.path);
         let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
-        let pin_rank = arrived.kind != RouteKind::Other && wanted.rank.is_none();
+        let pin_rank = arrived.kind.takes_rank() && wanted.rank.is_none();
         let sent = plane.upstream.send(exchange.sent(in_flight), request, headers, body, pin_rank);
         let answered = match sent.await {
             Ok(response) => begin(plane, arrived, response).await,
@@ -112,9 +111,20 @@ async fn begin(
     }
 }
 
-fn route(plane: &Plane, wanted: &Wanted, tried: &[WorkerId]) -> Result<InFlight, RouteError> {
-    let request =
-        RouteRequest { key: wanted.key.as_ref(), model: wanted.model.as_deref(), rank: wanted.rank, tried };
+fn route(
+    plane: &Plane,
+    arrived: &Arrived,
+    wanted: &Wanted,
+    tried: &[WorkerId],
+) -> Result<InFlight, RouteError> {
+    let request = RouteRequest {
+        key: wanted.key.as_ref(),
+        model: wanted.model.as_deref(),
+        rank: wanted.rank.or(wanted.only_rank),
+        tried,
+        only: wanted.only,
+        unpinned: !arrived.kind.takes_rank(),
+    };
     RNG.with_borrow_mut(|rng| plane.router.route(&request, plane.clock.now(), rng))
 }
 

@@ -11,8 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
+use serde_json::json;
 use tokio::time::Sleep;
 
+use crate::decode::RouteKind;
 use crate::exchange::Exchange;
 use crate::metrics::Outcome;
 use crate::upstream::WorkerBody;
@@ -68,7 +70,7 @@ impl Body {
         takes_event: bool,
         idle_timeout: Option<Duration>,
     ) -> Self {
-        let search = UsageSearch::new();
+        let search = UsageSearch::of(exchange.route());
         let mut passing = Passing {
             inner,
             first,
@@ -159,11 +161,30 @@ impl Passing {
             return Poll::Pending;
         }
         self.ended = true;
-        let event = serde_json::json!({"error": {
-            "message": error.to_string(), "type": "server_error", "code": "stream_broken", "source": "worker",
-        }});
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from(format!("\n\ndata: {event}\n\n"))))))
+        let event = error_event(self.exchange.route(), &error);
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from(event)))))
     }
+}
+
+/// The event that says so, after the end of whatever was cut, in the shape that the API's clients raise an error for:
+/// Anthropic's pass over an event without a name.
+fn error_event(route: RouteKind, error: &BrokenBody) -> String {
+    let message = error.to_string();
+    let (name, event) = match route {
+        RouteKind::Messages => {
+            let error =
+                json!({"type": "api_error", "message": message, "code": "stream_broken", "source": "worker"});
+            ("event: error\n", json!({"type": "error", "error": error}))
+        }
+        _ => {
+            let kind = "server_error";
+            (
+                "",
+                json!({"error": {"message": message, "type": kind, "code": "stream_broken", "source": "worker"}}),
+            )
+        }
+    };
+    format!("\n\n{name}data: {event}\n\n")
 }
 
 impl HttpBody for Body {

@@ -46,6 +46,26 @@ pub struct DataPlaneConfig {
     pub api_key: Option<Secret>,
     /// Key sent to the workers in place of the client's.
     pub worker_api_key: Option<Secret>,
+    /// Beyond the generation of text.
+    pub api: ApiConfig,
+}
+
+/// Bounds and keys of what is not a generation: control calls, questions to all workers, and what workers keep.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Key that routes which control the engine take, and then no other; without it they take
+    /// [`DataPlaneConfig::api_key`].
+    pub admin_api_key: Option<Secret>,
+    /// Key sent to the workers with such calls; without it [`DataPlaneConfig::worker_api_key`].
+    pub worker_admin_api_key: Option<Secret>,
+    /// Longest wait for one worker's answer to a control call: changing weights takes long.
+    pub control_timeout: Duration,
+    /// Longest wait for one worker's answer to a question that is asked of all.
+    pub fleet_timeout: Duration,
+    /// Sessions whose workers are remembered at most, and stored responses; the least recently used is forgotten first.
+    pub max_kept_ids: usize,
+    /// Time after its last use for which one is remembered.
+    pub kept_id_ttl: Duration,
 }
 
 /// A value that is compared in constant time and never printed.
@@ -90,6 +110,20 @@ impl Default for DataPlaneConfig {
             shutdown_grace: Duration::from_secs(30),
             api_key: None,
             worker_api_key: None,
+            api: ApiConfig::default(),
+        }
+    }
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            admin_api_key: None,
+            worker_admin_api_key: None,
+            control_timeout: Duration::from_secs(600),
+            fleet_timeout: Duration::from_secs(5),
+            max_kept_ids: 65_536,
+            kept_id_ttl: Duration::from_secs(3600),
         }
     }
 }

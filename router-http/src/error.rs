@@ -30,6 +30,30 @@ pub(crate) enum Failure {
     Upgrade,
     #[error("the API key is missing or wrong; send `Authorization: Bearer KEY`")]
     Unauthorized,
+    #[error(
+        "this route takes the admin key, and no other; send `Authorization: Bearer KEY` with what --admin-api-key is"
+    )]
+    NotAdmin,
+    #[error("x-espalier-worker names no registered worker; /model_info lists their URLs")]
+    UnknownWorker,
+    #[error(
+        "this call is about one worker, and there are several: name one by its URL in the header or the query parameter \
+         x-espalier-worker"
+    )]
+    WorkerNotNamed,
+    #[error(
+        "the {what} is not known here: it was closed, forgotten after long disuse, or made through another router; begin a new \
+         one, or name its worker with x-espalier-worker"
+    )]
+    StateUnknown { what: &'static str },
+    #[error("the worker that had the {what} is gone, and the {what} with it; begin a new one")]
+    StateLost { what: &'static str },
+    #[error("{most} commands are being carried out, and no more at once; try again when some have ended")]
+    TooManyCommands { most: usize },
+    #[error(
+        "the worker's answer is larger than {limit} bytes, the most that is read of one in an answer for many"
+    )]
+    AnswerTooLarge { limit: usize },
     #[error(transparent)]
     Route(#[from] RouteError),
     #[error("the worker could not be reached: {0}")]
@@ -38,6 +62,15 @@ pub(crate) enum Failure {
     Lost,
     #[error("the worker did not begin to answer within {seconds} s")]
     Slow { seconds: u64 },
+}
+
+/// Whose clients read an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Native,
+    OpenAi,
+    Anthropic,
+    Ollama,
 }
 
 /// Who has to do something about a failure.
@@ -58,6 +91,18 @@ pub(crate) struct Verdict {
     pub(crate) retry_after_s: Option<u32>,
 }
 
+impl Shape {
+    /// The shape that clients of a path understand.
+    pub(crate) fn of(path: &str) -> Self {
+        match path {
+            path if path.starts_with("/v1/messages") => Self::Anthropic,
+            path if path.starts_with("/v1/") => Self::OpenAi,
+            path if path.starts_with("/api/") => Self::Ollama,
+            _ => Self::Native,
+        }
+    }
+}
+
 impl Failure {
     /// The table.
     pub(crate) fn verdict(&self) -> Verdict {
@@ -71,6 +116,16 @@ impl Failure {
             Self::Tunnel => (405, "connect_not_served", Client, None),
             Self::Upgrade => (501, "upgrade_not_served", Router, None),
             Self::Unauthorized => (401, "invalid_api_key", Client, None),
+            Self::NotAdmin => (401, "invalid_admin_api_key", Client, None),
+            Self::UnknownWorker => (404, "unknown_worker", Client, None),
+            Self::WorkerNotNamed => (400, "worker_not_named", Client, None),
+            Self::StateUnknown { .. } => (404, "state_unknown", Client, None),
+            // Trying again brings nothing back: a client must not do that by itself, as it would after a 5xx.
+            Self::StateLost { .. } => (410, "state_lost", Worker, None),
+            Self::TooManyCommands { .. } => (503, "too_many_commands", Router, Some(1)),
+            Self::AnswerTooLarge { .. } => (502, "answer_too_large", Worker, None),
+            // It was there when it was named.
+            Self::Route(RouteError::UnknownWorker(_)) => (410, "worker_gone", Worker, None),
             Self::Route(RouteError::UnknownModel { .. }) => (404, "model_not_found", Client, None),
             Self::Route(RouteError::UnknownRank { .. }) => (400, "unknown_dp_rank", Client, None),
             Self::Route(RouteError::NoWorkers) => (503, "no_workers", Router, Some(1)),
@@ -84,19 +139,24 @@ impl Failure {
         Verdict { status, code, source, retry_after_s }
     }
 
-    /// The answer, in the shape of OpenAI's API or of SGLang's own.
-    pub(crate) fn response(&self, openai: bool) -> Response<Body> {
+    /// The answer, in the shape of the API that was asked.
+    pub(crate) fn response(&self, shape: Shape) -> Response<Body> {
         let verdict = self.verdict();
         let message = self.to_string();
         let (code, source) = (verdict.code, verdict.source.name());
-        let body = if openai {
-            let kind = match verdict.source {
-                Source::Client => "invalid_request_error",
-                Source::Router | Source::Worker => "server_error",
-            };
-            json!({"error": {"message": message, "type": kind, "param": null, "code": code, "source": source}})
-        } else {
-            json!({"error": {"message": message, "code": code, "source": source}})
+        let client = verdict.source == Source::Client;
+        let body = match shape {
+            Shape::OpenAi => {
+                let kind = if client { "invalid_request_error" } else { "server_error" };
+                json!({"error": {"message": message, "type": kind, "param": null, "code": code, "source": source}})
+            }
+            Shape::Anthropic => {
+                let kind = if client { "invalid_request_error" } else { "api_error" };
+                let error = json!({"type": kind, "message": message, "code": code, "source": source});
+                json!({"type": "error", "error": error})
+            }
+            Shape::Ollama => json!({"error": message, "code": code, "source": source}),
+            Shape::Native => json!({"error": {"message": message, "code": code, "source": source}}),
         };
         let mut response = Response::new(Body::own(Full::from(body.to_string())));
         *response.status_mut() = verdict.status;

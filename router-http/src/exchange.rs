@@ -9,7 +9,9 @@ use router_core::{InFlight, Usage};
 
 use crate::clock::Clock;
 use crate::decode::RouteKind;
+use crate::learn::Learning;
 use crate::metrics::{HttpMetrics, Outcome, ThreadMetrics};
+use crate::rids::{Noted, Rids};
 
 /// See the module. Dropping it without [`end`](Self::end) counts as the client going away.
 #[derive(Debug)]
@@ -32,6 +34,10 @@ pub(crate) struct Exchange {
     streaming: bool,
     bytes: u64,
     refused_in_stream: bool,
+    /// The request's own name, and where such names are noted while it is in flight.
+    rid: Option<(Arc<Rids>, Arc<str>)>,
+    noted: Option<Noted>,
+    learning: Option<Box<Learning>>,
     ended: bool,
 }
 
@@ -71,8 +77,25 @@ impl Exchange {
             streaming: false,
             bytes: 0,
             refused_in_stream: false,
+            rid: None,
+            noted: None,
+            learning: None,
             ended: false,
         }
+    }
+
+    /// The request has a name of its own, by which it can be aborted while it is in flight.
+    pub(crate) fn is_named(&mut self, rid: Arc<str>, rids: Arc<Rids>) {
+        self.rid = Some((rids, rid));
+    }
+
+    /// Its answer teaches where what it names is kept.
+    pub(crate) fn learns(&mut self, learning: Learning) {
+        self.learning = Some(Box::new(learning));
+    }
+
+    pub(crate) fn route(&self) -> RouteKind {
+        self.route
     }
 
     fn families(&self) -> &HttpMetrics {
@@ -101,11 +124,18 @@ impl Exchange {
             reason: in_flight.reason(),
             predicted_tokens: in_flight.predicted_tokens(),
         });
+        if let Some((rids, rid)) = &self.rid {
+            self.noted = rids.note(rid, in_flight.target().worker);
+            if self.noted.is_none() {
+                self.families().rids_refused.inc();
+            }
+        }
         self.in_flight.insert(in_flight)
     }
 
     /// The attempt came to nothing; what its decision claimed is undone.
     pub(crate) fn failed_attempt(&mut self) {
+        self.noted = None;
         if self.in_flight.take().is_some() {
             self.families().in_flight.dec();
         }
@@ -133,6 +163,12 @@ impl Exchange {
         // SGLang refuses a stream with status 200 and an error as its first event: nothing was prefilled for it.
         self.refused_in_stream |= self.bytes == 0 && self.streaming && data.starts_with(ERROR_EVENT);
         self.bytes += data.len() as u64;
+        if let (Some(learning), Some(in_flight)) = (&mut self.learning, &self.in_flight)
+            && self.status.is_success()
+            && !self.refused_in_stream
+        {
+            learning.look(data, in_flight.target(), self.clock.now(), &self.metrics.families);
+        }
         if self.ttft.is_none() && self.streaming && self.status.is_success() && !self.refused_in_stream {
             let ttft = self.began.elapsed();
             self.ttft = Some(ttft);
@@ -164,6 +200,7 @@ impl Exchange {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        self.noted = None;
         if let Some(in_flight) = self.in_flight.take() {
             self.families().in_flight.dec();
             // An error of the worker has prefilled nothing.

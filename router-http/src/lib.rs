@@ -12,6 +12,8 @@
 pub mod decode;
 
 mod accept;
+mod access;
+mod addressee;
 mod arrived;
 mod attempts;
 mod body;
@@ -19,19 +21,25 @@ mod clock;
 mod config;
 mod error;
 mod exchange;
+mod fleet;
 mod headers;
+mod kept;
 mod key;
+mod learn;
 mod listen;
 mod metrics;
 mod own;
 mod receive;
+mod rids;
+mod route;
 mod server;
 mod service;
+mod shared;
 mod upstream;
 mod usage;
 
 pub use clock::Clock;
-pub use config::{DataPlaneConfig, Secret, SecretProblem, available_threads};
+pub use config::{ApiConfig, DataPlaneConfig, Secret, SecretProblem, available_threads};
 pub use headers::bearer;
 pub use key::key;
 pub use metrics::{HttpMetrics, Outcome};

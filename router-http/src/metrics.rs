@@ -29,6 +29,9 @@ pub struct HttpMetrics {
     pub(crate) connections_refused: Counter<u64, AtomicU64>,
     pub(crate) connections_silent: Counter,
     pub(crate) failures: Family<FailureLabels, Counter>,
+    pub(crate) fan_out_failures: Counter,
+    pub(crate) ids_forgotten: Counter,
+    pub(crate) rids_refused: Counter,
 }
 
 /// Labels of one request that no worker answered.
@@ -125,6 +128,9 @@ impl HttpMetrics {
             connections_refused: Counter::default(),
             connections_silent: Counter::default(),
             failures: Family::default(),
+            fan_out_failures: Counter::default(),
+            ids_forgotten: Counter::default(),
+            rids_refused: Counter::default(),
         };
         let it = &metrics;
         registry.register("espalier_requests", "Requests by route and how they ended", it.requests.clone());
@@ -184,6 +190,21 @@ impl HttpMetrics {
             "espalier_failures",
             "Requests that no worker answered, by the code of the error and by who has to do something about it",
             it.failures.clone(),
+        );
+        registry.register(
+            "espalier_fan_out_failures",
+            "Workers that did not answer what was sent to several",
+            it.fan_out_failures.clone(),
+        );
+        registry.register(
+            "espalier_kept_ids_forgotten",
+            "Sessions and stored responses whose worker was forgotten for lack of room",
+            it.ids_forgotten.clone(),
+        );
+        registry.register(
+            "espalier_rids_refused",
+            "Requests whose own name was not noted for lack of room, so that an abort of one goes to every worker",
+            it.rids_refused.clone(),
         );
         metrics
     }

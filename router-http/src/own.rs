@@ -14,7 +14,12 @@ pub(crate) fn answer<B>(router: &Router, whole: bool, request: &Request<B>) -> O
         // About the server as a whole (RFC 9110 §9.3.7): no worker's business.
         (&Method::OPTIONS, "*") => StatusCode::OK,
         (&Method::GET | &Method::HEAD, "/liveness") => alive(whole && !router.is_orphaned()),
-        (&Method::GET | &Method::HEAD, "/health" | "/readiness") => {
+        // SGLang's own word for being alive, which holds while it is paused.
+        (&Method::GET | &Method::HEAD, "/ping") => {
+            let snapshot = router.snapshot();
+            alive(snapshot.fleet.workers.iter().any(|worker| worker.state != WorkerState::Unreachable))
+        }
+        (&Method::GET | &Method::HEAD, "/health" | "/readiness" | "/ready") => {
             let snapshot = router.snapshot();
             alive(snapshot.fleet.workers.iter().any(|worker| worker.state == WorkerState::Ready))
         }

@@ -18,6 +18,7 @@ use crate::config::DataPlaneConfig;
 use crate::listen::listen;
 use crate::metrics::HttpMetrics;
 use crate::service::Service;
+use crate::shared::Shared;
 
 /// The data plane.
 #[derive(Debug)]
@@ -86,10 +87,13 @@ impl Bound {
         let _ends = end.clone().drop_guard();
         let room = Arc::new(Semaphore::new(self.config.max_connections.min(Semaphore::MAX_PERMITS)));
         let died = Arc::new(AtomicBool::new(false));
+        let shared = Arc::new(Shared::new(self.config.api.max_kept_ids, self.config.api.kept_id_ttl));
         let (ends, mut ended) = mpsc::unbounded_channel();
         for listener in self.listeners {
             let (config, router, clock) = (self.config.clone(), self.router.clone(), self.clock);
-            let service = Service::new(config.clone(), router, clock, self.metrics.clone(), died.clone());
+            let shared = shared.clone();
+            let service =
+                Service::new(config.clone(), router, clock, self.metrics.clone(), shared, died.clone());
             let accepting = Accepting { config, service, metrics: self.metrics.clone(), room: room.clone() };
             let (shutdown, end) = (shutdown.clone(), end.clone());
             start(ends.clone(), move || run(listener, accepting, shutdown, end));

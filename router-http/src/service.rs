@@ -1,29 +1,37 @@
-//! What happens to one request: decode → key → [attempts](crate::attempts) at workers → the answer passed on.
+//! What happens to one request: decode → key → [attempts] at workers → the answer passed on.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use opentelemetry::global;
-use router_core::Router;
+use router_core::{Router, WorkerId};
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
+use crate::access;
+use crate::addressee;
 use crate::arrived::{Arrived, Wanted};
 use crate::attempts::{self, Answered, is_stream, takes_event};
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::config::DataPlaneConfig;
 use crate::decode::{self, RouteKind};
-use crate::error::Failure;
+use crate::error::{Failure, Shape};
 use crate::exchange::Exchange;
+use crate::fleet;
 use crate::headers::{self, HeaderExtractor, HeaderInjector};
+use crate::kept::Place;
+use crate::learn::{Learning, What};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
 use crate::own;
 use crate::receive;
+use crate::route::{self, Handling, Route};
+use crate::shared::Shared;
 use crate::upstream::Upstream;
 
 /// Serves the requests of one thread. Cheap to clone.
@@ -40,10 +48,21 @@ pub(crate) struct Plane {
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<ThreadMetrics>,
     pub(crate) upstream: Upstream,
+    /// With the other threads.
+    pub(crate) shared: Arc<Shared>,
     /// A thread of the data plane has.
     died: Arc<AtomicBool>,
     /// Requests have spans, and carry their context.
     traced: bool,
+}
+
+/// What a request comes to.
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and it is moved once")]
+enum Reply {
+    /// One worker's answer, as it comes.
+    Passing(Answered),
+    /// An answer for several workers.
+    Joined(Response<Body>),
 }
 
 impl Service {
@@ -52,13 +71,14 @@ impl Service {
         router: Router,
         clock: Clock,
         metrics: HttpMetrics,
+        shared: Arc<Shared>,
         died: Arc<AtomicBool>,
     ) -> Self {
         let upstream = Upstream::new(&config);
         let metrics = Arc::new(ThreadMetrics::new(metrics));
         // Where nothing exports traces there is no propagator either, and the client's own context is passed on untouched.
         let traced = global::get_text_map_propagator(|propagator| propagator.fields().next().is_some());
-        Self { plane: Arc::new(Plane { config, router, clock, metrics, upstream, died, traced }) }
+        Self { plane: Arc::new(Plane { config, router, clock, metrics, upstream, shared, died, traced }) }
     }
 
     /// Closes connections to workers that have waited too long.
@@ -72,38 +92,48 @@ impl Service {
         request: Request<Incoming>,
         client: Option<HeaderValue>,
     ) -> Response<Body> {
-        if let Some(answer) = own::answer(&self.plane.router, !self.plane.died.load(Relaxed), &request) {
-            return answer;
+        let path = addressee::plain_path(request.uri());
+        let route = route::of(request.method(), &path);
+        let whole = !self.plane.died.load(Relaxed);
+        if let Some(answer) = own::answer(&self.plane.router, whole, &request) {
+            let allowed = self.authorize(route, request.method(), request.headers());
+            return allowed.map_or_else(|failure| failure.response(Shape::of(&path)), |()| answer);
         }
-        let kind = RouteKind::of(request.method(), request.uri().path());
+        drop(path);
         if !self.plane.traced {
-            return self.answer(kind, request, client).await;
+            return self.answer(route, request, client).await;
         }
         let span = tracing::info_span!(
-            "request", otel.kind = "server", method = %request.method(), route = kind.name()
+            "request", otel.kind = "server", method = %request.method(), route = route.kind().name()
         );
         // Fails only where the log filter has no such span.
         let _ = span.set_parent(global::get_text_map_propagator(|propagator| {
             propagator.extract(&HeaderExtractor(request.headers()))
         }));
-        self.answer(kind, request, client).instrument(span).await
+        self.answer(route, request, client).instrument(span).await
     }
 
     async fn answer(
         self,
-        kind: RouteKind,
+        route: &'static Route,
         request: Request<Incoming>,
         client: Option<HeaderValue>,
     ) -> Response<Body> {
         let plane = &self.plane;
         let id = headers::request_id(request.headers());
         let method = request.method().clone();
-        let mut exchange = Exchange::begin(plane.metrics.clone(), plane.clock, method, kind, id);
-        let openai = request.uri().path().starts_with("/v1/");
-        match self.exchange(kind, request, client, &mut exchange).await {
-            Ok(answered) => self.pass_on(answered, exchange),
+        let mut exchange = Exchange::begin(plane.metrics.clone(), plane.clock, method, route.kind(), id);
+        let shape = Shape::of(request.uri().path());
+        match self.exchange(route, request, client, &mut exchange).await {
+            Ok(Reply::Passing(answered)) => self.pass_on(answered, exchange),
+            Ok(Reply::Joined(mut response)) => {
+                response.headers_mut().insert(headers::REQUEST_ID, exchange.request_id().clone());
+                exchange.answered(response.status(), false);
+                exchange.complete();
+                response
+            }
             Err(failure) => {
-                let mut response = failure.response(openai);
+                let mut response = failure.response(shape);
                 response.headers_mut().insert(headers::REQUEST_ID, exchange.request_id().clone());
                 let verdict = failure.verdict();
                 let labels = FailureLabels { code: verdict.code, source: verdict.source.name() };
@@ -114,42 +144,98 @@ impl Service {
         }
     }
 
-    /// The head of a worker's answer, with what is told of its decision.
+    /// The head of a worker's answer, with what is told of its decision, or the answer for several workers.
     async fn exchange(
         &self,
-        kind: RouteKind,
+        route: &Route,
         request: Request<Incoming>,
         client: Option<HeaderValue>,
         exchange: &mut Exchange,
-    ) -> Result<Answered, Failure> {
-        self.authorize(request.headers())?;
+    ) -> Result<Reply, Failure> {
+        let plane = &*self.plane;
+        self.authorize(route, request.method(), request.headers())?;
         own::refuse_tunnels(&request)?;
-        let mut arrived = self.receive(kind, request).await?;
-        let began = Instant::now();
-        let wanted = self.decode(&arrived)?;
-        if wanted.several {
-            exchange.has_several_prompts();
-        }
-        if self.plane.config.api_key.is_some() {
-            // The key to this router is no worker's business.
-            arrived.headers.remove(header::AUTHORIZATION);
-        }
-        let key = self.plane.config.worker_api_key.as_ref().map(|key| key.as_header());
+        let mut arrived = self.receive(route.kind(), request).await?;
+        let only = addressee::named(&plane.router, &mut arrived.headers, &mut arrived.path)?;
+        let key = access::exchange_keys(&plane.config, &arrived.method, route.access, &mut arrived.headers);
         headers::to_worker(&mut arrived.headers, client.as_ref(), exchange.request_id(), key);
-        if self.plane.traced {
+        if plane.traced {
             let context = tracing::Span::current().context();
             global::get_text_map_propagator(|propagator| {
                 propagator.inject_context(&context, &mut HeaderInjector(&mut arrived.headers));
             });
         }
-        attempts::answer(&self.plane, &arrived, &wanted, began, exchange).await
+        if let Handling::Many(concern) = route.handling {
+            return fleet::answer(&self.plane, route, concern, arrived, only).await.map(Reply::Joined);
+        }
+        let began = Instant::now();
+        let wanted = self.decide_by(route, &mut arrived, only, exchange)?;
+        if wanted.several {
+            exchange.has_several_prompts();
+        }
+        attempts::answer(plane, &arrived, &wanted, began, exchange).await.map(Reply::Passing)
     }
 
-    fn decode(&self, arrived: &Arrived) -> Result<Wanted, Failure> {
+    /// What a request is decided by, and what its answer will teach.
+    fn decide_by(
+        &self,
+        route: &Route,
+        arrived: &mut Arrived,
+        only: Option<WorkerId>,
+        exchange: &mut Exchange,
+    ) -> Result<Wanted, Failure> {
+        let (plane, now) = (&*self.plane, self.plane.clock.now());
         let facts = decode::facts(arrived.kind, &arrived.headers, &arrived.body)?;
-        let key = crate::key::key(&self.plane.router, &facts);
-        let (rank, several) = (facts.rank, facts.several);
-        Ok(Wanted { key, model: facts.model.map(|model| model.into_owned()), rank, several })
+        let key = crate::key::key(&plane.router, &facts);
+        let place = match only {
+            Some(worker) => Some(Place { worker, rank: None }),
+            None if arrived.kind.generates() => {
+                addressee::of_history(&plane.router, &plane.shared, &facts.names, now)?
+            }
+            None if arrived.kind == RouteKind::Session => {
+                let path = addressee::percent_decoded(arrived.path.path());
+                addressee::of_route(&plane.router, &plane.shared, route, &path, &arrived.body, now)?
+            }
+            None => None,
+        };
+        let names = &facts.names;
+        if let Some(rid) = &names.rid {
+            exchange.is_named(Arc::from(&**rid), plane.shared.rids.clone());
+        }
+        let session = names
+            .session
+            .as_ref()
+            .or(names.session_id.as_ref().filter(|_| only.is_none() && place.is_some()));
+        let learns = match route.handling {
+            Handling::OpenSession => Some(What::Opened),
+            Handling::Prefix(RouteKind::Responses) => Some(What::Stored),
+            _ => session.map(|session| What::Continued(Arc::from(&**session))),
+        };
+        let once = names.session.is_some()
+            || matches!(route.handling, Handling::OpenSession | Handling::CloseSession);
+        if let Some(what) = learns {
+            exchange.learns(Learning::new(plane.shared.clone(), what));
+        }
+        let wanted = Wanted {
+            key,
+            rank: facts.rank,
+            several: facts.several,
+            model: facts.model.or_else(|| self.model_elsewhere(arrived)).map(Cow::into_owned),
+            only: place.map(|place| place.worker),
+            only_rank: place.and_then(|place| place.rank),
+        };
+        arrived.once = once;
+        Ok(wanted)
+    }
+
+    /// The model that work without a prompt names, if a worker serves it: the engine takes any name, and so it is no error here.
+    fn model_elsewhere<'b>(&self, arrived: &'b Arrived) -> Option<Cow<'b, str>> {
+        if arrived.kind != RouteKind::Other || arrived.method != Method::POST {
+            return None;
+        }
+        let model = decode::model(&arrived.body)?;
+        let snapshot = self.plane.router.snapshot();
+        snapshot.fleet.workers.iter().any(|worker| worker.serves(&model)).then_some(model)
     }
 
     async fn receive(&self, kind: RouteKind, request: Request<Incoming>) -> Result<Arrived, Failure> {
@@ -157,14 +243,11 @@ impl Service {
         let config = &self.plane.config;
         let body = receive::whole(body, config.max_body_bytes, config.upload_idle_timeout).await?;
         let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        Ok(Arrived { kind, method: head.method, path, headers: head.headers, body })
+        Ok(Arrived { kind, method: head.method, path, headers: head.headers, body, once: false })
     }
 
-    fn authorize(&self, headers: &HeaderMap) -> Result<(), Failure> {
-        let Some(key) = &self.plane.config.api_key else { return Ok(()) };
-        let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-        let given = given.and_then(headers::bearer);
-        if given.is_some_and(|given| key.matches(given)) { Ok(()) } else { Err(Failure::Unauthorized) }
+    fn authorize(&self, route: &Route, method: &Method, headers: &HeaderMap) -> Result<(), Failure> {
+        access::authorize(&self.plane.config, method, route.access, headers)
     }
 
     /// Passes a worker's answer on; from here on its body reports what happens.

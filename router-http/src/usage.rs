@@ -1,6 +1,7 @@
 //! Finds in the bytes of a passing answer how much of the prompt was cached.
 //!
-//! Both numbers are looked for by their key as it stands in JSON, `"prompt_tokens":` and `"cached_tokens":`. A generated text
+//! Both numbers are looked for by their key as it stands in JSON, `"prompt_tokens":` (the responses API says `"input_tokens":`)
+//! and `"cached_tokens":`. A generated text
 //! that imitates them cannot be mistaken: within a JSON string its quotes are escaped. What may be the beginning of a key or of
 //! its number at the end of a chunk is carried over to the next.
 
@@ -8,6 +9,8 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 use router_core::Usage;
+
+use crate::decode::RouteKind;
 
 /// See the module.
 #[derive(Debug)]
@@ -25,15 +28,18 @@ struct Field {
 
 /// Made once: it takes longer than a search in a short answer.
 static PROMPT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"prompt_tokens\":"));
+static INPUT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"input_tokens\":"));
 static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"cached_tokens\":"));
 
 /// Longest key with its number and white space.
 const MOST_CARRIED: usize = 64;
 
 impl UsageSearch {
-    pub(crate) fn new() -> Self {
+    /// The search in an answer by this kind of route.
+    pub(crate) fn of(kind: RouteKind) -> Self {
         let field = |key| Field { key, value: None };
-        Self { prompt: field(&PROMPT), cached: field(&CACHED), carried: Vec::new() }
+        let prompt = if kind == RouteKind::Responses { &INPUT } else { &PROMPT };
+        Self { prompt: field(prompt), cached: field(&CACHED), carried: Vec::new() }
     }
 
     /// Looks at the next chunk; returns the usage once, when both numbers have been seen.
@@ -93,7 +99,7 @@ mod tests {
         r#"data: {"text":" a","meta_info":{"id":"x","prompt_tokens":1234,"cached_tokens": 567,"e":1}}"#;
 
     fn usage(chunks: &[&[u8]]) -> Option<Usage> {
-        let mut search = UsageSearch::new();
+        let mut search = UsageSearch::of(RouteKind::Generate);
         let found: Vec<_> = chunks.iter().filter_map(|chunk| search.look(chunk)).collect();
         assert!(found.len() <= 1, "it is told once");
         found.first().copied()
@@ -118,6 +124,14 @@ mod tests {
         let unreported = br#"{"usage":{"prompt_tokens":9,"prompt_tokens_details":null}}"#;
         assert_eq!(usage(&[unreported]), None);
         assert_eq!(usage(&[br#"{"prompt_tokens":null,"cached_tokens":null}"#]), None);
+    }
+
+    #[test]
+    fn the_responses_api_has_names_of_its_own() {
+        let usage =
+            br#"{"usage":{"input_tokens":5,"input_tokens_details":{"cached_tokens":3},"output_tokens":2}}"#;
+        let found = UsageSearch::of(RouteKind::Responses).look(usage);
+        assert_eq!(found, Some(Usage { prompt_tokens: 5, cached_tokens: 3 }));
     }
 
     #[test]

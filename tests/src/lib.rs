@@ -161,7 +161,12 @@ pub struct Answer {
 
 impl HttpClient {
     pub fn of(router: &RunningRouter) -> Self {
-        let base = format!("http://{}", router.http_addr());
+        Self::at(&format!("http://{}", router.http_addr()))
+    }
+
+    /// A client of whatever serves at a base URL.
+    pub fn at(base: &str) -> Self {
+        let base = base.to_owned();
         Self { base, key: None, client: Client::builder(TokioExecutor::new()).build_http() }
     }
 

@@ -71,6 +71,9 @@ pub struct SimConfig {
     /// Key that all but the health routes ask for.
     #[arg(long, env = "SGLANG_SIM_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+    /// Key that the routes which control the engine ask for, and then no other.
+    #[arg(long, env = "SGLANG_SIM_ADMIN_API_KEY", hide_env_values = true)]
+    pub admin_api_key: Option<String>,
 }
 
 /// A simulated server that cannot be started.

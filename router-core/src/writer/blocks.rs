@@ -45,11 +45,7 @@ impl State {
 
     fn apply_changes(&mut self, target: TargetId, at: Time, delta: &Delta) {
         if delta.cleared {
-            let applied = self.roster.rank(target).and_then(|rank| rank.gate.applied());
-            self.roster.void(target);
-            if let (Some(rank), Some(applied)) = (self.roster.rank_mut(target), applied) {
-                rank.gate.open(applied);
-            }
+            self.roster.flush(target);
             let detail = Arc::from("the engine cleared its cache");
             self.happened(target.worker, Some(target.rank), at, EventKind::ClaimsVoided, detail);
         }

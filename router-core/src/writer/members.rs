@@ -43,6 +43,19 @@ impl State {
                     self.void_worker(worker, now, &reason);
                 }
             }
+            FleetUpdate::Flushed { worker, reason, done } => {
+                self.flush_worker(worker, now, &reason);
+                self.when_published(move || done.call(()));
+            }
+            FleetUpdate::Pause { worker, on, reason, done } => {
+                self.change_state(worker, now, |member| {
+                    // What is said again is no news, and hides no other reason.
+                    if std::mem::replace(&mut member.paused, on) != on {
+                        member.reason = reason;
+                    }
+                });
+                self.when_published(move || done.call(()));
+            }
             FleetUpdate::Consider { agent, done } => done.call(self.consider(&agent)),
             FleetUpdate::Join { agent, session, level, at, done } => {
                 let joined = self.join(agent, session, level, at);

@@ -287,6 +287,16 @@ impl State {
         self.happened(worker, None, at, EventKind::ClaimsVoided, reason.into());
     }
 
+    /// The same, for an engine whose agent goes on with its deltas.
+    fn flush_worker(&mut self, worker: WorkerId, at: Time, reason: &str) {
+        let Some(member) = self.roster.get(worker) else { return };
+        for rank in 0..member.ranks.len() as u32 {
+            self.roster.flush(TargetId { worker, rank });
+        }
+        self.dirty = true;
+        self.happened(worker, None, at, EventKind::ClaimsVoided, reason.into());
+    }
+
     /// Keeps a target's claims within what it can hold.
     fn bound_target(&mut self, target: TargetId) {
         let Some(member) = self.roster.get(target.worker) else { return };

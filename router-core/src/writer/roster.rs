@@ -47,7 +47,10 @@ pub(crate) struct Member {
     pub(crate) incarnation: Incarnation,
     pub(crate) reachable: bool,
     pub(crate) draining: bool,
+    /// As its agent says.
     pub(crate) updating: bool,
+    /// As a health check or a call that passed says.
+    pub(crate) paused: bool,
     pub(crate) reason: Arc<str>,
     pub(crate) session: Option<Session>,
     pub(crate) ranks: Vec<Rank>,
@@ -121,6 +124,7 @@ impl Roster {
             reachable: false,
             draining: false,
             updating: false,
+            paused: false,
             reason: Arc::from("not probed yet"),
             session: None,
             ranks: vec![rank],
@@ -168,6 +172,15 @@ impl Roster {
             rank.gate.close();
             rank.divergence_tokens = None;
             self.slots.retired.push_back(old);
+        }
+    }
+
+    /// The same for a rank whose cache is empty now: its agent's deltas go on from there.
+    pub(crate) fn flush(&mut self, target: TargetId) {
+        let applied = self.rank(target).and_then(|rank| rank.gate.applied());
+        self.void(target);
+        if let (Some(rank), Some(applied)) = (self.rank_mut(target), applied) {
+            rank.gate.open(applied);
         }
     }
 
@@ -330,7 +343,7 @@ impl Member {
         match () {
             () if !self.reachable => WorkerState::Unreachable,
             () if self.draining => WorkerState::Draining,
-            () if self.updating => WorkerState::Updating,
+            () if self.updating || self.paused => WorkerState::Updating,
             () => WorkerState::Ready,
         }
     }

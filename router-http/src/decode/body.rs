@@ -7,8 +7,9 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::error::Category;
 
-use super::chat::Chat;
-use super::value::{Ids, Prompts, Text, TextOrIds};
+use super::chat::{Chat, Input, System};
+use super::field::Field;
+use super::value::{Ids, Instances, Name, Prompts, Text, TextOrIds};
 use super::{Facts, Prompt, RouteKind};
 
 /// A body that cannot be routed. Shows no value of it.
@@ -48,6 +49,10 @@ pub(super) struct Parts<'a> {
     pub(super) text: Option<Prompts<'a>>,
     pub(super) ids: Option<Ids>,
     pub(super) messages: Option<Chat>,
+    /// Stands before the chat.
+    pub(super) system: Option<Chat>,
+    /// Stands before the chat or the text.
+    pub(super) instructions: Option<Cow<'a, str>>,
     pub(super) tools: Option<serde_json::Value>,
     /// The rank by the field's older name.
     pub(super) older_rank: Option<u32>,
@@ -55,23 +60,56 @@ pub(super) struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     pub(super) fn of_kind(kind: RouteKind) -> Self {
-        let facts = Facts::of_kind(kind);
-        Self { facts, text: None, ids: None, messages: None, tools: None, older_rank: None }
+        Self {
+            facts: Facts::of_kind(kind),
+            text: None,
+            ids: None,
+            messages: None,
+            system: None,
+            instructions: None,
+            tools: None,
+            older_rank: None,
+        }
+    }
+
+    pub(super) fn set_instances(&mut self, instances: Option<Instances<'a>>) {
+        let several = instances.as_ref().is_some_and(|instances| instances.several);
+        self.text = instances.and_then(|instances| instances.first).map(|first| Prompts { first, several });
     }
 
     /// All together; `None` if there are token ids where text belongs.
     pub(super) fn facts(self) -> Option<Facts<'a>> {
+        let kind = self.facts.kind;
         let mut facts = self.facts;
         facts.rank = facts.rank.or(self.older_rank);
         let of_text = self.text.as_ref().is_some_and(|prompts| prompts.several);
         facts.several = self.ids.as_ref().map_or(of_text, |ids| ids.several);
-        facts.prompt = match (self.text.map(|prompts| prompts.first), self.ids, self.messages) {
-            (Some(TextOrIds::Ids(_)), ..) if facts.kind == RouteKind::Generate => return None,
+        let text = self.text.map(|prompts| prompts.first);
+        if kind == RouteKind::Generate && matches!(text, Some(TextOrIds::Ids(_))) {
+            return None;
+        }
+        // What an earlier turn left at a worker comes before what is written here: the prompt is not known.
+        if facts.names.session.is_some() || facts.names.previous_response.is_some() {
+            return Some(facts);
+        }
+        facts.prompt = match (text, self.ids, self.messages) {
             // Token ids beside messages take the place of the rendered chat.
             (_, Some(ids), _) => Prompt::Tokens(ids.first),
             (Some(TextOrIds::Ids(ids)), ..) => Prompt::Tokens(ids),
-            (Some(TextOrIds::Text(text)), ..) => Prompt::Text(text),
-            (_, _, Some(chat)) => Prompt::Text(Cow::Owned(chat.render(self.tools.as_ref()))),
+            (Some(TextOrIds::Text(text)), ..) => Prompt::Text(match self.instructions {
+                // As SGLang puts the two together for Ollama's clients.
+                Some(system) if !system.is_empty() => Cow::Owned(format!("{system}\n\n{text}")),
+                _ => text,
+            }),
+            (_, _, Some(chat)) => {
+                let instructions = self.instructions.map(|text| Chat::of_text("system", text.into_owned()));
+                let first = instructions.or(self.system);
+                let chat = match first {
+                    Some(first) => first.then(chat),
+                    None => chat,
+                };
+                Prompt::Text(Cow::Owned(chat.render(self.tools.as_ref())))
+            }
             _ => Prompt::None,
         };
         Some(facts)
@@ -116,53 +154,29 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Facts<'de>, A::Error> {
-        use RouteKind::{Chat as ChatRoute, Completions, Generate};
         let mut parts = Parts::of_kind(self.kind);
         while let Some(key) = map.next_key::<Text<'de>>()? {
-            self.place.set(None);
-            match (self.kind, &*key.0) {
-                (Generate, "text") => {
-                    parts.text = self.take::<Option<Prompts<'de>>, _>(
-                        &mut map,
-                        "text",
-                        "a string or a list of strings",
-                    )?
-                }
-                (Generate | ChatRoute, "input_ids") => {
-                    parts.ids = self.take::<Option<Ids>, _>(
-                        &mut map,
-                        "input_ids",
-                        "a list of token ids, or a list of such lists",
-                    )?
-                }
-                (Completions, "prompt") => {
-                    parts.text =
-                        self.take(&mut map, "prompt", "a string, a list of token ids, or a list of either")?
-                }
-                (ChatRoute, "messages") => {
-                    parts.messages = self.take::<Option<Chat>, _>(
-                        &mut map,
-                        "messages",
-                        "a list of messages, each an object with a string `role`",
-                    )?
-                }
-                (ChatRoute, "tools") => {
-                    parts.tools = self.take::<Option<serde_json::Value>, _>(&mut map, "tools", "JSON")?
-                }
-                (Completions | ChatRoute, "model") => {
-                    parts.facts.model =
-                        self.take::<Option<Text<'de>>, _>(&mut map, "model", "a string")?.map(|model| model.0)
-                }
-                (_, "routed_dp_rank") => {
-                    parts.facts.rank = self.take(&mut map, "routed_dp_rank", "a number of a dp rank")?
-                }
-                (_, "data_parallel_rank") => {
-                    parts.older_rank = self.take(&mut map, "data_parallel_rank", "a number of a dp rank")?
-                }
-                (_, "lora_path") => parts.facts.salts[0] = self.salt(&mut map, "lora_path")?,
-                (_, "cache_salt") => parts.facts.salts[1] = self.salt(&mut map, "cache_salt")?,
-                (_, "extra_key") => parts.facts.salts[2] = self.salt(&mut map, "extra_key")?,
-                _ => drop(map.next_value::<IgnoredAny>()?),
+            let field = Field::of(self.kind, &key.0);
+            self.place.set(field.place(self.kind));
+            let map = &mut map;
+            match field {
+                Field::Text | Field::Prompt => parts.text = map.next_value()?,
+                Field::Ids => parts.ids = map.next_value()?,
+                Field::Messages => parts.messages = map.next_value()?,
+                Field::Input => parts.messages = map.next_value::<Option<Input>>()?.map(|input| input.0),
+                Field::System => parts.system = map.next_value::<Option<System>>()?.map(|system| system.0),
+                Field::Instructions => parts.instructions = optional_text(map)?,
+                Field::Tools => parts.tools = map.next_value()?,
+                Field::Instances => parts.set_instances(map.next_value()?),
+                Field::Model => parts.facts.model = optional_text(map)?,
+                Field::Rank => parts.facts.rank = map.next_value()?,
+                Field::OlderRank => parts.older_rank = map.next_value()?,
+                Field::Salt(place) => parts.facts.salts[place] = salt(map)?,
+                Field::Rid => parts.facts.names.rid = name(map)?,
+                Field::Session => parts.facts.names.session = name(map)?,
+                Field::SessionId => parts.facts.names.session_id = name(map)?,
+                Field::PreviousResponse => parts.facts.names.previous_response = name(map)?,
+                Field::Other => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         self.place.set(None);
@@ -173,28 +187,19 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 }
 
-impl Walk<'_> {
-    /// The value of a field; an error inside it is about that field.
-    fn take<'de, T: serde::Deserialize<'de>, A: MapAccess<'de>>(
-        &self,
-        map: &mut A,
-        field: &'static str,
-        expected: &'static str,
-    ) -> Result<T, A::Error> {
-        self.place.set(Some((field, expected)));
-        map.next_value()
-    }
+fn optional_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
+    Ok(map.next_value::<Option<Text<'de>>>()?.map(|text| text.0))
+}
 
-    /// A field that separates caches; of a list the first, as of the prompts it belongs to.
-    fn salt<'de, A: MapAccess<'de>>(
-        &self,
-        map: &mut A,
-        field: &'static str,
-    ) -> Result<Cow<'de, str>, A::Error> {
-        let salt = self.take::<Option<Prompts<'de>>, _>(map, field, "a string")?;
-        Ok(match salt.map(|salts| salts.first) {
-            Some(TextOrIds::Text(salt)) => salt,
-            _ => Cow::Borrowed(""),
-        })
-    }
+fn name<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A::Error> {
+    Ok(map.next_value::<Name<'de>>()?.0)
+}
+
+/// A member that separates caches; of a list the first, as of the prompts it belongs to.
+fn salt<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Cow<'de, str>, A::Error> {
+    let salt = map.next_value::<Option<Prompts<'de>>>()?;
+    Ok(match salt.map(|salts| salts.first) {
+        Some(TextOrIds::Text(salt)) => salt,
+        _ => Cow::Borrowed(""),
+    })
 }

@@ -18,7 +18,14 @@ pub(super) struct Chat(String);
 /// Begins a message, ends its role, ends its text, ends it.
 const MARKS: [char; 4] = ['\u{1c}', '\u{1d}', '\u{1e}', '\u{1f}'];
 
+/// What the Responses API takes for a chat: messages, or what one user says.
+pub(super) struct Input(pub(super) Chat);
+
+/// A system message as the Messages API has it, beside the chat.
+pub(super) struct System(pub(super) Chat);
+
 struct ChatVisitor;
+struct InputVisitor;
 
 /// One message.
 struct Message<'a> {
@@ -30,6 +37,24 @@ struct Message<'a> {
 struct MessageVisitor;
 
 impl Chat {
+    /// One message of text.
+    pub(super) fn of_text(role: &'static str, text: String) -> Self {
+        Self::of(role, Value::String(text))
+    }
+
+    fn of(role: &'static str, content: Value) -> Self {
+        let mut out = String::new();
+        Message { role: Some(Cow::Borrowed(role)), content: Some(content), rest: Vec::new() }
+            .render(&mut out);
+        Self(out)
+    }
+
+    /// This one, and then another.
+    pub(super) fn then(mut self, other: Self) -> Self {
+        self.0.push_str(&other.0);
+        self
+    }
+
     /// The whole prompt.
     pub(super) fn render(self, tools: Option<&Value>) -> String {
         match tools {
@@ -91,6 +116,34 @@ impl<'de> Visitor<'de> for ChatVisitor {
     }
 }
 
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(InputVisitor).map(Input)
+    }
+}
+
+impl<'de> Visitor<'de> for InputVisitor {
+    type Value = Chat;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a list of objects")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Chat, E> {
+        Ok(Chat::of_text("user", text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Chat, A::Error> {
+        ChatVisitor.visit_seq(items)
+    }
+}
+
+impl<'de> Deserialize<'de> for System {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(Chat::of("system", Value::deserialize(deserializer)?)))
+    }
+}
+
 impl<'de> Deserialize<'de> for Message<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(MessageVisitor)
@@ -134,6 +187,19 @@ mod tests {
         let tools = Some(r#"[{"name":"f"}]"#);
         assert!(render(second, tools).starts_with(&render(first, tools)));
         assert!(!render(second, None).starts_with(&render(first, tools)));
+    }
+
+    #[test]
+    fn what_one_user_says_begins_the_chat_that_follows() {
+        let input = |json: &str| serde_json::from_str::<Input>(json).unwrap().0.render(None);
+        let later = r#"[{"role":"user","content":"hi"},{"type":"function_call","name":"f"},{"role":"user","content":"b"}]"#;
+        assert!(input(later).starts_with(&input(r#""hi""#)));
+        let system = |json: &str| serde_json::from_str::<System>(json).unwrap().0.render(None);
+        assert_eq!(system(r#""s""#), system(r#"[{"type":"text","text":"s"}]"#));
+        assert_eq!(
+            Chat::of_text("system", "s".into()).then(Chat::of_text("user", "u".into())).render(None),
+            render(r#"[{"role":"system","content":"s"},{"role":"user","content":"u"}]"#, None)
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod body;
 mod chat;
+mod field;
 mod quick;
 mod scan;
 mod text;
@@ -24,8 +25,24 @@ pub enum RouteKind {
     Generate,
     /// `/v1/completions`.
     Completions,
-    /// `/v1/chat/completions`.
+    /// `/v1/chat/completions`, and SageMaker's `/invocations`.
     Chat,
+    /// `/v1/responses`.
+    Responses,
+    /// Anthropic's `/v1/messages`.
+    Messages,
+    /// Ollama's `/api/chat`.
+    OllamaChat,
+    /// Ollama's `/api/generate`.
+    OllamaGenerate,
+    /// Vertex AI's `/vertex_generate`.
+    Vertex,
+    /// What concerns a session or a stored response.
+    Session,
+    /// A question to all workers.
+    Fleet,
+    /// A command to workers.
+    Control,
     /// Anything else: passed on by load.
     Other,
 }
@@ -45,6 +62,21 @@ pub struct Facts<'a> {
     pub prompt: Prompt<'a>,
     /// There are several prompts: what an answer says about usage is their sum.
     pub several: bool,
+    /// What the request names.
+    pub names: Names<'a>,
+}
+
+/// What a request names, by which it or others are found again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names<'a> {
+    /// The request itself, as its caller does. Of a list, none.
+    pub rid: Option<Cow<'a, str>>,
+    /// The session whose history comes before the prompt.
+    pub session: Option<Cow<'a, str>>,
+    /// A session that it belongs to, which need not have been opened.
+    pub session_id: Option<Cow<'a, str>>,
+    /// The stored response whose history comes before the prompt.
+    pub previous_response: Option<Cow<'a, str>>,
 }
 
 /// A prompt.
@@ -61,15 +93,29 @@ pub enum Prompt<'a> {
 impl RouteKind {
     /// The kind of a route.
     pub fn of(method: &Method, path: &str) -> Self {
-        if method != Method::POST && !(method == Method::PUT && path == "/generate") {
-            return Self::Other;
-        }
-        match path {
-            "/generate" => Self::Generate,
-            "/v1/completions" => Self::Completions,
-            "/v1/chat/completions" => Self::Chat,
-            _ => Self::Other,
-        }
+        crate::route::of(method, path).kind()
+    }
+
+    /// Those that generate.
+    pub(crate) const GENERATIONS: [Self; 8] = [
+        Self::Generate,
+        Self::Completions,
+        Self::Chat,
+        Self::Responses,
+        Self::Messages,
+        Self::OllamaChat,
+        Self::OllamaGenerate,
+        Self::Vertex,
+    ];
+
+    /// Whether it generates, so that its body has a prompt and it can be done again as long as nothing has been answered.
+    pub fn generates(self) -> bool {
+        (self as usize) < Self::GENERATIONS.len()
+    }
+
+    /// Whether the body can say by which dp rank it is to be served (`routed_dp_rank`).
+    pub fn takes_rank(self) -> bool {
+        matches!(self, Self::Generate | Self::Completions | Self::Chat | Self::Responses)
     }
 
     /// The kind as metrics and logs name it.
@@ -78,21 +124,29 @@ impl RouteKind {
             Self::Generate => "generate",
             Self::Completions => "completions",
             Self::Chat => "chat",
+            Self::Responses => "responses",
+            Self::Messages => "messages",
+            Self::OllamaChat => "ollama_chat",
+            Self::OllamaGenerate => "ollama_generate",
+            Self::Vertex => "vertex",
+            Self::Session => "session",
+            Self::Fleet => "fleet",
+            Self::Control => "control",
             Self::Other => "other",
         }
     }
 }
 
-/// Reads what routing needs. A request by another route than the three that generate has no facts but its kind.
+/// Reads what routing needs. A request by a route that does not generate has no facts but its kind.
 pub fn facts<'a>(kind: RouteKind, headers: &HeaderMap, body: &'a [u8]) -> Result<Facts<'a>, DecodeError> {
     let mut facts = match kind {
-        RouteKind::Other => Facts::of_kind(kind),
+        kind if !kind.generates() => Facts::of_kind(kind),
         _ => match quick::read(kind, body) {
             Some(facts) => facts,
             None => body::read(kind, body)?,
         },
     };
-    if let (Some(header), RouteKind::Completions | RouteKind::Chat) =
+    if let (Some(header), RouteKind::Completions | RouteKind::Chat | RouteKind::Responses) =
         (headers.get("x-data-parallel-rank"), kind)
     {
         let rank = header.to_str().ok().and_then(|rank| rank.parse().ok());
@@ -101,10 +155,16 @@ pub fn facts<'a>(kind: RouteKind, headers: &HeaderMap, body: &'a [u8]) -> Result
     Ok(facts)
 }
 
+/// The model that a body names which is no generation's; none if it cannot be told.
+pub(crate) fn model(body: &[u8]) -> Option<Cow<'_, str>> {
+    quick::model(body)
+}
+
 impl Facts<'_> {
     fn of_kind(kind: RouteKind) -> Self {
         let salts = [Cow::Borrowed(""), Cow::Borrowed(""), Cow::Borrowed("")];
-        Self { kind, model: None, rank: None, salts, prompt: Prompt::None, several: false }
+        let (prompt, names) = (Prompt::None, Names::default());
+        Self { kind, model: None, rank: None, salts, prompt, several: false, names }
     }
 }
 
@@ -134,6 +194,57 @@ mod tests {
         assert_eq!(prompt(Completions, r#"{"prompt":[[7],[8]]}"#), Prompt::Tokens(vec![7]));
         assert_eq!(prompt(Generate, r#"{"input_embeds":[[0.5]]}"#), Prompt::None);
         assert_eq!(prompt(Generate, r#"{"text":null,"input_ids":[]}"#), Prompt::Tokens(vec![]));
+    }
+
+    #[test]
+    fn the_prompts_of_every_api_are_read() {
+        use RouteKind::{Chat, Messages, OllamaChat, OllamaGenerate, Responses, Vertex};
+        let chat =
+            prompt(Chat, r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"u"}]}"#);
+        for (kind, body) in [
+            (Messages, r#"{"system":"s","messages":[{"role":"user","content":"u"}]}"#),
+            (
+                Messages,
+                r#"{"messages":[{"role":"user","content":"u"}],"system":[{"type":"text","text":"s"}]}"#,
+            ),
+            (Responses, r#"{"instructions":"s","input":"u"}"#),
+            (Responses, r#"{"instructions":"s","input":[{"role":"user","content":"u"}]}"#),
+            (OllamaChat, r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"u"}]}"#),
+        ] {
+            assert_eq!(prompt(kind, body), chat, "{body}");
+        }
+        assert_eq!(prompt(OllamaGenerate, r#"{"prompt":"u","system":"s"}"#), Prompt::Text("s\n\nu".into()));
+        assert_eq!(prompt(OllamaGenerate, r#"{"prompt":"u"}"#), Prompt::Text("u".into()));
+        let vertex = r#"{"instances":[{"input_ids":[1,2]},{"input_ids":[3]}],"parameters":{}}"#;
+        let facts = read(Vertex, vertex).unwrap();
+        assert_eq!((facts.prompt, facts.several), (Prompt::Tokens(vec![1, 2]), true));
+        assert_eq!(read(Messages, r#"{"model":"m","messages":[]}"#).unwrap().model.as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn the_model_of_other_bodies_is_read_where_they_have_one() {
+        assert_eq!(model(br#"{"input":["a","model"],"x":{"model":"no"},"model":"m"}"#).as_deref(), Some("m"));
+        for none in [&br#"{"input":"model"}"#[..], b"--boundary\r\nmodel", b"", b"{\"model\":7}", b"{\"model"]
+        {
+            assert_eq!(model(none), None);
+        }
+    }
+
+    #[test]
+    fn what_is_named_is_read_and_history_elsewhere_hides_the_prompt() {
+        let facts = read(RouteKind::Generate, r#"{"text":"p","rid":"r","session_id":"l"}"#).unwrap();
+        assert_eq!((facts.names.rid.as_deref(), facts.names.session_id.as_deref()), (Some("r"), Some("l")));
+        assert_eq!(facts.prompt, Prompt::Text("p".into()));
+        let facts =
+            read(RouteKind::Generate, r#"{"text":"p","session_params":{"id":"s","rid":"x"}}"#).unwrap();
+        assert_eq!((facts.names.session.as_deref(), &facts.prompt), (Some("s"), &Prompt::None));
+        let body = r#"{"input":"p","previous_response_id":"resp_1","request_id":"resp_2"}"#;
+        let facts = read(RouteKind::Responses, body).unwrap();
+        assert_eq!(facts.names.previous_response.as_deref(), Some("resp_1"));
+        assert_eq!((facts.names.rid.as_deref(), &facts.prompt), (Some("resp_2"), &Prompt::None));
+        // Whatever shape they have, they are the worker's to judge.
+        read(RouteKind::Generate, r#"{"text":"p","rid":{"id":[]},"session_params":7,"session_id":[1]}"#)
+            .unwrap();
     }
 
     #[test]

@@ -5,33 +5,55 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::body::Parts;
+use super::chat::{Input, System};
+use super::field::Field;
 use super::scan::{Members, ids};
-use super::value::{Ids, Prompts, TextOrIds};
+use super::value::{Ids, Name, Prompts, TextOrIds};
 use super::{Facts, RouteKind};
 
 /// The facts, or `None` where anything is unusual or wrong: then the careful reader says what they are, or what is wrong.
 pub(super) fn read(kind: RouteKind, body: &[u8]) -> Option<Facts<'_>> {
-    use RouteKind::{Chat as ChatRoute, Completions, Generate};
     let mut members = Members::of(body)?;
     let mut parts = Parts::of_kind(kind);
     while let Some(key) = members.key()? {
-        match (kind, &*key) {
-            (Generate, "text") | (Completions, "prompt") => parts.text = prompts(&mut members)?,
-            (Generate | ChatRoute, "input_ids") => parts.ids = id_lists(members.value()?)?,
-            (ChatRoute, "messages") => parts.messages = careful(members.value()?)?,
-            (ChatRoute, "tools") => parts.tools = careful(members.value()?)?,
-            (Completions | ChatRoute, "model") => parts.facts.model = optional_string(&mut members)?,
-            (_, "routed_dp_rank") => parts.facts.rank = careful(members.value()?)?,
-            (_, "data_parallel_rank") => parts.older_rank = careful(members.value()?)?,
-            (_, "lora_path") => parts.facts.salts[0] = salt(&mut members)?,
-            (_, "cache_salt") => parts.facts.salts[1] = salt(&mut members)?,
-            (_, "extra_key") => parts.facts.salts[2] = salt(&mut members)?,
-            _ => {
+        let (facts, members) = (&mut parts.facts, &mut members);
+        match Field::of(kind, &key) {
+            Field::Text | Field::Prompt => parts.text = prompts(members)?,
+            Field::Ids => parts.ids = id_lists(members.value()?)?,
+            Field::Messages => parts.messages = careful(members.value()?)?,
+            Field::Input => parts.messages = careful::<Option<Input>>(members.value()?)?.map(|input| input.0),
+            Field::System => {
+                parts.system = careful::<Option<System>>(members.value()?)?.map(|system| system.0)
+            }
+            Field::Instructions => parts.instructions = optional_string(members)?,
+            Field::Tools => parts.tools = careful(members.value()?)?,
+            Field::Instances => parts.set_instances(careful(members.value()?)?),
+            Field::Model => facts.model = optional_string(members)?,
+            Field::Rank => facts.rank = careful(members.value()?)?,
+            Field::OlderRank => parts.older_rank = careful(members.value()?)?,
+            Field::Salt(place) => facts.salts[place] = salt(members)?,
+            Field::Rid => facts.names.rid = name(members)?,
+            Field::Session => facts.names.session = name(members)?,
+            Field::SessionId => facts.names.session_id = name(members)?,
+            Field::PreviousResponse => facts.names.previous_response = name(members)?,
+            Field::Other => {
                 members.value()?;
             }
         }
     }
     parts.facts()
+}
+
+/// The model that any other body names, if it is an object that does.
+pub(super) fn model(body: &[u8]) -> Option<Cow<'_, str>> {
+    let mut members = Members::of(body)?;
+    while let Some(key) = members.key()? {
+        if key == "model" {
+            return members.string()?;
+        }
+        members.value()?;
+    }
+    None
 }
 
 /// A value that is read in full.
@@ -43,6 +65,13 @@ fn optional_string<'a>(members: &mut Members<'a>) -> Option<Option<Cow<'a, str>>
     match members.string()? {
         Some(text) => Some(Some(text)),
         None => (members.value()? == b"null").then_some(None),
+    }
+}
+
+fn name<'a>(members: &mut Members<'a>) -> Option<Option<Cow<'a, str>>> {
+    match members.string()? {
+        Some(name) => Some(Some(name)),
+        None => careful::<Name<'_>>(members.value()?).map(|name| name.0),
     }
 }
 
@@ -83,7 +112,7 @@ mod tests {
     use super::*;
 
     /// Members that bodies are put together from, right and wrong ones.
-    const MEMBERS: [&str; 29] = [
+    const MEMBERS: [&str; 50] = [
         r#""text":"a\nb""#,
         r#""text":"a b""#,
         r#""text":["a","b"]"#,
@@ -113,6 +142,27 @@ mod tests {
         r#""extra_key":null"#,
         r#""x":{"text":"no","y":["]"]}"#,
         r#""te\u0078t":"escaped""#,
+        r#""input":"hi""#,
+        r#""input":[{"role":"user","content":"hi"},{"type":"function_call","name":"f"}]"#,
+        r#""input":7"#,
+        r#""instructions":"be \u0041 good""#,
+        r#""instructions":["no"]"#,
+        r#""system":"s""#,
+        r#""system":[{"type":"text","text":"s"}]"#,
+        r#""system":null"#,
+        r#""instances":[{"text":"a\n","x":1},{"text":"b"}]"#,
+        r#""instances":[{"text":"","input_ids":[1,2]}]"#,
+        r#""instances":[]"#,
+        r#""instances":["no"]"#,
+        r#""rid":"r-1""#,
+        r#""rid":["a","b"]"#,
+        r#""rid":5"#,
+        r#""request_id":"resp_\u0031""#,
+        r#""session_params":{"rid":"x","id":"s1"}"#,
+        r#""session_params":{"id":{"id":"deep"}}"#,
+        r#""session_id":"s2""#,
+        r#""previous_response_id":"resp_0""#,
+        r#""previous_response_id":null"#,
     ];
 
     proptest! {
@@ -121,7 +171,7 @@ mod tests {
         // Whatever it reads is what the careful reader reads; whatever is wrong, it leaves.
         #[test]
         fn it_reads_what_the_careful_reader_reads(
-            kind in prop::sample::select(vec![RouteKind::Generate, RouteKind::Completions, RouteKind::Chat]),
+            kind in prop::sample::select(RouteKind::GENERATIONS.to_vec()),
             members in prop::collection::vec(prop::sample::select(MEMBERS.to_vec()), 0..6),
             white in prop::bool::ANY,
         ) {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// Text, borrowed from the body unless it has escapes.
 pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
@@ -26,7 +26,28 @@ pub(super) enum TextOrIds<'a> {
     Ids(Vec<u32>),
 }
 
+/// A name: a string, or the string `id` of an object. Anything else is none, and no error: it is the worker's to judge.
+#[derive(Default)]
+pub(super) struct Name<'a>(pub(super) Option<Cow<'a, str>>);
+
+/// Vertex AI's prompts.
+pub(super) struct Instances<'a> {
+    pub(super) first: Option<TextOrIds<'a>>,
+    pub(super) several: bool,
+}
+
 struct TextVisitor;
+struct NameVisitor;
+struct InstancesVisitor;
+
+/// The first of several prompts that are each an object.
+#[derive(serde::Deserialize)]
+struct Instance<'a> {
+    #[serde(borrow, default)]
+    text: Option<Text<'a>>,
+    #[serde(default)]
+    input_ids: Option<Vec<u32>>,
+}
 
 /// What an element of a list may be.
 enum Element<'a> {
@@ -38,7 +59,7 @@ enum Element<'a> {
 struct ElementVisitor;
 struct PromptsVisitor;
 
-impl<'de> Deserialize<'de> for Text<'de> {
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_str(TextVisitor).map(Text)
     }
@@ -155,5 +176,92 @@ impl<'de> Visitor<'de> for ElementVisitor {
             ids.push(id);
         }
         Ok(Element::Ids(ids))
+    }
+}
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NameVisitor).map(Name)
+    }
+}
+
+impl<'de> Visitor<'de> for NameVisitor {
+    type Value = Option<Cow<'de, str>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut id = None;
+        while let Some(key) = map.next_key::<Text<'de>>()? {
+            match &*key.0 {
+                // What an id of another shape has inside is no name.
+                "id" => id = map.next_value::<Name<'de>>()?.0,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(id)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+}
+
+impl<'de> Deserialize<'de> for Instances<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(InstancesVisitor)
+    }
+}
+
+impl<'de> Visitor<'de> for InstancesVisitor {
+    type Value = Instances<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let first = list.next_element::<Instance<'de>>()?;
+        let mut several = false;
+        while list.next_element::<IgnoredAny>()?.is_some() {
+            several = true;
+        }
+        // SGLang takes the first of the two that is not empty.
+        let first = first.and_then(|instance| match (instance.text, instance.input_ids) {
+            (Some(text), _) if !text.0.is_empty() => Some(TextOrIds::Text(text.0)),
+            (_, ids) => ids.map(TextOrIds::Ids),
+        });
+        Ok(Instances { first, several })
     }
 }

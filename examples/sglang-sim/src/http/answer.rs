@@ -36,6 +36,8 @@ struct Generation {
     finished: bool,
     /// It ended before its last token.
     aborted: bool,
+    /// The session whose history it adds to, and its whole prompt.
+    session: Option<(String, Vec<u32>)>,
 }
 
 impl Server {
@@ -82,6 +84,13 @@ impl Server {
         super::json(StatusCode::OK, &body)
     }
 
+    /// A chat's answer, whole.
+    pub(super) async fn complete(&self, parsed: Parsed) -> Option<Value> {
+        let mut generation = self.begin(Api::Chat, parsed).await?.pop()?;
+        while generation.advance().await {}
+        Some(generation.whole())
+    }
+
     async fn begin(&self, api: Api, parsed: Parsed) -> Option<Vec<Generation>> {
         let mut generations = Vec::new();
         for prompt in parsed.prompts {
@@ -91,7 +100,8 @@ impl Server {
             let id = parsed.rid.clone().unwrap_or_else(|| format!("{:032x}", request.0 + 1));
             let prompt_tokens = prompt.len();
             // The pool bounds what fits behind the prompt.
-            let room = self.inner.config.pool_tokens() - prompt_tokens;
+            let room = self.inner.config.pool_tokens().saturating_sub(prompt_tokens);
+            let session = parsed.session.clone().map(|session| (session, prompt.clone()));
             let job = Job {
                 id: request,
                 namespace: parsed.namespace.clone(),
@@ -116,6 +126,7 @@ impl Server {
                 retractions: 0,
                 finished: false,
                 aborted: false,
+                session,
             });
         }
         Some(generations)
@@ -164,6 +175,9 @@ impl Generation {
         self.cached_tokens = produced.cached_tokens;
         self.retractions = produced.retractions;
         self.finished = produced.last;
+        if let Some((session, prompt)) = self.session.take_if(|_| produced.last) {
+            self.server.remember(&session, prompt, &self.output);
+        }
     }
 
     fn abort(&mut self) {
@@ -240,7 +254,7 @@ impl Generation {
             "id": self.id,
             "finish_reason": finish_reason,
             "prompt_tokens": self.prompt_tokens,
-            "weight_version": self.server.inner.config.weight_version,
+            "weight_version": self.server.weight_version(),
             "num_retractions": self.retractions,
             "completion_tokens": length,
             "cached_tokens": self.cached_tokens,

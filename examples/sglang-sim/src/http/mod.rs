@@ -1,10 +1,14 @@
 //! The HTTP side of a simulated server: accepts, authenticates, dispatches.
 
 mod answer;
+mod control;
+mod other_apis;
 mod request;
+mod sessions;
 mod state;
 
 use std::convert::Infallible;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -50,6 +54,10 @@ struct Inner {
     started: Instant,
     /// Told in `startup_time`; different for every start, as a real server's is.
     started_at: SystemTime,
+    sessions: sessions::Sessions,
+    responses: other_apis::Responses,
+    /// Told as `weight_version`.
+    weight_version: std::sync::Mutex<String>,
     /// Requests that can be aborted by their name.
     named: std::sync::Mutex<Vec<(String, usize, crate::scheduler::RequestId)>>,
 }
@@ -61,8 +69,12 @@ impl Server {
         ports: Ports,
         address: SocketAddr,
     ) -> Self {
+        let weight_version = std::sync::Mutex::new(config.weight_version.clone());
         let inner = Inner {
             config,
+            sessions: sessions::Sessions::default(),
+            responses: other_apis::Responses::default(),
+            weight_version,
             ranks,
             ports,
             address,
@@ -108,7 +120,8 @@ impl Server {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let path = request.uri().path().to_owned();
+        // uvicorn undoes escapes before it looks at a path.
+        let path = unescaped(request.uri().path());
         let open = ["/health", "/health_generate", "/ready", "/metrics"];
         if !open.contains(&&*path) && !self.authorized(&request) {
             return json(StatusCode::UNAUTHORIZED, &serde_json::json!({"error": "Unauthorized"}));
@@ -117,7 +130,7 @@ impl Server {
         let api = match (request.method(), &*path) {
             (&Method::POST | &Method::PUT, "/generate") => Api::Generate,
             (&Method::POST, "/v1/completions") => Api::Completions,
-            (&Method::POST, "/v1/chat/completions") => Api::Chat,
+            (&Method::POST, "/v1/chat/completions" | "/invocations") => Api::Chat,
             (method, path) => {
                 let method = method.clone();
                 let body = read(request).await;
@@ -135,7 +148,7 @@ impl Server {
             self.check(&parsed)?;
             Ok(parsed)
         });
-        match parsed {
+        match parsed.and_then(|parsed| self.with_history(parsed)) {
             Ok(parsed) => self.generate(api, parsed).await,
             Err(bad) => api.refuse(&bad),
         }
@@ -158,6 +171,13 @@ impl Server {
             "/pause_generation" if method == Method::POST => self.pause(&body.unwrap_or_default()).await,
             "/continue_generation" if method == Method::POST => self.resume().await,
             "/tokenize" | "/v1/tokenize" if method == Method::POST => tokenize(&body.unwrap_or_default()),
+            "/open_session" => self.open_session(&body.unwrap_or_default()),
+            "/close_session" => self.close_session(&body.unwrap_or_default()),
+            _ if control::ACKNOWLEDGED.contains(&path) => ok(),
+            "/update_weights_from_disk" => self.update_weights(&body.unwrap_or_default()).await,
+            _ if other_apis::knows(method, path) => {
+                self.other_api(method, path, &body.unwrap_or_default()).await
+            }
             _ => json(StatusCode::NOT_FOUND, &serde_json::json!({"detail": "Not Found"})),
         }
     }
@@ -220,7 +240,10 @@ impl Server {
     }
 
     fn authorized<T>(&self, request: &Request<T>) -> bool {
-        let Some(key) = &self.inner.config.api_key else { return true };
+        let config = &self.inner.config;
+        let admin =
+            config.admin_api_key.as_ref().filter(|_| control::is_admins(&unescaped(request.uri().path())));
+        let Some(key) = admin.or(config.api_key.as_ref()) else { return true };
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         given.and_then(|value| value.strip_prefix("Bearer ")) == Some(key)
     }
@@ -233,6 +256,30 @@ fn tokenize(body: &[u8]) -> Response<Body> {
     };
     let tokens = crate::tokenizer::encode(prompt);
     json(StatusCode::OK, &serde_json::json!({"count": tokens.len(), "tokens": tokens}))
+}
+
+fn unescaped(path: &str) -> String {
+    let mut parts = path.split('%');
+    let mut whole = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                whole.push(char::from(byte));
+                whole.push_str(&part[2..]);
+            }
+            None => {
+                whole.push('%');
+                whole.push_str(part);
+            }
+        }
+    }
+    whole
+}
+
+/// An id that no other server makes.
+pub(super) fn unique_id() -> String {
+    let random = || std::hash::RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", random(), random())
 }
 
 /// The whole body; `None` if it breaks off or is too large.

@@ -33,6 +33,8 @@ pub(super) struct Parsed {
     pub(super) dp_rank: Option<i64>,
     pub(super) rid: Option<String>,
     pub(super) model: Option<String>,
+    /// The session whose history comes first.
+    pub(super) session: Option<String>,
 }
 
 /// Tokens of an answer where the request names no number, as in SGLang.
@@ -75,6 +77,12 @@ struct Common {
     cache_salt: Option<String>,
     routed_dp_rank: Option<i64>,
     data_parallel_rank: Option<i64>,
+    session_params: Option<SessionParams>,
+}
+
+#[derive(Deserialize)]
+struct SessionParams {
+    id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +92,7 @@ struct StreamOptions {
 
 #[derive(Deserialize)]
 struct Message {
+    #[serde(default)]
     role: String,
     content: Option<serde_json::Value>,
 }
@@ -201,6 +210,7 @@ impl Parsed {
             dp_rank: common.routed_dp_rank.or(common.data_parallel_rank),
             rid,
             model: None,
+            session: common.session_params.and_then(|session| session.id),
         }
     }
 
@@ -216,6 +226,10 @@ impl Parsed {
 }
 
 impl BadRequest {
+    pub(super) fn message(&self) -> &str {
+        &self.0
+    }
+
     pub(super) fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }

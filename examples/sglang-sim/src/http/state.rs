@@ -26,7 +26,7 @@ impl Server {
             "model_path": config.served_model_name,
             "tokenizer_path": config.served_model_name,
             "is_generation": true,
-            "weight_version": config.weight_version,
+            "weight_version": self.weight_version(),
             "has_image_understanding": false,
             "has_audio_understanding": false,
         })
@@ -44,7 +44,7 @@ impl Server {
             "model_path": config.served_model_name,
             "tokenizer_path": config.served_model_name,
             "served_model_name": config.served_model_name,
-            "weight_version": config.weight_version,
+            "weight_version": self.weight_version(),
             "host": config.host,
             "port": self.inner.address.port(),
             "page_size": config.page_size,

@@ -1,5 +1,6 @@
 //! Stories of a router and its writer, told without threads: a turn is a turn.
 
+mod addressed;
 mod fleet;
 mod sessions;
 
