@@ -1,6 +1,7 @@
 //! The HTTP side of a simulated server: accepts, authenticates, dispatches.
 
 mod answer;
+mod disaggregation;
 mod request;
 mod state;
 
@@ -26,6 +27,7 @@ use crate::config::SimConfig;
 use crate::engine::{Command, EngineHandle};
 use crate::scheduler::Pause;
 use crate::sim::Ports;
+use crate::transfer::Rooms;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -44,6 +46,8 @@ struct Inner {
     ranks: Vec<EngineHandle>,
     ports: Ports,
     address: SocketAddr,
+    /// Of a prefill server.
+    rooms: Rooms,
     next_id: AtomicU64,
     next_rank: AtomicU64,
     paused: AtomicBool,
@@ -60,12 +64,14 @@ impl Server {
         ranks: Vec<EngineHandle>,
         ports: Ports,
         address: SocketAddr,
+        rooms: Rooms,
     ) -> Self {
         let inner = Inner {
             config,
             ranks,
             ports,
             address,
+            rooms,
             next_id: AtomicU64::new(0),
             next_rank: AtomicU64::new(0),
             paused: AtomicBool::new(false),
@@ -133,6 +139,7 @@ impl Server {
                 parsed.take_rank_header(header_rank.as_ref())?;
             }
             self.check(&parsed)?;
+            self.check_bootstrap(&parsed)?;
             Ok(parsed)
         });
         match parsed {
