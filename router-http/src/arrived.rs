@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
+use router_core::Role;
 use router_core::key::PrefixKey;
 
 use crate::decode::RouteKind;
@@ -22,6 +23,8 @@ pub(crate) struct Wanted {
     pub(crate) model: Option<String>,
     pub(crate) rank: Option<u32>,
     pub(crate) several: bool,
+    /// The pool that may serve it; `None` for any worker.
+    pub(crate) role: Option<Role>,
 }
 
 impl Arrived {

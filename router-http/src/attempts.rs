@@ -17,6 +17,7 @@ use crate::service::Plane;
 use crate::upstream::{Attempt, WorkerBody};
 
 /// A worker's answer as far as it was waited for.
+#[derive(Debug)]
 pub(crate) struct Answered {
     pub(crate) response: Response<WorkerBody>,
     /// The first data of a stream.
@@ -86,7 +87,7 @@ pub(crate) async fn answer(
 }
 
 /// Waits for the first data of a stream, before which nothing has been said that another worker could not say too.
-async fn begin(
+pub(crate) async fn begin(
     plane: &Plane,
     arrived: &Arrived,
     mut response: Response<WorkerBody>,
@@ -113,8 +114,8 @@ async fn begin(
 }
 
 fn route(plane: &Plane, wanted: &Wanted, tried: &[WorkerId]) -> Result<InFlight, RouteError> {
-    let request =
-        RouteRequest { key: wanted.key.as_ref(), model: wanted.model.as_deref(), rank: wanted.rank, tried };
+    let (key, model) = (wanted.key.as_ref(), wanted.model.as_deref());
+    let request = RouteRequest { key, model, rank: wanted.rank, role: wanted.role, tried };
     RNG.with_borrow_mut(|rng| plane.router.route(&request, plane.clock.now(), rng))
 }
 

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use router_core::{Router, WorkerState};
+use router_core::Router;
 
 use crate::body::Body;
 use crate::error::Failure;
@@ -15,8 +15,7 @@ pub(crate) fn answer<B>(router: &Router, whole: bool, request: &Request<B>) -> O
         (&Method::OPTIONS, "*") => StatusCode::OK,
         (&Method::GET | &Method::HEAD, "/liveness") => alive(whole && !router.is_orphaned()),
         (&Method::GET | &Method::HEAD, "/health" | "/readiness") => {
-            let snapshot = router.snapshot();
-            alive(snapshot.fleet.workers.iter().any(|worker| worker.state == WorkerState::Ready))
+            alive(router.snapshot().fleet.can_serve())
         }
         _ => return None,
     };

@@ -149,7 +149,7 @@ impl Service {
         let facts = decode::facts(arrived.kind, &arrived.headers, &arrived.body)?;
         let key = crate::key::key(&self.plane.router, &facts);
         let (rank, several) = (facts.rank, facts.several);
-        Ok(Wanted { key, model: facts.model.map(|model| model.into_owned()), rank, several })
+        Ok(Wanted { key, model: facts.model.map(|model| model.into_owned()), rank, several, role: None })
     }
 
     async fn receive(&self, kind: RouteKind, request: Request<Incoming>) -> Result<Arrived, Failure> {
