@@ -24,6 +24,7 @@ mod key;
 mod listen;
 mod metrics;
 mod own;
+mod pd;
 mod receive;
 mod server;
 mod service;

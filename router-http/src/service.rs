@@ -23,6 +23,7 @@ use crate::exchange::Exchange;
 use crate::headers::{self, HeaderExtractor, HeaderInjector};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
 use crate::own;
+use crate::pd;
 use crate::receive;
 use crate::upstream::Upstream;
 
@@ -126,7 +127,7 @@ impl Service {
         own::refuse_tunnels(&request)?;
         let mut arrived = self.receive(kind, request).await?;
         let began = Instant::now();
-        let wanted = self.decode(&arrived)?;
+        let mut wanted = self.decode(&arrived)?;
         if wanted.several {
             exchange.has_several_prompts();
         }
@@ -141,6 +142,11 @@ impl Service {
             global::get_text_map_propagator(|propagator| {
                 propagator.inject_context(&context, &mut HeaderInjector(&mut arrived.headers));
             });
+        }
+        if self.plane.router.has_pools()
+            && let Some(answered) = pd::answer(&self.plane, &arrived, &mut wanted, began, exchange).await?
+        {
+            return Ok(answered);
         }
         attempts::answer(&self.plane, &arrived, &wanted, began, exchange).await
     }
