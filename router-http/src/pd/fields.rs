@@ -1,7 +1,7 @@
 //! What ties the two halves of a generation together: fields put into the body that each worker gets.
 //!
-//! They come after all others, where they win over any of the same name (Python's and Rust's readers of JSON take the last);
-//! everything else stays byte for byte. So a client cannot name a bootstrap server of its own.
+//! They come after all others, where they win over any of the same name (Python's readers of JSON take the last; a stricter one
+//! refuses the request); everything else stays byte for byte. So a client cannot name a bootstrap server of its own.
 
 use std::fmt::{self, Write as _};
 
