@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::fleet::{Target, Worker, WorkerState};
+use crate::fleet::{Role, Target, Worker, WorkerState};
 use crate::index::Matches;
 use crate::key::PrefixKey;
 use crate::policy::{Candidate, View};
@@ -33,6 +33,7 @@ pub(crate) enum Reach<'r> {
 pub(crate) enum Exclusion<'a> {
     NotReady(&'a Worker),
     OtherModel,
+    OtherRole(Role),
     OtherRank,
     OtherWorker,
     Tried,
@@ -65,8 +66,9 @@ impl Candidates {
     ) -> Result<(), RouteError> {
         self.seen.clear();
         self.targets.clear();
-        let hashes = request.key.map_or(&[][..], PrefixKey::hashes);
-        snapshot.tree.match_prefix(hashes, &mut self.matches);
+        // What a decode worker needs of a prompt is handed over to it, whatever it holds.
+        let key = request.key.filter(|_| request.role != Some(Role::Decode));
+        snapshot.tree.match_prefix(key.map_or(&[][..], PrefixKey::hashes), &mut self.matches);
         let targets = snapshot.fleet.targets.len();
         if let Reach::Sampled(rng) = reach
             && request.only.is_none()
@@ -176,6 +178,9 @@ pub(crate) fn exclusion<'a>(
         }
         None => {}
     }
+    if request.role.is_some_and(|role| role != worker.role) {
+        return Some(Exclusion::OtherRole(worker.role));
+    }
     if request.rank.is_some_and(|rank| rank != target.id.rank) {
         return Some(Exclusion::OtherRank);
     }
@@ -187,6 +192,7 @@ impl fmt::Display for Exclusion<'_> {
         match self {
             Self::NotReady(worker) => write!(f, "{}: {}", worker.state, worker.reason),
             Self::OtherModel => f.write_str("serves another model"),
+            Self::OtherRole(role) => write!(f, "is a {role} worker"),
             Self::OtherRank => f.write_str("another dp rank was asked for"),
             Self::OtherWorker => f.write_str("another worker was asked for"),
             Self::Tried => f.write_str("has been tried"),
@@ -216,15 +222,23 @@ fn no_candidates(snapshot: &Snapshot, request: &RouteRequest<'_>, settings: &Set
         served.dedup();
         return RouteError::UnknownModel { served };
     }
-    let ready = || snapshot.fleet.targets.iter().filter(|target| target.ready);
+    let in_pool = |worker: &Worker| request.role.is_none_or(|role| role == worker.role);
+    let ready = || snapshot.fleet.targets.iter().filter(|target| target.ready && in_pool(&target.worker));
     if let Some(rank) = request.rank
         && ready().next().is_some()
         && !ready().any(|target| target.id.rank == rank)
     {
         return RouteError::UnknownRank { rank };
     }
-    if ready().any(|target| request.tried.contains(&target.id.worker)) {
+    let has_model =
+        |worker: &Worker| settings.accept_any_model || request.model.is_none_or(|m| worker.serves(m));
+    let is_tried = |target: &Target| request.tried.contains(&target.id.worker) && has_model(&target.worker);
+    if ready().any(is_tried) {
         return RouteError::AllTried;
+    }
+    if let Some(role) = request.role {
+        let registered = workers.iter().filter(|worker| in_pool(worker)).count();
+        return RouteError::PoolEmpty { role, registered };
     }
     let count = |state| workers.iter().filter(|worker| worker.state == state).count();
     RouteError::NoneReady {
@@ -252,11 +266,19 @@ fn candidate(
         matched_tokens,
         load: target.load.read(),
         foreign_waiting_tokens: target.foreign_waiting_tokens,
+        foreign_used_tokens: target.foreign_used_tokens,
+        capacity_tokens: capacity_tokens(settings, target),
         prefill: target.prefill,
         eviction_pressure: target.eviction_pressure,
         claimed_tokens: target.claimed_tokens,
         identity: target.identity(),
     }
+}
+
+fn capacity_tokens(settings: &Settings, target: &Target) -> u64 {
+    let reported = target.reported.map_or(0, |reported| reported.capacity_tokens);
+    let known = [reported, target.worker.profile.capacity_tokens];
+    known.into_iter().find(|known| *known > 0).unwrap_or(settings.default_capacity_tokens)
 }
 
 fn greatest_common_divisor(mut a: usize, mut b: usize) -> usize {

@@ -47,6 +47,30 @@ pub enum WorkerState {
     Updating,
 }
 
+/// What a worker does of a generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Role {
+    /// All of it.
+    #[default]
+    Unified,
+    /// Computes the prompt, and hands its KV to a decode worker.
+    Prefill,
+    /// Generates, from the KV that a prefill worker hands over.
+    Decode,
+}
+
+/// What somebody who knows says of a worker's role, over what its engine says of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Declaration {
+    /// The role; `None` leaves it to what the engine says.
+    pub role: Option<Role>,
+    /// Where a prefill worker's bootstrap server listens; `None` leaves it to what the engine says.
+    pub bootstrap_port: Option<u16>,
+}
+
 /// How much an agent reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -77,6 +101,10 @@ pub struct WorkerProfile {
     pub capacity_tokens: u64,
     /// The engine evicts the least recently used leaf first, so that one eviction tells about others.
     pub evicts_lru: bool,
+    /// What the engine says it does of a generation; `None` when it does not say.
+    pub role: Option<Role>,
+    /// Where the engine says that its bootstrap server listens; only prefill workers have one.
+    pub bootstrap_port: Option<u16>,
 }
 
 /// One engine process with one address.
@@ -92,6 +120,10 @@ pub struct Worker {
     pub reason: Arc<str>,
     /// What is known of its engine.
     pub profile: WorkerProfile,
+    /// What it does of a generation: as declared, else as its engine says.
+    pub role: Role,
+    /// Where its bootstrap server listens, if it is a prefill worker.
+    pub bootstrap_port: u16,
     /// The life its claims belong to.
     pub incarnation: Incarnation,
     /// Its agent's session, if one is open.
@@ -141,9 +173,14 @@ pub struct Target {
     pub reported: Option<ReportedLoad>,
     /// Of the tokens that were reported to wait there, those that this router had not sent.
     pub foreign_waiting_tokens: u64,
+    /// Of the KV tokens that were reported to be in use there, those beyond the prompts that this router had in flight.
+    pub foreign_used_tokens: u64,
     /// Live counters; the same object for the whole life of the registration.
     pub load: Arc<LoadCounters>,
 }
+
+/// Where SGLang's bootstrap server listens unless it is told otherwise (`--disaggregation-bootstrap-port`).
+pub const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
 
 /// All registered workers and targets, in order of registration.
 #[derive(Clone, Debug, Default)]
@@ -152,6 +189,8 @@ pub struct Fleet {
     pub workers: Vec<Arc<Worker>>,
     /// Their targets: every rank of every worker.
     pub targets: Vec<Target>,
+    /// Some workers only prefill or only decode.
+    pub has_pools: bool,
     /// Index of the target that has each slot.
     pub(crate) by_slot: Vec<u32>,
 }
@@ -160,6 +199,14 @@ impl Fleet {
     /// The worker with this base URL.
     pub fn worker_by_url(&self, url: &str) -> Option<&Arc<Worker>> {
         self.workers.iter().find(|worker| &*worker.url == url)
+    }
+
+    /// Whether a generation can go anywhere: to a unified worker, or to a prefill and a decode worker.
+    pub fn can_serve(&self) -> bool {
+        let ready = |role| {
+            self.workers.iter().any(|worker| worker.role == role && worker.state == WorkerState::Ready)
+        };
+        ready(Role::Unified) || (ready(Role::Prefill) && ready(Role::Decode))
     }
 
     /// A target by its id.
@@ -207,6 +254,8 @@ impl Default for WorkerProfile {
             page_size: 1,
             capacity_tokens: 0,
             evicts_lru: true,
+            role: None,
+            bootstrap_port: None,
         }
     }
 }
@@ -228,6 +277,16 @@ impl fmt::Display for WorkerState {
             Self::Ready => "ready",
             Self::Draining => "draining",
             Self::Updating => "updating",
+        })
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unified => "unified",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
         })
     }
 }

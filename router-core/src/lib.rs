@@ -95,6 +95,7 @@ mod report;
 mod router;
 mod settings;
 mod snapshot;
+mod split;
 mod time;
 mod timing;
 mod update;
@@ -103,8 +104,8 @@ mod writer;
 pub use digest::SetDigest;
 pub use explain::{CandidateView, Excluded, Explanation};
 pub use fleet::{
-    AgentLink, Fleet, Incarnation, ReportLevel, Slot, Target, TargetId, Worker, WorkerId, WorkerProfile,
-    WorkerState,
+    AgentLink, DEFAULT_BOOTSTRAP_PORT, Declaration, Fleet, Incarnation, ReportLevel, Role, Slot, Target,
+    TargetId, Worker, WorkerId, WorkerProfile, WorkerState,
 };
 pub use in_flight::{InFlight, Usage};
 pub use load::{Load, LoadCounters, ReportedLoad};
@@ -113,6 +114,7 @@ pub use report::{AgentReport, BlockRun, Delta, Introduction, JoinError, Joined, 
 pub use router::{RouteError, RouteRequest, Router};
 pub use settings::{MAX_BLOCKS, MAX_TARGETS, Settings};
 pub use snapshot::{IndexSize, Snapshot};
+pub use split::Pair;
 pub use time::Time;
 pub use timing::PrefillModel;
 pub use update::{Done, FleetError, FleetUpdate, Query, Refused, Traffic, Update, UpdateSender};

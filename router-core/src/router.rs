@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::candidates::{Candidates, Reach, exclusion};
 use crate::explain::{CandidateView, Excluded, Explanation};
-use crate::fleet::{Target, WorkerId};
+use crate::fleet::{Role, Target, WorkerId};
 use crate::in_flight::InFlight;
 use crate::key::{KeySpace, PrefixKey, Unit};
+use crate::policy::{KvSpace, Policy};
 use crate::settings::Settings;
 use crate::snapshot::{Snapshot, SnapshotCell};
 use crate::time::Time;
@@ -30,6 +31,8 @@ pub struct RouteRequest<'a> {
     pub model: Option<&'a str>,
     /// The dp rank asked for; `None` for any.
     pub rank: Option<u32>,
+    /// The pool asked for; `None` for any worker. Decode workers are not matched by prefix.
+    pub role: Option<Role>,
     /// Workers that have been tried: all ranks of one share its fate.
     pub tried: &'a [WorkerId],
     /// The one worker that will do, in whatever state it is: for what only that worker can answer, and for control calls. Its
@@ -65,6 +68,17 @@ pub enum RouteError {
     UnknownModel {
         /// What is served.
         served: Vec<String>,
+    },
+    /// Of the workers of a role none is ready that serves the model.
+    #[error(
+        "no {role} worker is ready that serves this model ({registered} registered), and no unified worker takes its place: \
+         every request needs one prefill and one decode worker"
+    )]
+    PoolEmpty {
+        /// The role.
+        role: Role,
+        /// Registered workers of the role.
+        registered: usize,
     },
     /// No ready worker has that dp rank.
     #[error("dp rank {rank} does not exist")]
@@ -153,14 +167,25 @@ impl Router {
         now: Time,
         rng: &mut fastrand::Rng,
     ) -> Result<InFlight, RouteError> {
+        self.decide(&self.inner.cell.load(), request, now, rng)
+    }
+
+    /// Decides a request on a snapshot.
+    pub(crate) fn decide(
+        &self,
+        snapshot: &Snapshot,
+        request: &RouteRequest<'_>,
+        now: Time,
+        rng: &mut fastrand::Rng,
+    ) -> Result<InFlight, RouteError> {
         let ordinal = self.inner.ordinal.fetch_add(1, Relaxed);
-        let snapshot = self.inner.cell.load();
+        let policy = policy(snapshot, request.role);
         CANDIDATES.with_borrow_mut(|candidates| {
-            candidates.gather(&snapshot, &self.inner.settings, request, Reach::Sampled(rng))?;
-            let view = candidates.view(&snapshot, request, ordinal);
-            let choice = snapshot.policy.choose(&view, rng);
+            candidates.gather(snapshot, &self.inner.settings, request, Reach::Sampled(rng))?;
+            let view = candidates.view(snapshot, request, ordinal);
+            let choice = policy.choose(&view, rng);
             let chosen = &view.candidates[choice.index];
-            let (target, matched_blocks) = candidates.target(&snapshot, choice.index);
+            let (target, matched_blocks) = candidates.target(snapshot, choice.index);
             let routed = crate::in_flight::Routed {
                 ordinal,
                 epoch: snapshot.epoch,
@@ -176,6 +201,11 @@ impl Router {
         })
     }
 
+    /// The snapshot in force, borrowed.
+    pub(crate) fn cell(&self) -> &SnapshotCell {
+        &self.inner.cell
+    }
+
     /// Decides a request without sending it anywhere, and shows every candidate: in a large fleet also those that
     /// [`route`](Self::route) would have passed over unseen.
     pub fn explain(
@@ -184,24 +214,27 @@ impl Router {
         rng: &mut fastrand::Rng,
     ) -> Result<Explanation, RouteError> {
         let snapshot = self.inner.cell.load_full();
+        let request =
+            &RouteRequest { role: crate::split::shown(&snapshot, request, &self.inner.settings), ..*request };
+        let policy = policy(&snapshot, request.role);
         let mut candidates = Candidates::default();
         candidates.gather(&snapshot, &self.inner.settings, request, Reach::Every)?;
         let view = candidates.view(&snapshot, request, self.inner.ordinal.load(Relaxed));
-        let choice = snapshot.policy.choose(&view, rng);
+        let choice = policy.choose(&view, rng);
         let shown = view.candidates.iter().map(|candidate| CandidateView {
             target: candidate.id,
             matched_tokens: candidate.matched_tokens,
             load: candidate.load,
             backlog: candidate.backlog(),
             prefill: candidate.prefill.prefill_time(view.prompt_tokens, candidate.matched_tokens),
-            cost: snapshot.policy.cost(&view, candidate),
+            cost: policy.cost(&view, candidate),
         });
         let excluded = snapshot.fleet.targets.iter().filter_map(|target| {
             let why = exclusion(target, request, &self.inner.settings)?;
             Some(Excluded { target: target.id, why: why.to_string().into() })
         });
         Ok(Explanation {
-            policy: snapshot.policy.name(),
+            policy: policy.name(),
             chosen: choice.index,
             reason: choice.reason,
             prompt_tokens: view.prompt_tokens,
@@ -213,7 +246,17 @@ impl Router {
 
     /// Where in-flight requests report their blocks; `None` for requests that teach nothing about any cache.
     fn predictions(&self, request: &RouteRequest<'_>) -> Option<UpdateSender> {
-        request.key.map(|_| self.inner.updates.clone())
+        // A decode worker's cache is no business of the index: its prompts come and go with their requests.
+        let key = request.key.filter(|_| request.role != Some(Role::Decode));
+        key.map(|_| self.inner.updates.clone())
+    }
+}
+
+/// What decides: decode workers are chosen by load and KV space, all others by the policy in force.
+fn policy(snapshot: &Snapshot, role: Option<Role>) -> &dyn Policy {
+    match role {
+        Some(Role::Decode) => &KvSpace,
+        _ => &*snapshot.policy,
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 
-use crate::fleet::{ReportLevel, Slot, TargetId, Tenure, WorkerId, WorkerProfile};
+use crate::fleet::{Declaration, ReportLevel, Slot, TargetId, Tenure, WorkerId, WorkerProfile};
 use crate::key::{BlockHash, PrefixKey, Unit};
 use crate::policy::Policy;
 use crate::report::{AgentReport, Introduction, JoinError, Joined, SessionId};
@@ -101,6 +101,15 @@ pub enum FleetUpdate {
         /// Replaces what was known.
         profile: WorkerProfile,
         /// Fails if the ranks do not fit into the fleet.
+        done: Done<Result<(), FleetError>>,
+    },
+    /// Says what a worker does of a generation; replaces what was declared before.
+    Declare {
+        /// The worker.
+        worker: WorkerId,
+        /// What is said.
+        declaration: Declaration,
+        /// Fails if the worker is unknown.
         done: Done<Result<(), FleetError>>,
     },
     /// The outcome of a health check.

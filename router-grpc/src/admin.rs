@@ -62,8 +62,15 @@ impl Admin for AdminService {
 
     async fn add_worker(&self, request: Request<AddWorkerRequest>) -> Result<Response<WireWorker>, Status> {
         let url = usable(&request.get_ref().url)?;
+        let (role, port) = (request.get_ref().role(), request.get_ref().bootstrap_port);
+        let declaration = convert::declaration(role, port).map_err(Status::invalid_argument)?;
         let added = ask(&self.router, |done| Update::Fleet(FleetUpdate::Add { url: url.into(), done }));
         let worker = added.await.map_err(unheard)?.map_err(|error| refuse(&error))?;
+        if let Some(declaration) = declaration {
+            let declared =
+                ask(&self.router, |done| Update::Fleet(FleetUpdate::Declare { worker, declaration, done }));
+            declared.await.map_err(unheard)?.map_err(|error| refuse(&error))?;
+        }
         Ok(Response::new(self.describe(worker)?))
     }
 

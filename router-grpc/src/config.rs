@@ -1,6 +1,7 @@
 //! Every knob of the router, defined once: flag, environment variable, key of the configuration file, help and default.
 
 mod api;
+mod pools;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +12,8 @@ use router_core::policy::{CacheAwareSettings, PolicyConfig, ThresholdSettings};
 use router_http::{Secret, SecretProblem};
 
 pub use self::api::ApiArgs;
+pub use self::pools::PoolConfig;
+pub(crate) use self::pools::PoolMember;
 use crate::worker_url::{UrlProblem, worker_url};
 
 /// Configuration of a router. [`Default`] is the command line's, on free loopback ports.
@@ -31,6 +34,9 @@ pub struct RouterConfig {
     /// Base URLs of SGLang servers; they need not be up. Agents announce others by themselves
     #[arg(long, env = "ESPALIER_WORKER_URLS", num_args = 0.., value_delimiter = ',', value_name = "URL")]
     pub worker_urls: Vec<String>,
+    /// Workers that only prefill or only decode
+    #[command(flatten)]
+    pub pools: PoolConfig,
     /// How requests are routed
     #[arg(long, env = "ESPALIER_POLICY", value_enum, default_value_t = PolicyName::CacheAware)]
     pub policy: PolicyName,
@@ -207,6 +213,16 @@ pub enum ConfigError {
         /// What is wrong with it.
         problem: UrlProblem,
     },
+    /// A URL of a pool cannot be used.
+    #[error("--{flag} {url}: {problem}; write it like http://10.0.0.7:30000")]
+    PoolUrl {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        problem: UrlProblem,
+    },
     /// A key that was given by itself cannot be used. Its value is not shown.
     #[error("--{flag}: {problem}; leave the flag and its environment variable out to ask for no key")]
     Key {
@@ -262,6 +278,7 @@ impl RouterConfig {
                 errors.push(ConfigError::WorkerUrl { url: url.clone(), problem });
             }
         }
+        self.pools.check(&self.worker_urls, &mut errors);
         if let Some(Err(problem)) = self.api_key.as_deref().map(Secret::new) {
             errors.push(ConfigError::Key { flag: "api-key", problem });
         }

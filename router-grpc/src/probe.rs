@@ -11,7 +11,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use router_core::{Done, FleetUpdate, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState};
+use router_core::{Done, FleetUpdate, Role, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState};
 use router_http::Secret;
 use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
@@ -274,7 +274,19 @@ fn profile(info: &Value) -> WorkerProfile {
         dp_size: small("dp_size"),
         page_size: small("page_size"),
         capacity_tokens: number("max_total_num_tokens").unwrap_or(0),
+        role: role(&info["disaggregation_mode"]),
+        bootstrap_port: number("disaggregation_bootstrap_port").and_then(|port| u16::try_from(port).ok()),
         evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru"),
+    }
+}
+
+/// What SGLang calls its disaggregation mode; `null` where it says so, in words or not.
+fn role(mode: &Value) -> Option<Role> {
+    match mode {
+        Value::String(mode) if mode == "prefill" => Some(Role::Prefill),
+        Value::String(mode) if mode == "decode" => Some(Role::Decode),
+        Value::String(mode) if mode == "null" => Some(Role::Unified),
+        _ => None,
     }
 }
 

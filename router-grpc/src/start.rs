@@ -21,7 +21,7 @@ use tonic::server::NamedService as _;
 use tonic_health::ServingStatus;
 
 use crate::admin::AdminService;
-use crate::config::{ConfigError, ConfigErrors, RouterConfig};
+use crate::config::{ConfigError, ConfigErrors, PoolMember, RouterConfig};
 use crate::events::EventHub;
 use crate::probe::{ProbeSettings, Prober};
 use crate::requests::{Unheard, ask};
@@ -118,7 +118,7 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
     let interval = router.settings().publish_interval;
     let writer =
         WriterThread::start(writer, clock, interval, listeners, orphan).map_err(StartError::Thread)?;
-    register(&router, &config.worker_urls).await.map_err(|error| StartError::Writer(error.to_string()))?;
+    register(&router, &config).await.map_err(|error| StartError::Writer(error.to_string()))?;
 
     let stop = CancellationToken::new();
     let (http_addr, prometheus_addr) = (http.local_addr(), exporter.local_addr());
@@ -213,10 +213,22 @@ fn orphan(router: Router, died: CancellationToken) -> impl FnOnce() + Send + 'st
     }
 }
 
-async fn register(router: &Router, urls: &[String]) -> Result<(), Unheard> {
-    for url in urls.iter().filter_map(|url| worker_url(url).ok()) {
+async fn register(router: &Router, config: &RouterConfig) -> Result<(), Unheard> {
+    for url in config.worker_urls.iter().filter_map(|url| worker_url(url).ok()) {
         let added = ask(router, |done| Update::Fleet(FleetUpdate::Add { url: url.into(), done })).await?;
         if let Err(error) = added {
+            tracing::warn!(%error, "a worker of the configuration was not registered");
+        }
+    }
+    for PoolMember { url, declaration } in config.pools.members() {
+        let added = ask(router, |done| Update::Fleet(FleetUpdate::Add { url: url.into(), done })).await?;
+        let declared = match added {
+            Ok(worker) => {
+                ask(router, |done| Update::Fleet(FleetUpdate::Declare { worker, declaration, done })).await?
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = declared {
             tracing::warn!(%error, "a worker of the configuration was not registered");
         }
     }

@@ -17,6 +17,9 @@ pub enum UrlProblem {
     /// Paths are put after it, and a user before it would be sent in clear.
     #[error("a base URL has neither user, query nor fragment")]
     NotABase,
+    /// Another flag has it too, or the same one.
+    #[error("it is given twice: a worker has one role")]
+    Twice,
 }
 
 /// A base URL without a slash at the end.

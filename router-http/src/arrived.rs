@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
-use router_core::WorkerId;
 use router_core::key::PrefixKey;
+use router_core::{Role, WorkerId};
 
 use crate::decode::RouteKind;
 
@@ -31,6 +31,8 @@ pub(crate) struct Wanted {
     pub(crate) only: Option<WorkerId>,
     /// The only dp rank of it that will do, which the request does not say by itself.
     pub(crate) only_rank: Option<u32>,
+    /// The pool that may serve it; `None` for any worker.
+    pub(crate) role: Option<Role>,
 }
 
 impl Arrived {

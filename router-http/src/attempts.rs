@@ -16,6 +16,7 @@ use crate::service::Plane;
 use crate::upstream::{Attempt, WorkerBody};
 
 /// A worker's answer as far as it was waited for.
+#[derive(Debug)]
 pub(crate) struct Answered {
     pub(crate) response: Response<WorkerBody>,
     /// The first data of a stream.
@@ -85,7 +86,7 @@ pub(crate) async fn answer(
 }
 
 /// Waits for the first data of a stream, before which nothing has been said that another worker could not say too.
-async fn begin(
+pub(crate) async fn begin(
     plane: &Plane,
     arrived: &Arrived,
     mut response: Response<WorkerBody>,
@@ -122,6 +123,7 @@ fn route(
         model: wanted.model.as_deref(),
         rank: wanted.rank.or(wanted.only_rank),
         tried,
+        role: wanted.role,
         only: wanted.only,
         unpinned: !arrived.kind.takes_rank(),
     };

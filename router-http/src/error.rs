@@ -130,6 +130,7 @@ impl Failure {
             Self::Route(RouteError::UnknownRank { .. }) => (400, "unknown_dp_rank", Client, None),
             Self::Route(RouteError::NoWorkers) => (503, "no_workers", Router, Some(1)),
             Self::Route(RouteError::NoneReady { .. }) => (503, "no_worker_ready", Router, Some(1)),
+            Self::Route(RouteError::PoolEmpty { .. }) => (503, "pool_empty", Router, Some(1)),
             Self::Route(RouteError::AllTried) => (502, "workers_failed", Worker, Some(1)),
             Self::Unreachable(_) => (502, "worker_unreachable", Worker, Some(1)),
             Self::Lost => (502, "worker_lost", Worker, None),

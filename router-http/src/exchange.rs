@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::decode::RouteKind;
 use crate::learn::Learning;
 use crate::metrics::{HttpMetrics, Outcome, ThreadMetrics};
+use crate::pd::PrefillLeg;
 use crate::rids::{Noted, Rids};
 
 /// See the module. Dropping it without [`end`](Self::end) counts as the client going away.
@@ -25,6 +26,8 @@ pub(crate) struct Exchange {
     status: StatusCode,
     attempts: usize,
     in_flight: Option<InFlight>,
+    /// The half that another worker prefills; cancelled with the rest unless the answer is complete.
+    prefill: Option<PrefillLeg>,
     /// What is logged of the decision, kept after the request in flight is gone.
     decided: Option<Decided>,
     usage: Option<Usage>,
@@ -47,6 +50,8 @@ struct Decided {
     rank: u32,
     reason: Reason,
     predicted_tokens: u64,
+    /// The worker and rank that prefill, if they are others.
+    prefill: Option<(Arc<str>, u32)>,
 }
 
 /// How a stream begins that is an error.
@@ -70,6 +75,7 @@ impl Exchange {
             status: StatusCode::OK,
             attempts: 0,
             in_flight: None,
+            prefill: None,
             decided: None,
             usage: None,
             several_prompts: false,
@@ -123,6 +129,7 @@ impl Exchange {
             rank: in_flight.target().rank,
             reason: in_flight.reason(),
             predicted_tokens: in_flight.predicted_tokens(),
+            prefill: None,
         });
         if let Some((rids, rid)) = &self.rid {
             self.noted = rids.note(rid, in_flight.target().worker);
@@ -131,6 +138,24 @@ impl Exchange {
             }
         }
         self.in_flight.insert(in_flight)
+    }
+
+    /// The answer is that of the target decided on, and this is its other half.
+    pub(crate) fn shares(&mut self, leg: PrefillLeg) {
+        if let Some(decided) = &mut self.decided {
+            decided.predicted_tokens = leg.predicted_tokens;
+            decided.prefill = Some((leg.url.clone(), leg.rank));
+        }
+        self.prefill = Some(leg);
+    }
+
+    /// Another request of the same attempt is the one that is answered.
+    pub(crate) fn stands_in(&mut self, in_flight: InFlight) {
+        if let Some(decided) = &mut self.decided {
+            (decided.worker, decided.rank) = (in_flight.worker().url.clone(), in_flight.target().rank);
+            decided.reason = in_flight.reason();
+        }
+        self.in_flight = Some(in_flight);
     }
 
     /// The attempt came to nothing; what its decision claimed is undone.
@@ -150,6 +175,11 @@ impl Exchange {
         headers.insert("x-espalier-dp-rank", HeaderValue::from(decided.rank));
         headers.insert("x-espalier-predicted-tokens", HeaderValue::from(decided.predicted_tokens));
         headers.insert(crate::headers::REQUEST_ID, self.request_id.clone());
+        let Some((prefill, rank)) = &decided.prefill else { return };
+        if let Ok(worker) = HeaderValue::from_str(prefill) {
+            headers.insert("x-espalier-prefill-worker", worker);
+        }
+        headers.insert("x-espalier-prefill-dp-rank", HeaderValue::from(*rank));
     }
 
     /// The worker answers. `streaming`: with server-sent events.
@@ -182,6 +212,13 @@ impl Exchange {
     /// The answer said how much was cached.
     pub(crate) fn used(&mut self, usage: Usage) {
         self.usage = Some(usage);
+        if self.prefill.is_some() {
+            // What was cached where it was prefilled is said, and counted, there.
+            if let Some(in_flight) = &mut self.in_flight {
+                in_flight.first_token(self.clock.now());
+            }
+            return;
+        }
         self.families().prompt_tokens.inc_by(usage.prompt_tokens);
         self.families().cached_tokens.inc_by(usage.cached_tokens);
         if let Some(in_flight) = &mut self.in_flight {
@@ -207,6 +244,11 @@ impl Exchange {
             if outcome == Outcome::Answered {
                 in_flight.complete(self.clock.now());
             }
+        }
+        if let Some(prefill) = self.prefill.take()
+            && outcome == Outcome::Answered
+        {
+            prefill.let_finish();
         }
         let took = self.began.elapsed();
         self.families().duration_s.observe(took.as_secs_f64());
@@ -246,6 +288,7 @@ impl Exchange {
             outcome = outcome.name(),
             worker = decided.map(|decided| &*decided.worker),
             rank = decided.map(|decided| decided.rank),
+            prefill = decided.and_then(|decided| decided.prefill.as_ref()).map(|(worker, _)| &**worker),
             reason = decided.map(|decided| tracing::field::display(decided.reason)),
             attempts = self.attempts,
             prompt_tokens = self.usage.map(|usage| usage.prompt_tokens),

@@ -29,6 +29,7 @@ mod learn;
 mod listen;
 mod metrics;
 mod own;
+mod pd;
 mod receive;
 mod rids;
 mod route;

@@ -20,8 +20,7 @@ pub(crate) fn answer<B>(router: &Router, whole: bool, request: &Request<B>) -> O
             alive(snapshot.fleet.workers.iter().any(|worker| worker.state != WorkerState::Unreachable))
         }
         (&Method::GET | &Method::HEAD, "/health" | "/readiness" | "/ready") => {
-            let snapshot = router.snapshot();
-            alive(snapshot.fleet.workers.iter().any(|worker| worker.state == WorkerState::Ready))
+            alive(router.snapshot().fleet.can_serve())
         }
         _ => return None,
     };

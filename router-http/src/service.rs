@@ -29,6 +29,7 @@ use crate::kept::Place;
 use crate::learn::{Learning, What};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
 use crate::own;
+use crate::pd;
 use crate::receive;
 use crate::route::{self, Handling, Route};
 use crate::shared::Shared;
@@ -169,9 +170,16 @@ impl Service {
             return fleet::answer(&self.plane, route, concern, arrived, only).await.map(Reply::Joined);
         }
         let began = Instant::now();
-        let wanted = self.decide_by(route, &mut arrived, only, exchange)?;
+        let mut wanted = self.decide_by(route, &mut arrived, only, exchange)?;
         if wanted.several {
             exchange.has_several_prompts();
+        }
+        // Who names a worker means that one.
+        if wanted.only.is_none()
+            && plane.router.has_pools()
+            && let Some(answered) = pd::answer(&self.plane, &arrived, &mut wanted, began, exchange).await?
+        {
+            return Ok(Reply::Passing(answered));
         }
         attempts::answer(plane, &arrived, &wanted, began, exchange).await.map(Reply::Passing)
     }
@@ -223,6 +231,7 @@ impl Service {
             model: facts.model.or_else(|| self.model_elsewhere(arrived)).map(Cow::into_owned),
             only: place.map(|place| place.worker),
             only_rank: place.and_then(|place| place.rank),
+            role: None,
         };
         arrived.once = once;
         Ok(wanted)

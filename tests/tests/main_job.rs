@@ -339,7 +339,11 @@ async fn a_worker_that_is_added_is_checked_at_once() {
     let sim = Sim::start(fast()).await.unwrap();
     let config = RouterConfig { health_check_interval_secs: 3600.0, ..alert(Vec::new()) };
     let router = router_grpc::start(config).await.unwrap();
-    admin(&router).await.add_worker(AddWorkerRequest { url: sim.url() }).await.unwrap();
+    admin(&router)
+        .await
+        .add_worker(AddWorkerRequest { url: sim.url(), ..AddWorkerRequest::default() })
+        .await
+        .unwrap();
     until_ready(&router, 1).await;
 }
 

@@ -45,5 +45,5 @@ mod stats;
 
 pub use agent::{Agent, AgentHandle};
 pub use config::{AgentConfig, ConfigError, ConfigErrors, Level, MAX_ROUTERS};
-pub use engine::{EngineError, EngineInfo, EventSource, Eviction};
+pub use engine::{EngineError, EngineInfo, EngineRole, EventSource, Eviction};
 pub use stats::{AgentStats, RankStats, RouterStats};

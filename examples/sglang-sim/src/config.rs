@@ -68,12 +68,33 @@ pub struct SimConfig {
     /// Run this many times faster than real time.
     #[arg(long, default_value_t = 1.0)]
     pub time_scale: f64,
+    /// What it does of a generation.
+    #[arg(long, value_enum, default_value_t)]
+    pub disaggregation_mode: DisaggregationMode,
+    /// Port of a prefill server's bootstrap server; 0 takes a free one.
+    #[arg(long, default_value_t = 8998)]
+    pub disaggregation_bootstrap_port: u16,
+    /// How long one side waits for the other, in seconds of real time.
+    #[arg(long, env = "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", default_value_t = 300.0)]
+    pub disaggregation_timeout: f64,
     /// Key that all but the health routes ask for.
     #[arg(long, env = "SGLANG_SIM_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
     /// Key that the routes which control the engine ask for, and then no other.
     #[arg(long, env = "SGLANG_SIM_ADMIN_API_KEY", hide_env_values = true)]
     pub admin_api_key: Option<String>,
+}
+
+/// What a server does of a generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DisaggregationMode {
+    /// All of it.
+    #[default]
+    Null,
+    /// The prompt.
+    Prefill,
+    /// The output.
+    Decode,
 }
 
 /// A simulated server that cannot be started.
@@ -108,10 +129,21 @@ pub enum SimError {
 }
 
 impl Default for SimConfig {
-    /// The command line's defaults, on a free port.
+    /// The command line's defaults, on free ports.
     fn default() -> Self {
         let parsed = <Self as clap::Parser>::parse_from(["sglang-sim"]);
-        Self { port: 0, ..parsed }
+        Self { port: 0, disaggregation_bootstrap_port: 0, ..parsed }
+    }
+}
+
+impl DisaggregationMode {
+    /// As SGLang names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
     }
 }
 
@@ -147,7 +179,11 @@ impl SimConfig {
                 problem: "must hold at least four pages",
             });
         }
-        for (option, value) in [("time-scale", self.time_scale), ("prefill-rate", self.prefill_rate)] {
+        for (option, value) in [
+            ("time-scale", self.time_scale),
+            ("prefill-rate", self.prefill_rate),
+            ("disaggregation-timeout", self.disaggregation_timeout),
+        ] {
             if !value.is_finite() || value <= 0.0 {
                 let problem = "must be a number greater than zero";
                 return Err(SimError::Option { option, value: value.to_string(), problem });

@@ -11,6 +11,8 @@
 //!   within a batch; no queue limits and no timeouts; waiting tokens all count as uncached.
 //! * Cache: LRU only; no host or storage tiers, sliding windows, state-space layers, bigrams, LoRA or log probabilities.
 //! * Events: the `default` format only.
+//! * Disaggregation: a protocol of its own between the two sides, in no time; the prompt is computed before the decode side
+//!   is known, and not kept from being computed by its lack of space; a decode server keeps a prefix cache of its own.
 //! * HTTP: `/health` generates nothing and answers at once; pausing with `abort` does not wait a second; the routes for
 //!   weights, sessions, embeddings and profiling answer 404; every answer is pseudo-random text and ends at its length.
 
@@ -25,8 +27,9 @@ mod scheduler;
 mod sim;
 mod timing;
 pub mod tokenizer;
+mod transfer;
 
-pub use config::{SimConfig, SimError};
+pub use config::{DisaggregationMode, SimConfig, SimError};
 pub use events::{CacheEvent, EventEncoding, LoadStat, encode_batch, encode_load};
 pub use radix::Namespace;
 pub use scheduler::{Job, Limits, Pause, Produced, RequestId, Scheduler, Step, Totals};

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use crate::config::{SimConfig, SimError};
+use crate::config::{DisaggregationMode, SimConfig, SimError};
 use crate::engine::EngineHandle;
 use crate::http::Server;
 use crate::publisher::{Listeners, Publisher};
 use crate::radix::Namespace;
 use crate::scheduler::Totals;
+use crate::transfer::Rooms;
 
 /// A simulated server in this process. Dropping it is a `kill -9`: every socket closes at once.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(crate) struct Ports {
     pub(crate) events: u16,
     pub(crate) replay: u16,
     pub(crate) load: u16,
+    /// Of a prefill server.
+    pub(crate) bootstrap: Option<u16>,
 }
 
 /// Attempts to find as many free ports in a row as there are ranks.
@@ -52,7 +55,8 @@ impl Sim {
         let events = listen(&config.host, config.kv_events_port, config.dp_size)?;
         let replay = listen(&config.host, config.replay_port, config.dp_size)?;
         let load = listen(&config.host, config.load_port, config.dp_size)?;
-        let ports = Ports { events: port(&events), replay: port(&replay), load: port(&load) };
+        let mut ports =
+            Ports { events: port(&events), replay: port(&replay), load: port(&load), bootstrap: None };
         let mut ranks = Vec::new();
         let sockets = events.into_iter().zip(replay).zip(load);
         for (rank, ((events, replay), load)) in sockets.enumerate() {
@@ -63,7 +67,18 @@ impl Sim {
             ranks.push(handle);
         }
         let address = http.local_addr().map_err(|source| listen_error(&config.host, config.port, source))?;
-        let server = Server::new(config.clone(), ranks, ports, address);
+        let rooms = Rooms::new(config.dp_size);
+        if config.disaggregation_mode == DisaggregationMode::Prefill {
+            let bootstrap = listen(&config.host, config.disaggregation_bootstrap_port, 1)?;
+            ports.bootstrap = Some(port(&bootstrap));
+            for listener in bootstrap {
+                let listener = tokio::net::TcpListener::from_std(listener);
+                let port = config.disaggregation_bootstrap_port;
+                let listener = listener.map_err(|source| listen_error(&config.host, port, source))?;
+                tasks.spawn(rooms.clone().serve(listener));
+            }
+        }
+        let server = Server::new(config.clone(), ranks, ports, address, rooms);
         let accept =
             server.clone().accept(http).map_err(|source| listen_error(&config.host, config.port, source))?;
         tasks.spawn(accept);

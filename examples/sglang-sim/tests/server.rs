@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
-use sglang_sim::{Sim, SimConfig};
+use sglang_sim::{DisaggregationMode, Sim, SimConfig};
 use tokio::time::timeout;
 use zeromq::{DealerSocket, Socket as _, SocketRecv as _, SocketSend as _, SubSocket, ZmqMessage};
 
@@ -303,4 +303,53 @@ async fn killed_and_started_again_on_the_same_port_it_is_another_life() {
     let again = start(|config| config.port = address.port()).await;
     let (_, after) = get(&again, "/server_info").await;
     assert_ne!(before["startup_time"], after["startup_time"]);
+}
+
+/// A request for one side of a pair.
+fn half(prefill: &Value, room: u64, stream: bool) -> Value {
+    json!({"input_ids": prompt(64), "sampling_params": {"max_new_tokens": 3}, "stream": stream,
+        "bootstrap_host": "127.0.0.1", "bootstrap_port": prefill["disaggregation_bootstrap_port"],
+        "bootstrap_room": room})
+}
+
+#[tokio::test]
+async fn two_sides_of_a_generation_meet_by_their_room() {
+    let prefill = start(|config| config.disaggregation_mode = DisaggregationMode::Prefill).await;
+    let decode = start(|config| config.disaggregation_mode = DisaggregationMode::Decode).await;
+    let (_, info) = get(&prefill, "/server_info").await;
+    assert_eq!(info["disaggregation_mode"], "prefill");
+    assert_eq!(get(&decode, "/server_info").await.1["disaggregation_mode"], "decode");
+    let request = half(&info, 5, false);
+    let (there, here) =
+        tokio::join!(post(&prefill, "/generate", request.clone()), post(&decode, "/generate", request));
+    assert_eq!((there.0, there.1["output_ids"].as_array().unwrap().len()), (200, 1));
+    assert_eq!((here.0, here.1["output_ids"].as_array().unwrap().len()), (200, 3));
+    assert_eq!(there.1["output_ids"][0], here.1["output_ids"][0], "the first token is the prompt's");
+    assert_eq!(decode.stats(0).unwrap().totals.prefilled_tokens, 0);
+    let (status, refused) =
+        post(&decode, "/generate", json!({"text": "a", "sampling_params": {"max_new_tokens": 1}})).await;
+    assert_eq!(status, 400, "{refused}");
+}
+
+#[tokio::test]
+async fn a_side_that_waits_in_vain_says_so() {
+    let alone = |mode| {
+        start(move |config| {
+            config.disaggregation_mode = mode;
+            config.disaggregation_timeout = 0.05;
+        })
+    };
+    let (prefill, decode) =
+        (alone(DisaggregationMode::Prefill).await, alone(DisaggregationMode::Decode).await);
+    let (_, info) = get(&prefill, "/server_info").await;
+    let (status, body) = post(&prefill, "/generate", half(&info, 1, false)).await;
+    assert!(status == 500 && body.to_string().contains("KVPoll.Bootstrapping"), "{body}");
+    let (status, body) = post(&decode, "/generate", half(&info, 2, false)).await;
+    assert!(status == 500 && body.to_string().contains("KVPoll.WaitingForInput"), "{body}");
+    let (status, body) = send(&decode, "POST", "/generate", &half(&info, 3, true).to_string()).await;
+    assert!(status == 200 && body.contains("\"code\":500") && body.ends_with("data: [DONE]\n\n"), "{body}");
+    let request = half(&info, 4, false);
+    prefill.kill().await;
+    let (status, body) = post(&decode, "/generate", request).await;
+    assert!(status == 500 && body.to_string().contains("lost connection"), "{body}");
 }

@@ -144,6 +144,43 @@ impl EvictionPolicy {
         }
     }
 }
+/// What a worker does of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum WorkerRole {
+    /// Not said: left to what the engine says of itself, and WORKER_ROLE_UNIFIED if that says nothing.
+    Unspecified = 0,
+    /// All of it.
+    Unified = 1,
+    /// Computes prompts, and hands their KV to decode workers.
+    Prefill = 2,
+    /// Generates, from the KV that prefill workers hand over.
+    Decode = 3,
+}
+impl WorkerRole {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "WORKER_ROLE_UNSPECIFIED",
+            Self::Unified => "WORKER_ROLE_UNIFIED",
+            Self::Prefill => "WORKER_ROLE_PREFILL",
+            Self::Decode => "WORKER_ROLE_DECODE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "WORKER_ROLE_UNSPECIFIED" => Some(Self::Unspecified),
+            "WORKER_ROLE_UNIFIED" => Some(Self::Unified),
+            "WORKER_ROLE_PREFILL" => Some(Self::Prefill),
+            "WORKER_ROLE_DECODE" => Some(Self::Decode),
+            _ => None,
+        }
+    }
+}
 /// What stands between a worker and traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -279,6 +316,12 @@ pub struct Hello {
     /// Name and version of the agent.
     #[prost(string, tag = "16")]
     pub agent: ::prost::alloc::string::String,
+    /// The engine's role, if the agent knows it.
+    #[prost(enumeration = "WorkerRole", tag = "17")]
+    pub role: i32,
+    /// Port of a prefill engine's bootstrap server; 0 when unknown.
+    #[prost(uint32, tag = "18")]
+    pub bootstrap_port: u32,
 }
 /// A place in one rank's sequence.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -798,6 +841,12 @@ pub struct Worker {
     pub reason: ::prost::alloc::string::String,
     #[prost(fixed64, tag = "10")]
     pub incarnation: u64,
+    /// What it does of a generation: as declared, else as its engine says.
+    #[prost(enumeration = "WorkerRole", tag = "11")]
+    pub role: i32,
+    /// Port of its bootstrap server; absent unless it is a prefill worker.
+    #[prost(uint32, optional, tag = "12")]
+    pub bootstrap_port: ::core::option::Option<u32>,
 }
 /// One dp rank of a worker.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -843,6 +892,12 @@ pub struct GetWorkerRequest {
 pub struct AddWorkerRequest {
     #[prost(string, tag = "1")]
     pub url: ::prost::alloc::string::String,
+    /// Wins over what the engine says of itself.
+    #[prost(enumeration = "WorkerRole", tag = "2")]
+    pub role: i32,
+    /// Port of a prefill worker's bootstrap server; 0 leaves it to what the engine says, and is 8998 if that says nothing.
+    #[prost(uint32, tag = "3")]
+    pub bootstrap_port: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveWorkerRequest {

@@ -4,6 +4,7 @@
 //! no state, starts nothing and counts nothing; whatever may not be chosen is not in the view.
 
 mod cache_aware;
+mod kv_space;
 mod least_load;
 mod power_of_two;
 mod random;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use cache_aware::{CacheAware, CacheAwareSettings};
+pub use kv_space::KvSpace;
 pub use least_load::LeastLoad;
 pub use power_of_two::PowerOfTwo;
 pub use random::Random;
@@ -72,6 +74,12 @@ pub struct Candidate {
     pub load: Load,
     /// Tokens that wait there to be prefilled beyond what this router sent, as its agent reports.
     pub foreign_waiting_tokens: u64,
+    /// KV tokens in use there beyond the prompts of what this router has in flight, as of its agent's last report.
+    pub foreign_used_tokens: u64,
+    /// KV tokens it can hold: as reported, else as its engine says, else [`Settings::default_capacity_tokens`].
+    ///
+    /// [`Settings::default_capacity_tokens`]: crate::Settings::default_capacity_tokens
+    pub capacity_tokens: u64,
     /// Prefill speed.
     pub prefill: PrefillModel,
     /// See [`Target::eviction_pressure`](crate::Target::eviction_pressure).
@@ -112,6 +120,8 @@ pub enum Reason {
     Imbalance,
     /// No match was long enough; it claims the fewest tokens.
     MostRoom,
+    /// It has the best of load and free KV space.
+    KvSpace,
     /// It was its turn.
     Turn,
     /// Chance.
@@ -200,6 +210,7 @@ impl fmt::Display for Reason {
             Self::LeastLoad => "least load",
             Self::Imbalance => "loads too uneven to follow the cache; least load",
             Self::MostRoom => "no match above the threshold; fewest claimed tokens",
+            Self::KvSpace => "best of load and free KV space",
             Self::Turn => "its turn",
             Self::Random => "chance",
         })
@@ -219,6 +230,8 @@ pub(crate) mod testing {
             matched_tokens: 0,
             load: Load::default(),
             foreign_waiting_tokens: 0,
+            foreign_used_tokens: 0,
+            capacity_tokens: 1 << 20,
             prefill: PrefillModel::default(),
             eviction_pressure: 0.0,
             claimed_tokens: 0,

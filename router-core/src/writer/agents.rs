@@ -40,8 +40,10 @@ impl State {
             AgentReport::Load { rank, load } => {
                 if let Some(rank) = self.roster.figures_mut(target(rank)) {
                     // Only now can what this router sent be told from the rest: later both will have changed.
-                    let own = rank.load.read().prefill_prompt_tokens;
-                    rank.foreign_waiting_tokens = load.waiting_uncached_tokens.saturating_sub(own);
+                    let own = rank.load.read();
+                    let waiting = load.waiting_uncached_tokens;
+                    rank.foreign_waiting_tokens = waiting.saturating_sub(own.prefill_prompt_tokens);
+                    rank.foreign_used_tokens = load.used_tokens.saturating_sub(own.context_tokens);
                     rank.reported = Some(load);
                     self.dirty = true;
                 }
@@ -116,6 +118,11 @@ impl State {
     fn enlist(&mut self, agent: &Introduction, at: Time) -> Result<WorkerId, FleetError> {
         let known = self.roster.by_url(&agent.url).map(|member| (member.id, member.profile.models.clone()));
         let mut profile = agent.profile.clone();
+        if let Some(known) = self.roster.by_url(&agent.url).map(|member| &member.profile) {
+            // An agent that does not speak of roles says nothing against what a probe has found out.
+            profile.role = profile.role.or(known.role);
+            profile.bootstrap_port = profile.bootstrap_port.or(known.bootstrap_port);
+        }
         let worker = match known {
             None => {
                 let worker = self.roster.add(agent.url.clone())?;

@@ -62,6 +62,7 @@ impl State {
             rank.doubtful = false;
             rank.reported = None;
             rank.foreign_waiting_tokens = 0;
+            rank.foreign_used_tokens = 0;
             rank.evicted_tokens_total = None;
         }
         self.void_worker(worker, now, "its agent is gone");

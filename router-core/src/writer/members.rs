@@ -27,6 +27,11 @@ impl State {
                 let result = changed.as_ref().map(drop).map_err(FleetError::clone);
                 self.when_published(move || done.call(result));
             }
+            FleetUpdate::Declare { worker, declaration, done } => {
+                let member = self.roster.get_mut(worker).ok_or(FleetError::UnknownWorker(worker));
+                let result = member.map(|member| member.declared = declaration);
+                self.when_published(move || done.call(result));
+            }
             FleetUpdate::Health { worker, reachable, reason } => {
                 self.change_state(worker, now, |member| {
                     member.reachable = reachable;

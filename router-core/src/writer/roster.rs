@@ -7,8 +7,8 @@ use super::gate::Gate;
 use super::pressure::Pressure;
 use super::slots::SlotPool;
 use crate::fleet::{
-    AgentLink, Fleet, Incarnation, ReportLevel, Slot, Target, TargetId, Tenure, Worker, WorkerId,
-    WorkerProfile, WorkerState,
+    AgentLink, DEFAULT_BOOTSTRAP_PORT, Declaration, Fleet, Incarnation, ReportLevel, Role, Slot, Target,
+    TargetId, Tenure, Worker, WorkerId, WorkerProfile, WorkerState,
 };
 use crate::load::{LoadCounters, ReportedLoad};
 use crate::report::SessionId;
@@ -44,6 +44,8 @@ pub(crate) struct Member {
     pub(crate) id: WorkerId,
     pub(crate) url: Arc<str>,
     pub(crate) profile: WorkerProfile,
+    /// What somebody said of its role.
+    pub(crate) declared: Declaration,
     pub(crate) incarnation: Incarnation,
     pub(crate) reachable: bool,
     pub(crate) draining: bool,
@@ -83,6 +85,8 @@ pub(crate) struct Rank {
     pub(crate) reported: Option<ReportedLoad>,
     /// Of the tokens that were reported to wait, those that this router had not sent.
     pub(crate) foreign_waiting_tokens: u64,
+    /// Of the KV tokens that were reported to be in use, those beyond the prompts that this router had in flight.
+    pub(crate) foreign_used_tokens: u64,
     pub(crate) divergence_tokens: Option<u64>,
     pub(crate) pressure: Pressure,
     /// Last total the agent reported.
@@ -120,6 +124,7 @@ impl Roster {
             id,
             url,
             profile: WorkerProfile::default(),
+            declared: Declaration::default(),
             incarnation: Incarnation::default(),
             reachable: false,
             draining: false,
@@ -301,6 +306,7 @@ impl Roster {
         let mut fleet = Fleet::default();
         for member in &mut self.workers {
             let worker = member.publish();
+            fleet.has_pools |= worker.role != Role::Unified;
             for (rank, state) in member.ranks.iter().enumerate() {
                 let slot = usize::from(state.slot.0);
                 if slot >= fleet.by_slot.len() {
@@ -320,6 +326,7 @@ impl Roster {
                     prefill: state.prefill,
                     reported: state.reported,
                     foreign_waiting_tokens: state.foreign_waiting_tokens,
+                    foreign_used_tokens: state.foreign_used_tokens,
                     load: state.load.clone(),
                 });
             }
@@ -364,12 +371,15 @@ impl Member {
         if let Some(worker) = self.published.as_ref().filter(|worker| worker.agent == agent) {
             return worker.clone();
         }
+        let port = self.declared.bootstrap_port.or(self.profile.bootstrap_port);
         let worker = Arc::new(Worker {
             id: self.id,
             url: self.url.clone(),
             state: self.state(),
             reason: self.reason.clone(),
             profile: self.profile.clone(),
+            role: self.declared.role.or(self.profile.role).unwrap_or_default(),
+            bootstrap_port: port.unwrap_or(DEFAULT_BOOTSTRAP_PORT),
             incarnation: self.incarnation,
             agent,
             identity: self.identity,
@@ -391,6 +401,7 @@ impl Rank {
             prefill: PrefillModel::default(),
             reported: None,
             foreign_waiting_tokens: 0,
+            foreign_used_tokens: 0,
             divergence_tokens: None,
             pressure: Pressure::default(),
             evicted_tokens_total: None,

@@ -2,11 +2,13 @@
 
 use espalier_proto::{
     Candidate, Event, EventKind as WireKind, Excluded, ExplainResponse, KeyUnit, Load,
-    ReportLevel as WireLevel, Target as WireTarget, Worker as WireWorker, WorkerState as WireState,
+    ReportLevel as WireLevel, Target as WireTarget, Worker as WireWorker, WorkerRole as WireRole,
+    WorkerState as WireState,
 };
 use router_core::key::{PrefixKey, Unit};
 use router_core::{
-    EventKind, Explanation, ReportLevel, Router, Snapshot, Target, TargetId, Time, Worker, WorkerState,
+    Declaration, EventKind, Explanation, ReportLevel, Role, Router, Snapshot, Target, TargetId, Time, Worker,
+    WorkerState,
 };
 
 use crate::events::FleetEvent;
@@ -28,7 +30,26 @@ pub(super) fn worker(snapshot: &Snapshot, worker: &Worker, now: Time) -> WireWor
         report_age_ms: worker.agent.map(|agent| now.since(agent.last_report).as_millis() as u64),
         reason: worker.reason.to_string(),
         incarnation: worker.incarnation.0,
+        role: wire_role(worker.role).into(),
+        bootstrap_port: (worker.role == Role::Prefill).then_some(worker.bootstrap_port.into()),
     }
+}
+
+fn wire_role(role: Role) -> WireRole {
+    match role {
+        Role::Unified => WireRole::Unified,
+        Role::Prefill => WireRole::Prefill,
+        Role::Decode => WireRole::Decode,
+    }
+}
+
+/// What AddWorker says of a role, if it says anything; an error names the field that cannot be used.
+pub(super) fn declaration(role: WireRole, bootstrap_port: u32) -> Result<Option<Declaration>, &'static str> {
+    let port = u16::try_from(bootstrap_port).map_err(|_| "bootstrap_port: a port is at most 65535")?;
+    let declaration =
+        Declaration { role: crate::session::role(role), bootstrap_port: Some(port).filter(|port| *port > 0) };
+    let says = declaration.role.is_some() || declaration.bootstrap_port.is_some();
+    Ok(says.then_some(declaration))
 }
 
 fn target(target: &Target) -> WireTarget {

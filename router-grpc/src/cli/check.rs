@@ -86,7 +86,8 @@ async fn check_workers(config: &RouterConfig, api_key: Option<Secret>) -> Vec<Fi
         api_key,
     });
     let mut findings = Vec::new();
-    for url in &config.worker_urls {
+    let pools = config.pools.members();
+    for url in config.worker_urls.iter().chain(pools.iter().map(|member| &member.url)) {
         let base = url.trim_end_matches('/');
         if let Err(error) = prober.is_ready(base).await {
             findings.push(bad(format!("{base}: {error}; it will be admitted when it comes up")));

@@ -50,8 +50,8 @@ async fn list(arguments: &AdminArguments) -> Result<(), AskError> {
     }
     writeln!(
         out,
-        "{:<32} {:<12} {:>4} {:>9} {:>12} {:>12} {:>10}  agent",
-        "worker", "state", "rank", "in flight", "claimed", "capacity", "divergence"
+        "{:<32} {:<8} {:<12} {:>4} {:>9} {:>12} {:>12} {:>10}  agent",
+        "worker", "role", "state", "rank", "in flight", "claimed", "capacity", "divergence"
     )?;
     for worker in &answer.workers {
         for target in &worker.targets {
@@ -63,8 +63,9 @@ async fn list(arguments: &AdminArguments) -> Result<(), AskError> {
                 target.divergence_tokens.map_or_else(|| "–".to_owned(), |tokens| tokens.to_string());
             writeln!(
                 out,
-                "{:<32} {:<12} {:>4} {:>9} {:>12} {:>12} {divergence:>10}  {agent}",
+                "{:<32} {:<8} {:<12} {:>4} {:>9} {:>12} {:>12} {divergence:>10}  {agent}",
                 worker.url,
+                role(worker),
                 state(worker),
                 target.rank,
                 target.in_flight,
@@ -154,7 +155,7 @@ fn worker_json(worker: &Worker) -> serde_json::Value {
         })
         .collect();
     json!({
-        "url": worker.url, "state": state(worker), "reason": worker.reason, "model": worker.model,
+        "url": worker.url, "role": role(worker), "state": state(worker), "reason": worker.reason, "model": worker.model,
         "engine_version": worker.engine_version, "agent_connected": worker.agent_connected,
         "report_level": level(worker), "report_age_ms": worker.report_age_ms, "targets": targets,
     })
@@ -185,6 +186,10 @@ fn explanation_json(answer: &ExplainResponse) -> serde_json::Value {
 
 fn state(worker: &Worker) -> String {
     plain(worker.state().as_str_name(), "WORKER_STATE_")
+}
+
+fn role(worker: &Worker) -> String {
+    plain(worker.role().as_str_name(), "WORKER_ROLE_")
 }
 
 fn level(worker: &Worker) -> String {

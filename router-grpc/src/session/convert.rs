@@ -6,9 +6,10 @@ use espalier_proto::coordinator_message::Message as Reply;
 use espalier_proto::{
     Ack, Baseline, CoordinatorMessage, Delta as WireDelta, EvictionPolicy, Hello, KeySpace as WireKeySpace,
     KeyUnit, Load, ReportLevel as WireLevel, ResumePoint, Resync, SetFingerprint, Welcome,
+    WorkerRole as WireRole,
 };
 use router_core::key::{BlockHash, KeySpace, SCHEME, Unit};
-use router_core::{BlockRun, Delta, Incarnation, ReportLevel, ReportedLoad, SetDigest, WorkerProfile};
+use router_core::{BlockRun, Delta, Incarnation, ReportLevel, ReportedLoad, Role, SetDigest, WorkerProfile};
 use tonic::Status;
 
 use super::Terms;
@@ -67,6 +68,8 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
             page_size: hello.page_size,
             capacity_tokens: hello.capacity_tokens,
             evicts_lru: hello.eviction_policy() == EvictionPolicy::Lru,
+            role: role(hello.role()),
+            bootstrap_port: u16::try_from(hello.bootstrap_port).ok().filter(|port| *port > 0),
         },
         max_level: match hello.max_level() {
             WireLevel::Unspecified | WireLevel::Counts => ReportLevel::Counts,
@@ -75,6 +78,16 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
         },
         understands_tokens: knows_hash && hello.units().any(|unit| unit == KeyUnit::Token),
     })
+}
+
+/// `None` if it is not said.
+pub(crate) fn role(role: WireRole) -> Option<Role> {
+    match role {
+        WireRole::Unspecified => None,
+        WireRole::Unified => Some(Role::Unified),
+        WireRole::Prefill => Some(Role::Prefill),
+        WireRole::Decode => Some(Role::Decode),
+    }
 }
 
 pub(super) fn welcome(

@@ -24,6 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
 
+pub(crate) use self::convert::role;
 use self::opening::{Opened, PATIENCE};
 use self::reports::Reports;
 use crate::events::EventHub;

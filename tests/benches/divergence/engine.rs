@@ -56,7 +56,8 @@ impl Engine {
     pub(crate) fn submit(&mut self, prompt: Vec<u32>, output_tokens: usize) -> RequestId {
         self.next += 1;
         let id = RequestId(self.next);
-        self.scheduler.submit(Job { id, namespace: Namespace::default(), prompt, output_tokens });
+        let namespace = Namespace::default();
+        self.scheduler.submit(Job { id, namespace, prompt, output_tokens, received: false });
         id
     }
 

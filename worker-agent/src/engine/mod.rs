@@ -15,5 +15,5 @@ pub use client::EngineError;
 pub(crate) use client::{EngineClient, bearer};
 pub(crate) use life::Life;
 pub(crate) use load::LoadReading;
-pub use probe::{EngineInfo, EventSource, Eviction};
+pub use probe::{EngineInfo, EngineRole, EventSource, Eviction};
 pub(crate) use supervisor::{Health, Request, State, Supervisor};

@@ -24,6 +24,10 @@ pub struct EngineInfo {
     pub capacity_tokens: u64,
     /// Which leaf goes first.
     pub eviction: Eviction,
+    /// What it does of a generation.
+    pub role: EngineRole,
+    /// Where its bootstrap server listens, where it names that.
+    pub bootstrap_port: Option<u16>,
     /// When it started, in microseconds since the Unix epoch, where it shows that.
     pub started_us: Option<u64>,
     /// Tells one life of the engine from another; `None` when it shows nothing that differs.
@@ -66,6 +70,19 @@ pub enum Eviction {
     Unknown,
 }
 
+/// What an engine does of a generation (SGLang's disaggregation mode).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineRole {
+    /// All of it.
+    Unified,
+    /// It prefills.
+    Prefill,
+    /// It decodes.
+    Decode,
+    /// Not named.
+    Unknown,
+}
+
 impl EngineInfo {
     /// Reads the answer of `/server_info` of an engine that this process reaches under `host`.
     pub fn read(answer: &Value, host: &str) -> Option<Self> {
@@ -93,6 +110,14 @@ impl EngineInfo {
                 Some(_) => Eviction::Other,
                 None => Eviction::Unknown,
             },
+            role: match field(answer, "disaggregation_mode").and_then(Value::as_str) {
+                Some("null") => EngineRole::Unified,
+                Some("prefill") => EngineRole::Prefill,
+                Some("decode") => EngineRole::Decode,
+                _ => EngineRole::Unknown,
+            },
+            bootstrap_port: positive(field(answer, "disaggregation_bootstrap_port"))
+                .and_then(|port| u16::try_from(port).ok()),
             started_us: ["start_time", "instance_id"].iter().find_map(|name| epoch_us(field(answer, name)?)),
             life_fingerprint: life_fingerprint(answer),
             loads: block.map_or_else(Vec::new, |block| load_sources(block, host, dp_size)),

@@ -11,16 +11,16 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use serde_json::{Value, json};
 
+use super::disaggregation::{Half, TransferError, error_event};
 use super::request::{Api, BadRequest, Parsed};
 use super::{Body, Server};
-use crate::engine::Running;
 use crate::scheduler::{Job, RequestId};
 use crate::tokenizer;
 
 /// One generation under way.
 struct Generation {
     server: Server,
-    running: Running,
+    half: Half,
     api: Api,
     id: String,
     request: RequestId,
@@ -38,6 +38,8 @@ struct Generation {
     aborted: bool,
     /// The session whose history it adds to, and its whole prompt.
     session: Option<(String, Vec<u32>)>,
+    /// It failed: why.
+    failure: Option<TransferError>,
 }
 
 impl Server {
@@ -72,8 +74,13 @@ impl Server {
             return streamed(generations.remove(0));
         }
         let mut answers = Vec::new();
-        for generation in &mut generations {
-            while generation.advance().await {}
+        // Together: one may wait for another server.
+        let all = generations.iter_mut().map(|generation| async { while generation.advance().await {} });
+        futures_util::future::join_all(all).await;
+        for generation in &generations {
+            if let Some(failure) = generation.failure {
+                return api.fail(failure);
+            }
             answers.push(generation.whole());
         }
         let body = match (api, is_batch) {
@@ -93,9 +100,10 @@ impl Server {
 
     async fn begin(&self, api: Api, parsed: Parsed) -> Option<Vec<Generation>> {
         let mut generations = Vec::new();
-        for prompt in parsed.prompts {
+        for (index, prompt) in parsed.prompts.into_iter().enumerate() {
             let request = RequestId(self.inner.next_id.fetch_add(1, Relaxed));
             let turn = self.inner.next_rank.fetch_add(1, Relaxed) as usize % self.inner.ranks.len();
+            let turn = self.rank_of_room(&parsed.bootstrap, index).unwrap_or(turn);
             let dp_rank = parsed.dp_rank.and_then(|rank| usize::try_from(rank).ok()).unwrap_or(turn);
             let id = parsed.rid.clone().unwrap_or_else(|| format!("{:032x}", request.0 + 1));
             let prompt_tokens = prompt.len();
@@ -107,12 +115,13 @@ impl Server {
                 namespace: parsed.namespace.clone(),
                 prompt,
                 output_tokens: parsed.output_tokens.min(room),
+                received: false,
             };
-            let running = self.inner.ranks[dp_rank].submit(job).await?;
+            let half = self.half(&parsed.bootstrap, index, dp_rank, job).await?;
             self.inner.named.lock().expect("no holder panics").push((id.clone(), dp_rank, request));
             generations.push(Generation {
                 server: self.clone(),
-                running,
+                half,
                 api,
                 id,
                 request,
@@ -127,6 +136,7 @@ impl Server {
                 finished: false,
                 aborted: false,
                 session,
+                failure: None,
             });
         }
         Some(generations)
@@ -136,16 +146,8 @@ impl Server {
 impl Generation {
     /// Waits for one more token; `false` when there are no more.
     async fn advance(&mut self) -> bool {
-        match self.running.next().await {
-            Some(produced) => {
-                self.take(produced);
-                !produced.last
-            }
-            None => {
-                self.abort();
-                false
-            }
-        }
+        self.step().await;
+        !self.finished
     }
 
     /// Waits for the tokens of one more event; `None` when there are no more.
@@ -158,21 +160,26 @@ impl Generation {
         // The first token goes out at once.
         let wanted = if before == 0 { 1 } else { interval };
         while self.output.len() - before < wanted && !self.finished {
-            let produced = match self.running.ready() {
-                Some(produced) => Some(produced),
-                None => self.running.next().await,
-            };
-            match produced {
-                Some(produced) => self.take(produced),
-                None => self.abort(),
-            }
+            self.step().await;
         }
         Some(before)
     }
 
+    /// Waits for one more token, or for the end.
+    async fn step(&mut self) {
+        match self.half.next(&self.server).await {
+            Ok(Some(produced)) => self.take(produced),
+            Ok(None) => self.abort(),
+            Err(failure) => {
+                self.failure = Some(failure);
+                self.abort();
+            }
+        }
+    }
+
     fn take(&mut self, produced: crate::scheduler::Produced) {
         self.output.push(produced.token);
-        self.cached_tokens = produced.cached_tokens;
+        self.cached_tokens = self.half.cached_elsewhere().unwrap_or(produced.cached_tokens);
         self.retractions = produced.retractions;
         self.finished = produced.last;
         if let Some((session, prompt)) = self.session.take_if(|_| produced.last) {
@@ -299,7 +306,10 @@ fn streamed(generation: Generation) -> Response<Body> {
     let events = stream::unfold(Stage::Tokens(Box::new(generation)), |stage| async move {
         match stage {
             Stage::Tokens(mut generation) => match generation.next_event().await {
-                Some(before) => Some((sse(&generation.event(before)), Stage::Tokens(generation))),
+                Some(before) => match generation.failure {
+                    Some(failure) => Some((sse(&error_event(failure)), Stage::Done)),
+                    None => Some((sse(&generation.event(before)), Stage::Tokens(generation))),
+                },
                 None if generation.include_usage => {
                     let usage =
                         generation.openai(chunk_object(generation.api), json!([]), Some(generation.usage()));

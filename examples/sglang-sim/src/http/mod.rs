@@ -2,6 +2,7 @@
 
 mod answer;
 mod control;
+mod disaggregation;
 mod other_apis;
 mod request;
 mod sessions;
@@ -30,6 +31,7 @@ use crate::config::SimConfig;
 use crate::engine::{Command, EngineHandle};
 use crate::scheduler::Pause;
 use crate::sim::Ports;
+use crate::transfer::Rooms;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -48,6 +50,8 @@ struct Inner {
     ranks: Vec<EngineHandle>,
     ports: Ports,
     address: SocketAddr,
+    /// Of a prefill server.
+    rooms: Rooms,
     next_id: AtomicU64,
     next_rank: AtomicU64,
     paused: AtomicBool,
@@ -68,6 +72,7 @@ impl Server {
         ranks: Vec<EngineHandle>,
         ports: Ports,
         address: SocketAddr,
+        rooms: Rooms,
     ) -> Self {
         let weight_version = std::sync::Mutex::new(config.weight_version.clone());
         let inner = Inner {
@@ -78,6 +83,7 @@ impl Server {
             ranks,
             ports,
             address,
+            rooms,
             next_id: AtomicU64::new(0),
             next_rank: AtomicU64::new(0),
             paused: AtomicBool::new(false),
@@ -146,6 +152,7 @@ impl Server {
                 parsed.take_rank_header(header_rank.as_ref())?;
             }
             self.check(&parsed)?;
+            self.check_bootstrap(&parsed)?;
             Ok(parsed)
         });
         match parsed.and_then(|parsed| self.with_history(parsed)) {

@@ -31,6 +31,7 @@ pub(super) struct Parsed {
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) dp_rank: Option<i64>,
+    pub(super) bootstrap: Bootstrap,
     pub(super) rid: Option<String>,
     pub(super) model: Option<String>,
     /// The session whose history comes first.
@@ -78,6 +79,8 @@ struct Common {
     routed_dp_rank: Option<i64>,
     data_parallel_rank: Option<i64>,
     session_params: Option<SessionParams>,
+    #[serde(flatten)]
+    bootstrap: Bootstrap,
 }
 
 #[derive(Deserialize)]
@@ -97,7 +100,42 @@ struct Message {
     content: Option<serde_json::Value>,
 }
 
-#[derive(Deserialize)]
+/// How the two sides of a disaggregated generation find each other.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Bootstrap {
+    bootstrap_host: Option<OneOrMany<String>>,
+    bootstrap_port: Option<OneOrMany<u16>>,
+    bootstrap_room: Option<OneOrMany<u64>>,
+    pub(super) disagg_prefill_dp_rank: Option<u64>,
+}
+
+impl Bootstrap {
+    /// The room of a prompt; of a single number they count up, as in SGLang.
+    pub(super) fn room(&self, prompt: usize) -> Option<u64> {
+        match self.bootstrap_room.as_ref()? {
+            OneOrMany::One(first) => Some(first + prompt as u64),
+            OneOrMany::Many(rooms) => rooms.get(prompt).copied(),
+        }
+    }
+
+    /// The bootstrap server of a prompt.
+    pub(super) fn address(&self, prompt: usize) -> Option<String> {
+        let host = self.bootstrap_host.as_ref()?.of(prompt)?;
+        let port = self.bootstrap_port.as_ref()?.of(prompt)?;
+        Some(format!("{host}:{port}"))
+    }
+}
+
+impl<T> OneOrMany<T> {
+    fn of(&self, index: usize) -> Option<&T> {
+        match self {
+            Self::One(one) => Some(one),
+            Self::Many(many) => many.get(index),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum OneOrMany<T> {
     One(T),
@@ -208,6 +246,7 @@ impl Parsed {
             stream: common.stream.unwrap_or(false),
             include_usage: false,
             dp_rank: common.routed_dp_rank.or(common.data_parallel_rank),
+            bootstrap: common.bootstrap,
             rid,
             model: None,
             session: common.session_params.and_then(|session| session.id),

@@ -59,6 +59,8 @@ impl Server {
             "enable_cache_report": true,
             "decode_log_interval": config.decode_log_interval,
             "load_snapshot_publish_interval": 15,
+            "disaggregation_mode": config.disaggregation_mode.name(),
+            "disaggregation_bootstrap_port": ports.bootstrap.unwrap_or(config.disaggregation_bootstrap_port),
             "stream_interval": config.stream_interval,
             "schedule_policy": "fcfs",
             "kv_events_config": json!({"publisher": "zmq", "endpoint": format!("tcp://*:{}", ports.events),

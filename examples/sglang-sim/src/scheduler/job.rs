@@ -34,6 +34,8 @@ pub struct Job {
     pub prompt: Vec<u32>,
     /// Tokens to produce, at least 1; with the prompt no more than the pool.
     pub output_tokens: usize,
+    /// The KV of its prompt comes from elsewhere, and takes no time here.
+    pub received: bool,
 }
 
 /// What a step came to.

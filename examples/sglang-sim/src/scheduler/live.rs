@@ -19,6 +19,8 @@ pub(super) struct Live {
     pub(super) tokens: Vec<u32>,
     pub(super) prompt_len: usize,
     output_tokens: usize,
+    /// The KV of its prompt is not computed here.
+    pub(super) received: bool,
     pub(super) hold: Hold,
     /// Tokens to be computed before it decodes: the prompt, and after a retraction what was produced before it.
     pub(super) prefill_end: usize,
@@ -36,6 +38,7 @@ impl Live {
             prompt_len: job.prompt.len(),
             prefill_end: job.prompt.len(),
             tokens: job.prompt,
+            received: job.received,
             output_tokens: job.output_tokens.max(1),
             hold: Hold::default(),
             found: None,

@@ -253,9 +253,13 @@ impl Scheduler {
         // Asked for in one piece, with a page for each request that may begin one.
         let extend: usize = chunks.iter().map(|chunk| chunk.tokens).sum();
         self.memory.make_room(extend + chunks.len() * self.limits.page_size);
+        let mut computed = 0;
         for chunk in chunks {
             let live = &mut self.running[chunk.index];
-            step.duration += self.timing.prefill(chunk.tokens, live.hold.computed());
+            if !live.received {
+                step.duration += self.timing.prefill(chunk.tokens, live.hold.computed());
+                computed += chunk.tokens;
+            }
             self.memory.grow(&mut live.hold, chunk.tokens);
             if !live.is_prefilling() {
                 step.produced.push(live.produce());
@@ -266,7 +270,7 @@ impl Scheduler {
             let live = &mut self.running[chunk.index];
             self.memory.store(&mut live.hold, &live.namespace, &live.tokens);
         }
-        self.totals.prefilled_tokens += extend as u64;
+        self.totals.prefilled_tokens += computed as u64;
         self.totals.prefill_busy_us += step.duration.as_micros() as u64;
         self.finish(&step.produced);
         step
@@ -356,7 +360,7 @@ mod tests {
     }
 
     fn job(id: u64, prompt: Vec<u32>, output_tokens: usize) -> Job {
-        Job { id: RequestId(id), namespace: Namespace::default(), prompt, output_tokens }
+        Job { id: RequestId(id), namespace: Namespace::default(), prompt, output_tokens, received: false }
     }
 
     fn prompt(first: u32, len: usize) -> Vec<u32> {

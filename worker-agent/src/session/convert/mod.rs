@@ -10,7 +10,7 @@ use prost::Message as _;
 use router_core::key::SCHEME;
 
 use crate::config::Level;
-use crate::engine::{Eviction, Health, Life, LoadReading, State};
+use crate::engine::{EngineRole, Eviction, Health, Life, LoadReading, State};
 use crate::translate::{BUCKETS, Run, ViewDelta};
 pub(super) use call::{Inbound, open, outdated};
 pub(super) use incoming::{Incoming, ResumePoint, WantedSpace, Welcome};
@@ -68,6 +68,14 @@ pub(super) fn hello(life: &Life, worker_url: &str, max_level: Level, resume: Vec
             Eviction::Unknown => proto::EvictionPolicy::Unspecified,
         }
         .into(),
+        role: match info.role {
+            EngineRole::Unified => proto::WorkerRole::Unified,
+            EngineRole::Prefill => proto::WorkerRole::Prefill,
+            EngineRole::Decode => proto::WorkerRole::Decode,
+            EngineRole::Unknown => proto::WorkerRole::Unspecified,
+        }
+        .into(),
+        bootstrap_port: info.bootstrap_port.unwrap_or(0).into(),
         schemes: vec![SCHEME.to_owned()],
         units: vec![proto::KeyUnit::Token.into()],
         max_level: to_level(max_level).into(),
