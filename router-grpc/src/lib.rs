@@ -29,7 +29,7 @@ mod telemetry;
 mod worker_url;
 mod writer_thread;
 
-pub use config::{ConfigError, ConfigErrors, LevelName, PolicyName, RouterConfig};
+pub use config::{ConfigError, ConfigErrors, FaultConfig, LevelName, PolicyName, RouterConfig};
 pub use start::{RunningRouter, StartError, start};
 pub use telemetry::{Telemetry, TelemetryError, init as init_telemetry};
 pub use worker_url::UrlProblem;

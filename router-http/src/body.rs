@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::exchange::Exchange;
 use crate::metrics::Outcome;
@@ -40,6 +40,8 @@ struct Passing {
     idle_timeout: Option<Duration>,
     /// Runs from the first silence on.
     idle: Option<Pin<Box<Sleep>>>,
+    /// Runs from the request's head on.
+    deadline: Option<Pin<Box<Sleep>>>,
     ended: bool,
     /// What is said next, once all before it is on its way.
     broken: Option<BrokenBody>,
@@ -52,6 +54,8 @@ pub(crate) enum BrokenBody {
     Broken(#[from] hyper::Error),
     #[error("the worker was silent for {} s in the middle of its answer", .0.as_secs())]
     Silent(Duration),
+    #[error("the answer was not complete within the time that the request was given")]
+    Deadline,
 }
 
 impl Body {
@@ -67,6 +71,7 @@ impl Body {
         exchange: Exchange,
         takes_event: bool,
         idle_timeout: Option<Duration>,
+        deadline: Option<Instant>,
     ) -> Self {
         let search = UsageSearch::new();
         let mut passing = Passing {
@@ -77,6 +82,7 @@ impl Body {
             takes_event,
             idle_timeout,
             idle: None,
+            deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
             ended: false,
             broken: None,
         };
@@ -97,6 +103,11 @@ impl Passing {
         if let Some(frame) = self.first.take() {
             self.pass(&frame);
             return Poll::Ready(Some(Ok(frame)));
+        }
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(context).is_ready()
+        {
+            return self.break_off(BrokenBody::Deadline, context);
         }
         match Pin::new(&mut self.inner).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -150,7 +161,14 @@ impl Passing {
         error: BrokenBody,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        self.exchange.broke();
+        let code = match error {
+            // Not the worker's fault: nobody says that it could have been faster.
+            BrokenBody::Deadline => "deadline_exceeded",
+            BrokenBody::Broken(_) | BrokenBody::Silent(_) => {
+                self.exchange.broke();
+                "stream_broken"
+            }
+        };
         self.exchange.end(Outcome::Broken);
         if !self.takes_event {
             // The client's connection ends with the error, and takes along what it has not sent: it gets to send that first.
@@ -160,7 +178,7 @@ impl Passing {
         }
         self.ended = true;
         let event = serde_json::json!({"error": {
-            "message": error.to_string(), "type": "server_error", "code": "stream_broken", "source": "worker",
+            "message": error.to_string(), "type": "server_error", "code": code, "source": "worker",
         }});
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(format!("\n\ndata: {event}\n\n"))))))
     }

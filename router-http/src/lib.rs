@@ -15,8 +15,10 @@ mod accept;
 mod arrived;
 mod attempts;
 mod body;
+mod budget;
 mod clock;
 mod config;
+mod deadline;
 mod error;
 mod exchange;
 mod headers;
@@ -30,6 +32,7 @@ mod service;
 mod upstream;
 mod usage;
 
+pub use budget::RetryConfig;
 pub use clock::Clock;
 pub use config::{DataPlaneConfig, Secret, SecretProblem, available_threads};
 pub use headers::bearer;

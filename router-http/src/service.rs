@@ -15,8 +15,10 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use crate::arrived::{Arrived, Wanted};
 use crate::attempts::{self, Answered, is_stream, takes_event};
 use crate::body::Body;
+use crate::budget::RetryBudget;
 use crate::clock::Clock;
 use crate::config::DataPlaneConfig;
+use crate::deadline;
 use crate::decode::{self, RouteKind};
 use crate::error::Failure;
 use crate::exchange::Exchange;
@@ -40,6 +42,7 @@ pub(crate) struct Plane {
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<ThreadMetrics>,
     pub(crate) upstream: Upstream,
+    pub(crate) budget: RetryBudget,
     /// A thread of the data plane has.
     died: Arc<AtomicBool>,
     /// Requests have spans, and carry their context.
@@ -55,10 +58,11 @@ impl Service {
         died: Arc<AtomicBool>,
     ) -> Self {
         let upstream = Upstream::new(&config);
+        let budget = RetryBudget::default();
         let metrics = Arc::new(ThreadMetrics::new(metrics));
         // Where nothing exports traces there is no propagator either, and the client's own context is passed on untouched.
         let traced = global::get_text_map_propagator(|propagator| propagator.fields().next().is_some());
-        Self { plane: Arc::new(Plane { config, router, clock, metrics, upstream, died, traced }) }
+        Self { plane: Arc::new(Plane { config, router, clock, metrics, upstream, budget, died, traced }) }
     }
 
     /// Closes connections to workers that have waited too long.
@@ -101,7 +105,7 @@ impl Service {
         let mut exchange = Exchange::begin(plane.metrics.clone(), plane.clock, method, kind, id);
         let openai = request.uri().path().starts_with("/v1/");
         match self.exchange(kind, request, client, &mut exchange).await {
-            Ok(answered) => self.pass_on(answered, exchange),
+            Ok((answered, deadline)) => self.pass_on(answered, exchange, deadline),
             Err(failure) => {
                 let mut response = failure.response(openai);
                 response.headers_mut().insert(headers::REQUEST_ID, exchange.request_id().clone());
@@ -114,17 +118,19 @@ impl Service {
         }
     }
 
-    /// The head of a worker's answer, with what is told of its decision.
+    /// The head of a worker's answer, with what is told of its decision, and until when the rest of it must be there.
     async fn exchange(
         &self,
         kind: RouteKind,
         request: Request<Incoming>,
         client: Option<HeaderValue>,
         exchange: &mut Exchange,
-    ) -> Result<Answered, Failure> {
+    ) -> Result<(Answered, Option<tokio::time::Instant>), Failure> {
+        let arrived_at = tokio::time::Instant::now();
         self.authorize(request.headers())?;
         own::refuse_tunnels(&request)?;
         let mut arrived = self.receive(kind, request).await?;
+        let own = deadline::take(&mut arrived.headers)?;
         let began = Instant::now();
         let wanted = self.decode(&arrived)?;
         if wanted.several {
@@ -142,7 +148,14 @@ impl Service {
                 propagator.inject_context(&context, &mut HeaderInjector(&mut arrived.headers));
             });
         }
-        attempts::answer(&self.plane, &arrived, &wanted, began, exchange).await
+        let answer = attempts::answer(&self.plane, &arrived, &wanted, began, exchange);
+        let Some(given) = own.or(self.plane.config.request_timeout) else { return Ok((answer.await?, None)) };
+        let deadline = arrived_at + given;
+        let answered = tokio::time::timeout_at(deadline, answer).await;
+        let answered = answered.map_err(|_| Failure::Deadline { seconds: given.as_secs_f64() })??;
+        // A stream that has begun goes on for as long as it says something, unless its client itself said how long.
+        let bound = own.is_some() || !is_stream(answered.response.headers());
+        Ok((answered, bound.then_some(deadline)))
     }
 
     fn decode(&self, arrived: &Arrived) -> Result<Wanted, Failure> {
@@ -168,7 +181,12 @@ impl Service {
     }
 
     /// Passes a worker's answer on; from here on its body reports what happens.
-    fn pass_on(&self, answered: Answered, mut exchange: Exchange) -> Response<Body> {
+    fn pass_on(
+        &self,
+        answered: Answered,
+        mut exchange: Exchange,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Response<Body> {
         let (mut head, body) = answered.response.into_parts();
         headers::strip_hop_by_hop(&mut head.headers);
         exchange.describe(&mut head.headers);
@@ -176,6 +194,7 @@ impl Service {
         exchange.answered(head.status, streaming);
         let takes_event = streaming && takes_event(&head.headers);
         let idle_timeout = self.plane.config.idle_timeout;
-        Response::from_parts(head, Body::passing(body, answered.first, exchange, takes_event, idle_timeout))
+        let body = Body::passing(body, answered.first, exchange, takes_event, idle_timeout, deadline);
+        Response::from_parts(head, body)
     }
 }

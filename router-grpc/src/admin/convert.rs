@@ -26,9 +26,21 @@ pub(super) fn worker(snapshot: &Snapshot, worker: &Worker, now: Time) -> WireWor
         agent_connected: worker.agent.is_some(),
         report_level: level.into(),
         report_age_ms: worker.agent.map(|agent| now.since(agent.last_report).as_millis() as u64),
-        reason: worker.reason.to_string(),
+        reason: reason(snapshot, worker, now),
         incarnation: worker.incarnation.0,
     }
+}
+
+/// Why a worker is in its state, and which of its ranks get no requests all the same.
+fn reason(snapshot: &Snapshot, worker: &Worker, now: Time) -> String {
+    let mut reason = worker.reason.to_string();
+    for target in snapshot.fleet.targets_of(worker.id) {
+        let state = target.load.health().state(now);
+        if !state.takes_requests() {
+            reason.push_str(&format!("; rank {} {state}", target.id.rank));
+        }
+    }
+    reason
 }
 
 fn target(target: &Target) -> WireTarget {
