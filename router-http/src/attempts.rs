@@ -27,6 +27,10 @@ pub(crate) struct Answered {
 }
 
 /// How an attempt ended.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, taken apart at once: a box would be an allocation a request"
+)]
 enum Ended {
     Answered(Answered),
     Failed(Attempt),
@@ -150,10 +154,10 @@ async fn another(plane: &Plane, wanted: &Wanted, worker: WorkerId, tried: &[Work
         if known.is_some_and(|known| known.state != WorkerState::Unreachable) {
             continue;
         }
-        if let Ok(other) = route(plane, wanted, tried) {
-            if withdraw(plane) {
-                return other;
-            }
+        if let Ok(other) = route(plane, wanted, tried)
+            && withdraw(plane)
+        {
+            return other;
         }
     }
 }

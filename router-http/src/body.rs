@@ -28,6 +28,15 @@ enum Kind {
     Passing(Box<Passing>),
 }
 
+/// How an API's clients are told of an error in the middle of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventShape {
+    /// `data: {"error": …}`: SGLang's own routes and OpenAI's.
+    OpenAi,
+    /// `event: error`, as `/v1/messages` has it.
+    Anthropic,
+}
+
 #[derive(Debug)]
 struct Passing {
     inner: WorkerBody,
@@ -35,8 +44,8 @@ struct Passing {
     first: Option<Frame<Bytes>>,
     exchange: Exchange,
     search: UsageSearch,
-    /// An event may be put after what was cut off.
-    takes_event: bool,
+    /// The event that may be put after what was cut off, if one may.
+    event: Option<EventShape>,
     idle_timeout: Option<Duration>,
     /// Runs from the first silence on.
     idle: Option<Pin<Box<Sleep>>>,
@@ -63,13 +72,13 @@ impl Body {
         Self(Kind::Own(body))
     }
 
-    /// A worker's body. `takes_event`: it is a stream of server-sent events in plain text and of no length known beforehand, so
+    /// A worker's body. `event`: it is a stream of server-sent events in plain text and of no length known beforehand, so
     /// that one can be put after what was cut off.
     pub(crate) fn passing(
         inner: WorkerBody,
         first: Option<Frame<Bytes>>,
         exchange: Exchange,
-        takes_event: bool,
+        event: Option<EventShape>,
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
     ) -> Self {
@@ -79,7 +88,7 @@ impl Body {
             first,
             exchange,
             search,
-            takes_event,
+            event,
             idle_timeout,
             idle: None,
             deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
@@ -88,6 +97,31 @@ impl Body {
         };
         passing.end_if_complete();
         Self(Kind::Passing(Box::new(passing)))
+    }
+}
+
+impl EventShape {
+    pub(crate) fn of(path: &str) -> Self {
+        if path == "/v1/messages" { Self::Anthropic } else { Self::OpenAi }
+    }
+
+    /// The event, after the end of whatever was cut.
+    fn event(self, message: &str, code: &str) -> Bytes {
+        let text = match self {
+            Self::OpenAi => {
+                let event = serde_json::json!({"error": {
+                    "message": message, "type": "server_error", "code": code, "source": "worker",
+                }});
+                format!("\n\ndata: {event}\n\n")
+            }
+            Self::Anthropic => {
+                let event = serde_json::json!({"type": "error", "error": {
+                    "type": "api_error", "message": message, "code": code, "source": "worker",
+                }});
+                format!("\n\nevent: error\ndata: {event}\n\n")
+            }
+        };
+        Bytes::from(text)
     }
 }
 
@@ -170,17 +204,14 @@ impl Passing {
             }
         };
         self.exchange.end(Outcome::Broken);
-        if !self.takes_event {
+        let Some(shape) = self.event else {
             // The client's connection ends with the error, and takes along what it has not sent: it gets to send that first.
             self.broken = Some(error);
             context.waker().wake_by_ref();
             return Poll::Pending;
-        }
+        };
         self.ended = true;
-        let event = serde_json::json!({"error": {
-            "message": error.to_string(), "type": "server_error", "code": code, "source": "worker",
-        }});
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from(format!("\n\ndata: {event}\n\n"))))))
+        Poll::Ready(Some(Ok(Frame::data(shape.event(&error.to_string(), code)))))
     }
 }
 

@@ -14,7 +14,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::arrived::{Arrived, Wanted};
 use crate::attempts::{self, Answered, is_stream, takes_event};
-use crate::body::Body;
+use crate::body::{Body, EventShape};
 use crate::budget::RetryBudget;
 use crate::clock::Clock;
 use crate::config::DataPlaneConfig;
@@ -104,8 +104,9 @@ impl Service {
         let method = request.method().clone();
         let mut exchange = Exchange::begin(plane.metrics.clone(), plane.clock, method, kind, id);
         let openai = request.uri().path().starts_with("/v1/");
+        let shape = EventShape::of(request.uri().path());
         match self.exchange(kind, request, client, &mut exchange).await {
-            Ok((answered, deadline)) => self.pass_on(answered, exchange, deadline),
+            Ok((answered, deadline)) => self.pass_on(answered, exchange, shape, deadline),
             Err(failure) => {
                 let mut response = failure.response(openai);
                 response.headers_mut().insert(headers::REQUEST_ID, exchange.request_id().clone());
@@ -185,6 +186,7 @@ impl Service {
         &self,
         answered: Answered,
         mut exchange: Exchange,
+        shape: EventShape,
         deadline: Option<tokio::time::Instant>,
     ) -> Response<Body> {
         let (mut head, body) = answered.response.into_parts();
@@ -192,9 +194,9 @@ impl Service {
         exchange.describe(&mut head.headers);
         let streaming = is_stream(&head.headers);
         exchange.answered(head.status, streaming);
-        let takes_event = streaming && takes_event(&head.headers);
+        let event = (streaming && takes_event(&head.headers)).then_some(shape);
         let idle_timeout = self.plane.config.idle_timeout;
-        let body = Body::passing(body, answered.first, exchange, takes_event, idle_timeout, deadline);
+        let body = Body::passing(body, answered.first, exchange, event, idle_timeout, deadline);
         Response::from_parts(head, body)
     }
 }

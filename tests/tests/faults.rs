@@ -183,3 +183,21 @@ async fn a_deadline_ends_what_waits_and_what_streams() {
     assert!(cut.starts_with("HTTP/1.1 200") && cut.contains("deadline_exceeded"), "{cut}");
     until_idle(&router).await;
 }
+
+#[tokio::test]
+async fn a_stream_that_is_cut_says_so_in_the_words_of_its_api() {
+    let cut = Upstream::start(1, |_: &Seen| {
+        vec![chunked("content-type: text/event-stream\r\n"), chunk("data: {}\n\n"), Act::Close]
+    })
+    .await;
+    let router = before(&[&cut], |_| {}).await;
+    let client = HttpClient::of(&router);
+    for (path, begins) in [("/generate", "data: {\"error\""), ("/v1/messages", "event: error\ndata: {")] {
+        let answer = client.post(path, &generate()).await;
+        let last = answer.text.trim_end().rsplit("\n\n").next().unwrap();
+        assert!(last.starts_with(begins) && last.contains("stream_broken"), "{path}: {}", answer.text);
+    }
+    let shown = metrics(&router).await;
+    assert!(shown.contains("espalier_worker_faults_total{kind=\"broken\"} 2"), "{shown}");
+    until_idle(&router).await;
+}
