@@ -80,6 +80,8 @@ pub struct Health {
     ejections: AtomicU32,
     /// End of the ejection, in microseconds; zero while closed.
     ejected_until: AtomicU64,
+    /// It was ejected for more than not being there.
+    ill: AtomicBool,
     /// A trial runs.
     trial: AtomicBool,
     /// Until when it asked to be left alone.
@@ -163,11 +165,20 @@ impl Health {
     }
 
     /// A request failed. Whether the target is ejected by it.
-    pub(crate) fn failed(&self, trial: bool, now: Time, settings: &EjectionSettings) -> bool {
+    pub(crate) fn failed(
+        &self,
+        kind: FaultKind,
+        trial: bool,
+        now: Time,
+        settings: &EjectionSettings,
+    ) -> bool {
         let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
         let until = self.ejected_until.load(Relaxed);
         let due = if until > 0 { trial } else { failures >= settings.failures };
         let ejects = settings.failures > 0 && due && self.eject(until, now, settings);
+        if ejects {
+            self.ill.store(!matches!(kind, FaultKind::Connect | FaultKind::Lost), Relaxed);
+        }
         if trial {
             self.end_trial();
         }
@@ -192,8 +203,18 @@ impl Health {
         self.held_until.fetch_max(until.as_micros(), Relaxed);
     }
 
-    /// The target takes requests again, or for the first time.
-    pub(crate) fn begin_slow_start(&self, now: Time) {
+    /// The target can be reached again, or for the first time. That undoes an ejection for not being there; what answered badly
+    /// still has to prove itself.
+    pub(crate) fn came_back(&self, now: Time) {
+        if !self.ill.load(Relaxed) {
+            self.failures.store(0, Relaxed);
+            self.ejections.store(0, Relaxed);
+            self.ejected_until.store(0, Relaxed);
+        }
+        self.begin_slow_start(now);
+    }
+
+    fn begin_slow_start(&self, now: Time) {
         self.ramp_from.store(now.as_micros().saturating_add(1), Relaxed);
     }
 
@@ -258,7 +279,8 @@ mod tests {
 
     fn ejected() -> Health {
         let health = Health::default();
-        let told: Vec<bool> = (0..3).map(|_| health.failed(false, at(1), &settings())).collect();
+        let told: Vec<bool> =
+            (0..3).map(|_| health.failed(FaultKind::Status, false, at(1), &settings())).collect();
         assert_eq!(told, [false, false, true]);
         health
     }
@@ -267,8 +289,8 @@ mod tests {
     fn failures_in_a_row_eject_and_a_success_between_them_counts_anew() {
         let health = Health::default();
         for _ in 0..10 {
-            assert!(!health.failed(false, at(1), &settings()));
-            assert!(!health.failed(false, at(1), &settings()));
+            assert!(!health.failed(FaultKind::Status, false, at(1), &settings()));
+            assert!(!health.failed(FaultKind::Status, false, at(1), &settings()));
             health.succeeded(false, at(1));
         }
         assert_eq!(health.state(at(1)), HealthState::Closed);
@@ -299,16 +321,27 @@ mod tests {
         let mut now = at(6);
         for wanted in [10, 15, 15] {
             assert_eq!(health.admit(now), Some(true));
-            assert!(health.failed(true, now, &settings));
+            assert!(health.failed(FaultKind::Status, true, now, &settings));
             let remaining = Duration::from_secs(wanted);
             assert_eq!(health.state(now), HealthState::Ejected { remaining });
             now = now + remaining;
         }
         assert_eq!(health.admit(now), Some(true));
         health.succeeded(true, now);
-        (0..3).for_each(|_| _ = health.failed(false, now, &settings));
+        (0..3).for_each(|_| _ = health.failed(FaultKind::Status, false, now, &settings));
         assert_eq!(health.state(now), HealthState::Ejected { remaining: settings.base });
         assert_eq!(health.ejections(), 5);
+    }
+
+    #[test]
+    fn being_reachable_again_undoes_what_being_unreachable_did_and_no_more() {
+        let (health, ill) = (Health::default(), ejected());
+        (0..3).for_each(|_| _ = health.failed(FaultKind::Connect, false, at(1), &settings()));
+        assert!(!health.state(at(2)).takes_requests());
+        health.came_back(at(2));
+        ill.came_back(at(2));
+        assert_eq!(health.state(at(2)), HealthState::Closed);
+        assert!(!ill.state(at(2)).takes_requests());
     }
 
     #[test]
@@ -347,7 +380,7 @@ mod tests {
                     let trial = running.swap_remove(rng.usize(..running.len()));
                     match rng.u8(..3) {
                         0 => health.succeeded(trial, now),
-                        1 => _ = health.failed(trial, now, &settings),
+                        1 => _ = health.failed(FaultKind::Status, trial, now, &settings),
                         _ if trial => health.end_trial(),
                         _ => {}
                     }

@@ -150,9 +150,9 @@ impl InFlight {
     }
 
     /// The target failed it. Whether that ejects the target; report it once a request.
-    pub fn failed(&mut self, _kind: FaultKind, now: Time) -> bool {
+    pub fn failed(&mut self, kind: FaultKind, now: Time) -> bool {
         let trial = std::mem::take(&mut self.trial);
-        self.counters.health().failed(trial, now, &self.ejection)
+        self.counters.health().failed(kind, trial, now, &self.ejection)
     }
 
     /// The target asked to get no requests until then.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use crate::candidates::{Candidates, Exclusion, Reach, exclusion};
 use crate::explain::{CandidateView, Excluded, Explanation};
 use crate::fleet::{Target, TargetId, WorkerId};
+use crate::health::FaultKind;
 use crate::in_flight::InFlight;
 use crate::key::{KeySpace, PrefixKey, Unit};
 use crate::settings::Settings;
@@ -228,7 +229,7 @@ impl Router {
         let snapshot = self.inner.cell.load();
         let others = snapshot.fleet.targets_of(found_at.worker).filter(|target| target.id != found_at);
         others.for_each(|target| {
-            target.load.health().failed(false, now, &self.inner.settings.ejection);
+            target.load.health().failed(FaultKind::Connect, false, now, &self.inner.settings.ejection);
         });
     }
 
