@@ -1,4 +1,4 @@
-//! What happens to one request: decode → key → [attempts](crate::attempts) at workers → the answer passed on.
+//! What happens to one request: decode → key → [attempts] at workers → the answer passed on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
