@@ -3,12 +3,14 @@
 use std::fmt;
 
 use crate::fleet::{Role, Target, Worker, WorkerState};
+use crate::health::HealthState;
 use crate::index::Matches;
 use crate::key::PrefixKey;
 use crate::policy::{Candidate, View};
 use crate::router::{RouteError, RouteRequest};
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
+use crate::time::Time;
 
 /// Buffers of one decision. Used again, they do not allocate.
 #[derive(Debug, Default)]
@@ -17,6 +19,10 @@ pub(crate) struct Candidates {
     seen: Vec<Candidate>,
     /// Index into the fleet's targets, and matched blocks, for each candidate.
     targets: Vec<(u32, u32)>,
+    /// Of what was looked at, targets that only their failures exclude.
+    ejected: usize,
+    /// Too many are ejected to believe it.
+    ignores_ejections: bool,
 }
 
 /// How many targets are looked at.
@@ -37,6 +43,8 @@ pub(crate) enum Exclusion<'a> {
     OtherRank,
     OtherWorker,
     Tried,
+    Unhealthy(HealthState),
+    SlowStart,
 }
 
 /// Targets up to which every one is a candidate.
@@ -62,8 +70,11 @@ impl Candidates {
         snapshot: &Snapshot,
         settings: &Settings,
         request: &RouteRequest<'_>,
+        now: Time,
         reach: Reach<'_>,
     ) -> Result<(), RouteError> {
+        self.ignores_ejections = false;
+        self.ejected = 0;
         self.seen.clear();
         self.targets.clear();
         // What a decode worker needs of a prompt is handed over to it, whatever it holds.
@@ -75,16 +86,21 @@ impl Candidates {
             && targets > FEW_TARGETS
             && snapshot.policy.may_sample()
         {
-            self.add_holders(snapshot, settings, request);
+            self.add_holders(snapshot, settings, request, now);
             let holders = self.seen.len();
-            self.add_drawn(snapshot, settings, request, rng);
+            self.add_drawn(snapshot, settings, request, now, rng);
             if self.seen.len() < holders + LEAST_DRAWN {
                 self.seen.clear();
                 self.targets.clear();
             }
         }
         if self.seen.is_empty() {
-            (0..targets).for_each(|index| self.consider(snapshot, settings, request, index));
+            self.ejected = 0;
+            (0..targets).for_each(|index| self.consider(snapshot, settings, request, now, index));
+            self.ignore_if_too_many(snapshot, settings, request, now);
+        }
+        if request.only.is_none() {
+            self.hold_back(snapshot, settings, now);
         }
         if self.seen.is_empty() {
             return Err(no_candidates(snapshot, request, settings));
@@ -110,11 +126,70 @@ impl Candidates {
         (&snapshot.fleet.targets[index as usize], blocks)
     }
 
-    fn add_holders(&mut self, snapshot: &Snapshot, settings: &Settings, request: &RouteRequest<'_>) {
+    /// More targets are ejected than may be, and those are candidates too.
+    pub(crate) fn ignores_ejections(&self) -> bool {
+        self.ignores_ejections
+    }
+
+    /// Never everybody is ejected: beyond the bound ejections say nothing.
+    fn ignore_if_too_many(
+        &mut self,
+        snapshot: &Snapshot,
+        settings: &Settings,
+        request: &RouteRequest<'_>,
+        now: Time,
+    ) {
+        let most = (self.ejected + self.seen.len()) as f64 * settings.ejection.most_share;
+        if self.ejected == 0 || (!self.seen.is_empty() && self.ejected as f64 <= most) {
+            return;
+        }
+        self.ignores_ejections = true;
+        self.seen.clear();
+        self.targets.clear();
+        (0..snapshot.fleet.targets.len())
+            .for_each(|index| self.consider(snapshot, settings, request, now, index));
+    }
+
+    /// Takes out targets that start slowly and carry their share of what the others carry on average.
+    fn hold_back(&mut self, snapshot: &Snapshot, settings: &Settings, now: Time) {
+        let ramp = |targets: &[(u32, u32)], at: usize| {
+            let target = &snapshot.fleet.targets[targets[at].0 as usize];
+            target.load.health().ramp(now, &settings.ejection)
+        };
+        let (mut others, mut carried) = (0_u64, 0_u64);
+        for at in 0..self.seen.len() {
+            if ramp(&self.targets, at).is_none() {
+                others += 1;
+                carried += self.seen[at].load.in_flight;
+            }
+        }
+        if others == 0 || others == self.seen.len() as u64 {
+            return;
+        }
+        let mean = carried as f64 / others as f64;
+        for at in (0..self.seen.len()).rev() {
+            let in_flight = self.seen[at].load.in_flight;
+            // One at a time it always gets, or it would never warm up.
+            let full =
+                ramp(&self.targets, at).is_some_and(|share| in_flight as f64 >= (share * mean).max(1.0));
+            if full {
+                self.seen.remove(at);
+                self.targets.remove(at);
+            }
+        }
+    }
+
+    fn add_holders(
+        &mut self,
+        snapshot: &Snapshot,
+        settings: &Settings,
+        request: &RouteRequest<'_>,
+        now: Time,
+    ) {
         for at in 0..self.matches.holders().len() {
             let index = snapshot.fleet.index_of(self.matches.holders()[at]);
             if let Some(index) = index.filter(|index| !snapshot.fleet.targets[*index].doubtful) {
-                self.consider(snapshot, settings, request, index);
+                self.consider(snapshot, settings, request, now, index);
             }
             if self.seen.len() == HOLDERS {
                 break;
@@ -127,6 +202,7 @@ impl Candidates {
         snapshot: &Snapshot,
         settings: &Settings,
         request: &RouteRequest<'_>,
+        now: Time,
         rng: &mut fastrand::Rng,
     ) {
         let targets = &snapshot.fleet.targets;
@@ -139,7 +215,7 @@ impl Candidates {
         let holders = self.seen.len();
         for _ in 0..DRAWN {
             if !self.targets[..holders].iter().any(|(seen, _)| *seen as usize == index) {
-                self.consider(snapshot, settings, request, index);
+                self.consider(snapshot, settings, request, now, index);
             }
             index = (index + step) % targets.len();
         }
@@ -150,10 +226,18 @@ impl Candidates {
         snapshot: &Snapshot,
         settings: &Settings,
         request: &RouteRequest<'_>,
+        now: Time,
         index: usize,
     ) {
         let target = &snapshot.fleet.targets[index];
-        if exclusion(target, request, settings).is_none() {
+        let excluded = exclusion(target, request, settings, now);
+        // Whoever asked to be left alone is, however many do.
+        let ejected = matches!(
+            excluded,
+            Some(Exclusion::Unhealthy(HealthState::Ejected { .. } | HealthState::HalfOpen { .. }))
+        );
+        self.ejected += usize::from(ejected && !self.ignores_ejections);
+        if excluded.is_none() || (ejected && self.ignores_ejections) {
             let unknown = target.doubtful || request.is_blind_to(target);
             let blocks = if unknown { 0 } else { self.matches.blocks(target.slot) };
             self.seen.push(candidate(snapshot, settings, request.key, target, blocks));
@@ -167,6 +251,7 @@ pub(crate) fn exclusion<'a>(
     target: &'a Target,
     request: &RouteRequest<'_>,
     settings: &Settings,
+    now: Time,
 ) -> Option<Exclusion<'a>> {
     let worker = &target.worker;
     match request.only {
@@ -184,7 +269,12 @@ pub(crate) fn exclusion<'a>(
     if request.rank.is_some_and(|rank| rank != target.id.rank) {
         return Some(Exclusion::OtherRank);
     }
-    request.tried.contains(&target.id.worker).then_some(Exclusion::Tried)
+    if request.tried.contains(&target.id.worker) {
+        return Some(Exclusion::Tried);
+    }
+    let state = target.load.health().state(now);
+    // Who names a worker means that one, whatever others met there.
+    (request.only.is_none() && !state.takes_requests()).then_some(Exclusion::Unhealthy(state))
 }
 
 impl fmt::Display for Exclusion<'_> {
@@ -196,6 +286,8 @@ impl fmt::Display for Exclusion<'_> {
             Self::OtherRank => f.write_str("another dp rank was asked for"),
             Self::OtherWorker => f.write_str("another worker was asked for"),
             Self::Tried => f.write_str("has been tried"),
+            Self::Unhealthy(state) => state.fmt(f),
+            Self::SlowStart => f.write_str("starts slowly, and carries its share for now"),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fleet::{Slot, Target, TargetId, Tenure, Worker};
+use crate::health::{EjectionSettings, FaultKind};
 use crate::key::PrefixKey;
 use crate::load::{LoadCounters, Share};
 use crate::policy::Reason;
@@ -29,6 +30,9 @@ pub struct InFlight {
     /// Nothing else waited for its prefill there when it was routed.
     alone: bool,
     phase: Phase,
+    /// It decides whether its target is let back in.
+    trial: bool,
+    ejection: EjectionSettings,
 }
 
 /// What a response says about its prompt.
@@ -62,7 +66,15 @@ enum Phase {
 
 impl InFlight {
     /// Counts the request and claims its blocks.
-    pub(crate) fn start(target: &Target, routed: Routed, updates: Option<UpdateSender>) -> Self {
+    ///
+    /// `trial`: it decides whether its target is let back in.
+    pub(crate) fn start(
+        target: &Target,
+        routed: Routed,
+        updates: Option<UpdateSender>,
+        ejection: EjectionSettings,
+        trial: bool,
+    ) -> Self {
         let new = routed.prompt_tokens.saturating_sub(routed.predicted_tokens);
         let prefill = target.prefill.prefill_time(routed.prompt_tokens, routed.predicted_tokens);
         let share = Share {
@@ -84,6 +96,8 @@ impl InFlight {
             updates,
             alone,
             phase: Phase::Prefill,
+            trial,
+            ejection,
         };
         in_flight.tell(TrafficEvent::Routed);
         in_flight
@@ -130,7 +144,20 @@ impl InFlight {
             self.phase = Phase::Decode { first_token_after: now.since(self.routed.decided_at) };
             self.counters.end_prefill(self.share);
             self.tell(TrafficEvent::Prefilled { at: now });
+            let trial = std::mem::take(&mut self.trial);
+            self.counters.health().succeeded(trial, now);
         }
+    }
+
+    /// The target failed it. Whether that ejects the target; report it once a request.
+    pub fn failed(&mut self, kind: FaultKind, now: Time) -> bool {
+        let trial = std::mem::take(&mut self.trial);
+        self.counters.health().failed(kind, trial, now, &self.ejection)
+    }
+
+    /// The target asked to get no requests until then.
+    pub fn hold_off(&self, until: Time) {
+        self.counters.health().hold_off(until);
     }
 
     /// The response said how much of the prompt was cached. At most once a request.
@@ -172,6 +199,9 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if self.trial {
+            self.counters.health().end_trial();
+        }
         if self.phase == Phase::Prefill {
             self.counters.end_prefill(self.share);
             self.tell(TrafficEvent::Undone);

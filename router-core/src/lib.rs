@@ -88,6 +88,7 @@ mod candidates;
 mod digest;
 mod explain;
 mod fleet;
+mod health;
 mod in_flight;
 mod load;
 mod notice;
@@ -107,6 +108,7 @@ pub use fleet::{
     AgentLink, DEFAULT_BOOTSTRAP_PORT, Declaration, Fleet, Incarnation, ReportLevel, Role, Slot, Target,
     TargetId, Worker, WorkerId, WorkerProfile, WorkerState,
 };
+pub use health::{EjectionSettings, FaultKind, Health, HealthState};
 pub use in_flight::{InFlight, Usage};
 pub use load::{Load, LoadCounters, ReportedLoad};
 pub use notice::{EventKind, MispredictionCause, Notice, SessionEnd};

@@ -4,12 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
 
+use crate::health::Health;
+
 /// Counters of one target that every request touches. They are the one thing a decision reads outside the snapshot.
 ///
 /// Each is changed by [`InFlight`](crate::InFlight) alone, so that counting cannot be forgotten. Relaxed ordering is
 /// enough: nothing is derived from one counter's order relative to another's.
 #[derive(Debug, Default)]
-pub struct LoadCounters(CachePadded<Counters>);
+pub struct LoadCounters(CachePadded<Counters>, CachePadded<Health>);
 
 /// All of a target's are read and written together, and no other target's with them.
 #[derive(Debug, Default)]
@@ -75,6 +77,11 @@ impl LoadCounters {
             backlog_us: self.0.backlog_us.load(Relaxed),
             context_tokens: self.0.context_tokens.load(Relaxed),
         }
+    }
+
+    /// What the target's failures say about it.
+    pub fn health(&self) -> &Health {
+        &self.1
     }
 
     pub(crate) fn start(&self, share: Share) {

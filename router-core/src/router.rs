@@ -4,9 +4,10 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use crate::candidates::{Candidates, Reach, exclusion};
+use crate::candidates::{Candidates, Exclusion, Reach, exclusion};
 use crate::explain::{CandidateView, Excluded, Explanation};
-use crate::fleet::{Role, Target, WorkerId};
+use crate::fleet::{Role, Target, TargetId, WorkerId};
+use crate::health::FaultKind;
 use crate::in_flight::InFlight;
 use crate::key::{KeySpace, PrefixKey, Unit};
 use crate::policy::{KvSpace, Policy};
@@ -103,6 +104,9 @@ pub(crate) struct Inner {
     orphaned: AtomicBool,
 }
 
+/// Decisions that are made anew because another thread took a trial first; after them the request is sent all the same.
+const MOST_ROUNDS: usize = 4;
+
 thread_local! {
     static CANDIDATES: RefCell<Candidates> = RefCell::default();
 }
@@ -181,9 +185,28 @@ impl Router {
         let ordinal = self.inner.ordinal.fetch_add(1, Relaxed);
         let policy = policy(snapshot, request.role);
         CANDIDATES.with_borrow_mut(|candidates| {
-            candidates.gather(snapshot, &self.inner.settings, request, Reach::Sampled(rng))?;
+            let settings = &self.inner.settings;
+            let mut trial = None;
+            let mut choice;
+            let mut rounds = 0;
+            loop {
+                candidates.gather(snapshot, settings, request, now, Reach::Sampled(rng))?;
+                choice = policy.choose(&candidates.view(snapshot, request, ordinal), rng);
+                let (target, _) = candidates.target(snapshot, choice.index);
+                if !candidates.ignores_ejections() && request.only.is_none() {
+                    trial = target.load.health().admit(now);
+                }
+                rounds += 1;
+                // Another thread has begun the trial that this one would have been: decide without that target.
+                if trial.is_some()
+                    || candidates.ignores_ejections()
+                    || request.only.is_some()
+                    || rounds == MOST_ROUNDS
+                {
+                    break;
+                }
+            }
             let view = candidates.view(snapshot, request, ordinal);
-            let choice = policy.choose(&view, rng);
             let chosen = &view.candidates[choice.index];
             let (target, matched_blocks) = candidates.target(snapshot, choice.index);
             let routed = crate::in_flight::Routed {
@@ -197,7 +220,8 @@ impl Router {
                 key: request.key.cloned(),
             };
             let predictions = self.predictions(request).filter(|_| !request.is_blind_to(target));
-            Ok(InFlight::start(target, routed, predictions))
+            let trial = trial.unwrap_or(false);
+            Ok(InFlight::start(target, routed, predictions, settings.ejection, trial))
         })
     }
 
@@ -211,14 +235,17 @@ impl Router {
     pub fn explain(
         &self,
         request: &RouteRequest<'_>,
+        now: Time,
         rng: &mut fastrand::Rng,
     ) -> Result<Explanation, RouteError> {
         let snapshot = self.inner.cell.load_full();
-        let request =
-            &RouteRequest { role: crate::split::shown(&snapshot, request, &self.inner.settings), ..*request };
+        let request = &RouteRequest {
+            role: crate::split::shown(&snapshot, request, &self.inner.settings, now),
+            ..*request
+        };
         let policy = policy(&snapshot, request.role);
         let mut candidates = Candidates::default();
-        candidates.gather(&snapshot, &self.inner.settings, request, Reach::Every)?;
+        candidates.gather(&snapshot, &self.inner.settings, request, now, Reach::Every)?;
         let view = candidates.view(&snapshot, request, self.inner.ordinal.load(Relaxed));
         let choice = policy.choose(&view, rng);
         let shown = view.candidates.iter().map(|candidate| CandidateView {
@@ -230,7 +257,9 @@ impl Router {
             cost: policy.cost(&view, candidate),
         });
         let excluded = snapshot.fleet.targets.iter().filter_map(|target| {
-            let why = exclusion(target, request, &self.inner.settings)?;
+            let seen = view.candidates.iter().any(|candidate| candidate.id == target.id);
+            let why = exclusion(target, request, &self.inner.settings, now).filter(|_| !seen);
+            let why = why.or((!seen).then_some(Exclusion::SlowStart))?;
             Some(Excluded { target: target.id, why: why.to_string().into() })
         });
         Ok(Explanation {
@@ -242,6 +271,15 @@ impl Router {
             excluded: excluded.collect(),
             snapshot,
         })
+    }
+
+    /// A worker could not be reached: the ranks other than the one that found out, whose own request says so, failed too.
+    pub fn worker_failed(&self, found_at: TargetId, now: Time) {
+        let snapshot = self.inner.cell.load();
+        let others = snapshot.fleet.targets_of(found_at.worker).filter(|target| target.id != found_at);
+        others.for_each(|target| {
+            target.load.health().failed(FaultKind::Connect, false, now, &self.inner.settings.ejection);
+        });
     }
 
     /// Where in-flight requests report their blocks; `None` for requests that teach nothing about any cache.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::health::EjectionSettings;
 use crate::key::{KeySpace, Unit};
 use crate::policy::PolicyConfig;
 
@@ -36,6 +37,8 @@ pub struct Settings {
     pub predict: bool,
     /// Correct claims from `cached_tokens` in responses (channel 1).
     pub correct_from_responses: bool,
+    /// When targets that fail are left out, and how they come back.
+    pub ejection: EjectionSettings,
 }
 
 /// Most targets that a router can have: slots are dense and bitmaps stay small.
@@ -64,6 +67,7 @@ impl Settings {
             publish_interval: Duration::from_micros(500),
             predict: true,
             correct_from_responses: true,
+            ejection: EjectionSettings::default(),
         }
     }
 

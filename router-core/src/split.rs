@@ -44,27 +44,32 @@ impl Router {
             Ok(Some(Pair { prefill, decode }))
         });
         let unified = RouteRequest { role: Some(Role::Unified), ..*request };
-        pair.or_else(|error| match may_serve(&snapshot, &unified, self.settings()) {
+        pair.or_else(|error| match may_serve(&snapshot, &unified, self.settings(), now) {
             true => Ok(None),
             false => Err(error),
         })
     }
 
     /// The pool for what is no generation: unified workers if there are any that may be chosen, else whoever there is.
-    pub fn pool_of_others(&self, request: &RouteRequest<'_>) -> Option<Role> {
+    pub fn pool_of_others(&self, request: &RouteRequest<'_>, now: Time) -> Option<Role> {
         let snapshot = self.cell().load();
         let unified = RouteRequest { role: Some(Role::Unified), ..*request };
-        may_serve(&snapshot, &unified, self.settings()).then_some(Role::Unified)
+        may_serve(&snapshot, &unified, self.settings(), now).then_some(Role::Unified)
     }
 }
 
 /// The pool that `explain` shows of a request that names none: the one whose choice depends on the prompt.
-pub(crate) fn shown(snapshot: &Snapshot, request: &RouteRequest<'_>, settings: &Settings) -> Option<Role> {
+pub(crate) fn shown(
+    snapshot: &Snapshot,
+    request: &RouteRequest<'_>,
+    settings: &Settings,
+    now: Time,
+) -> Option<Role> {
     if request.role.is_some() || !snapshot.fleet.has_pools {
         return request.role;
     }
     let serves =
-        |role, rank| may_serve(snapshot, &RouteRequest { role: Some(role), rank, ..*request }, settings);
+        |role, rank| may_serve(snapshot, &RouteRequest { role: Some(role), rank, ..*request }, settings, now);
     Some(match () {
         () if serves(Role::Decode, None) && serves(Role::Prefill, request.rank) => Role::Prefill,
         () if serves(Role::Unified, request.rank) => Role::Unified,
@@ -73,8 +78,8 @@ pub(crate) fn shown(snapshot: &Snapshot, request: &RouteRequest<'_>, settings: &
     })
 }
 
-fn may_serve(snapshot: &Snapshot, request: &RouteRequest<'_>, settings: &Settings) -> bool {
-    snapshot.fleet.targets.iter().any(|target| exclusion(target, request, settings).is_none())
+fn may_serve(snapshot: &Snapshot, request: &RouteRequest<'_>, settings: &Settings, now: Time) -> bool {
+    snapshot.fleet.targets.iter().any(|target| exclusion(target, request, settings, now).is_none())
 }
 
 #[cfg(test)]
@@ -191,7 +196,7 @@ mod tests {
         use Role::{Decode, Prefill, Unified};
         let explain = |roles: &[(Role, &str)]| {
             let (router, _writer) = fleet(roles);
-            router.explain(&RouteRequest::default(), &mut fastrand::Rng::with_seed(1))
+            router.explain(&RouteRequest::default(), Time::from_micros(3), &mut fastrand::Rng::with_seed(1))
         };
         let shown = explain(&[(Decode, "m"), (Prefill, "m"), (Unified, "m")]).unwrap();
         assert_eq!((shown.policy, shown.candidates.len(), shown.excluded.len()), ("cache_aware", 1, 2));

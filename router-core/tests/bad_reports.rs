@@ -122,7 +122,7 @@ impl Story {
     /// Tokens that the sound worker is believed to hold of its prompt; one token is one block.
     fn sound_tokens(&self) -> u64 {
         let request = RouteRequest { key: Some(&self.sound), ..RouteRequest::default() };
-        let explained = self.router.explain(&request, &mut fastrand::Rng::with_seed(1));
+        let explained = self.router.explain(&request, Time::from_micros(1), &mut fastrand::Rng::with_seed(1));
         explained.expect("both workers are ready").candidates[0].matched_tokens
     }
 

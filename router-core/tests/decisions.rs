@@ -63,7 +63,8 @@ fn decide(router: &Router, keys: &[PrefixKey], ended: &AtomicBool, seed: u64) ->
     while seen.len() < LEAST_DECISIONS || !ended.load(Ordering::Acquire) {
         let prompt = rng.usize(..PROMPTS);
         let request = RouteRequest { key: Some(&keys[prompt]), ..RouteRequest::default() };
-        let explained = router.explain(&request, &mut rng).expect("every worker is ready");
+        let explained =
+            router.explain(&request, Time::from_micros(1), &mut rng).expect("every worker is ready");
         let tokens = std::array::from_fn(|worker| explained.candidates[worker].matched_tokens);
         seen.push((explained.snapshot.epoch, prompt, tokens));
         if rng.u8(..16) == 0 {

@@ -112,7 +112,7 @@ impl Admin for AdminService {
             unpinned: !kind.takes_rank(),
             ..RouteRequest::default()
         };
-        let explained = self.router.explain(&wanted, &mut fastrand::Rng::new());
+        let explained = self.router.explain(&wanted, self.clock.now(), &mut fastrand::Rng::new());
         let explained = explained.map_err(|error| Status::failed_precondition(error.to_string()))?;
         let confirmed = match key.clone() {
             Some(key) => ask(&self.router, |done| Update::Query(Query::Confirmed { key, done })).await,

@@ -1,6 +1,7 @@
 //! Every knob of the router, defined once: flag, environment variable, key of the configuration file, help and default.
 
 mod api;
+mod faults;
 mod pools;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use router_core::policy::{CacheAwareSettings, PolicyConfig, ThresholdSettings};
 use router_http::{Secret, SecretProblem};
 
 pub use self::api::ApiArgs;
+pub use self::faults::FaultConfig;
 pub use self::pools::PoolConfig;
 pub(crate) use self::pools::PoolMember;
 use crate::worker_url::{UrlProblem, worker_url};
@@ -109,6 +111,9 @@ pub struct RouterConfig {
     /// Failed health checks in a row after which a worker gets no requests
     #[arg(long, env = "ESPALIER_HEALTH_FAILURE_THRESHOLD", default_value_t = 2)]
     pub health_failure_threshold: u32,
+    /// Retries, deadlines and ejections
+    #[command(flatten)]
+    pub faults: FaultConfig,
     /// Address of the gRPC port: administration and agents
     #[arg(long, env = "ESPALIER_GRPC_HOST", default_value = "127.0.0.1")]
     pub grpc_host: String,
@@ -335,6 +340,7 @@ impl RouterConfig {
             let good = (1..=router_core::key::MAX_BLOCK_SIZE).contains(&value);
             range(flag, value.to_string(), good, "must be between 1 and 65536");
         }
+        self.faults.check(&mut errors);
         if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
     }
 

@@ -29,7 +29,9 @@ mod telemetry;
 mod worker_url;
 mod writer_thread;
 
-pub use config::{ApiArgs, ConfigError, ConfigErrors, LevelName, PolicyName, PoolConfig, RouterConfig};
+pub use config::{
+    ApiArgs, ConfigError, ConfigErrors, FaultConfig, LevelName, PolicyName, PoolConfig, RouterConfig,
+};
 pub use start::{RunningRouter, StartError, start};
 pub use telemetry::{Telemetry, TelemetryError, init as init_telemetry};
 pub use worker_url::UrlProblem;

@@ -24,6 +24,7 @@ pub(crate) fn core(config: &RouterConfig) -> Result<Settings, ConfigError> {
         stale_after: config.lease(),
         default_capacity_tokens: config.default_capacity_tokens,
         max_blocks: config.max_blocks,
+        ejection: config.faults.ejection(),
         ..Settings::new(seed)
     })
 }
@@ -43,6 +44,8 @@ pub(crate) fn data_plane(config: &RouterConfig, listen: SocketAddr) -> Result<Da
         max_connections: config.max_connections,
         max_attempts: config.max_attempts,
         head_timeout: seconds(config.request_timeout_secs),
+        request_timeout: config.faults.request_timeout(),
+        retry: config.faults.retry(),
         idle_timeout: seconds(config.idle_timeout_secs),
         header_timeout: Duration::from_secs(config.header_timeout_secs),
         upload_idle_timeout: Duration::from_secs(config.upload_idle_timeout_secs),

@@ -1,17 +1,20 @@
-//! Tries one worker after the other until one answers.
+//! Tries one worker after the other until one answers: what is repeated, and what is told of those that failed.
+//!
+//! Only before the first byte of an answer, never at the same worker twice while there is another, and within the
+//! [budget](crate::budget). `docs/fault-tolerance.md` has the rules.
 
 use std::cell::RefCell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
-use router_core::{InFlight, RouteError, RouteRequest, WorkerId};
+use router_core::{FaultKind, InFlight, RouteError, RouteRequest, WorkerId, WorkerState};
 
 use crate::arrived::{Arrived, Wanted};
 use crate::error::Failure;
-use crate::exchange::Exchange;
+use crate::exchange::{Aside, Exchange};
 use crate::service::Plane;
 use crate::upstream::{Attempt, WorkerBody};
 
@@ -23,9 +26,39 @@ pub(crate) struct Answered {
     pub(crate) first: Option<Frame<Bytes>>,
 }
 
+/// How an attempt ended.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, taken apart at once: a box would be an allocation a request"
+)]
+enum Ended {
+    Answered(Answered),
+    Failed(Attempt),
+    /// Its worker is unreachable by now, and this one takes the request over.
+    Abandoned(InFlight),
+}
+
+/// What has been tried.
+#[derive(Default)]
+struct Tries {
+    tried: Vec<WorkerId>,
+    /// A request that was sent and lost is repeated once: the worker may have closed a connection that it had kept, just then. Not
+    /// more often, lest one that kills its worker kill them all.
+    lost_at: Option<WorkerId>,
+    failure: Option<Failure>,
+    /// An answer that another worker was to better. The client gets it if none does.
+    kept: Option<(Answered, Aside)>,
+}
+
 thread_local! {
     static RNG: RefCell<fastrand::Rng> = RefCell::new(fastrand::Rng::new());
 }
+
+/// How often a request that waits for its answer looks whether its worker is still reachable.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Longest time for which a worker's `Retry-After` is followed.
+const LONGEST_HOLD_OFF: Duration = Duration::from_secs(60);
 
 /// Tries one worker after the other until one answers.
 pub(crate) async fn answer(
@@ -35,54 +68,193 @@ pub(crate) async fn answer(
     began: Instant,
     exchange: &mut Exchange,
 ) -> Result<Answered, Failure> {
-    let mut tried: Vec<WorkerId> = Vec::new();
-    let mut last: Option<Failure> = None;
-    // A request that was sent and lost is repeated once: the worker may have closed a connection that it had kept, just
-    // then. Not more often, lest one that kills its worker kill them all.
-    let mut lost_at: Option<WorkerId> = None;
-    for attempt in 0..plane.config.max_attempts.max(1) {
-        let routed = route(plane, arrived, wanted, &tried).or_else(|error| match lost_at {
-            // Nobody else can do it.
-            Some(worker) if error == RouteError::AllTried => {
-                tried.retain(|tried| *tried != worker);
-                route(plane, arrived, wanted, &tried)
-            }
-            _ => Err(error),
-        });
+    plane.budget.deposit(&plane.config.retry);
+    let mut tries = Tries::default();
+    let mut next: Option<InFlight> = None;
+    let most = plane.config.max_attempts.max(1);
+    for attempt in 1..=most {
+        let routed = match next.take() {
+            Some(in_flight) => Ok(in_flight),
+            None => tries.route(plane, arrived, wanted),
+        };
         let in_flight = match routed {
             Ok(in_flight) => in_flight,
-            // What the last worker said is of more use than that there is no other.
-            Err(error) => return Err(last.unwrap_or(Failure::Route(error))),
+            Err(error) => return tries.give_up(Failure::Route(error), exchange),
         };
-        if attempt == 0 {
+        if attempt == 1 {
             plane.metrics.families.decision_s.observe(began.elapsed().as_secs_f64());
         }
-        let worker = in_flight.target().worker;
-        tried.push(worker);
-        let request = (&arrived.method, &arrived.path);
-        let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
-        let pin_rank = arrived.kind.takes_rank() && wanted.rank.is_none();
-        let sent = plane.upstream.send(exchange.sent(in_flight), request, headers, body, pin_rank);
-        let answered = match sent.await {
-            Ok(response) => begin(plane, arrived, response).await,
-            Err(attempt) => Err(attempt),
-        };
-        match answered {
-            Ok(answered) => return Ok(answered),
-            Err(Attempt { failure, unsent }) => {
+        tries.tried.push(in_flight.target().worker);
+        let may_go_on = attempt < most;
+        match try_at(plane, arrived, wanted, exchange.sent(in_flight), &tries.tried, may_go_on).await {
+            Ended::Answered(answered) => {
+                judge(plane, &answered.response, exchange);
+                let status = answered.response.status();
+                let better =
+                    may_go_on && arrived.may_repeat() && is_retried(plane, status) && withdraw(plane);
+                match if better { exchange.set_aside() } else { None } {
+                    Some(aside) => tries.kept = Some((answered, aside)),
+                    None => return Ok(answered),
+                }
+            }
+            Ended::Failed(attempt) => {
+                if let Some(failure) = tries.failed(plane, arrived, attempt, exchange) {
+                    return tries.give_up(failure, exchange);
+                }
+            }
+            Ended::Abandoned(other) => {
                 exchange.failed_attempt();
-                let lost = matches!(failure, Failure::Lost) && arrived.may_repeat() && lost_at.is_none();
-                if !unsent && !lost {
-                    return Err(failure);
-                }
-                if lost {
-                    lost_at = Some(worker);
-                }
-                last = Some(failure);
+                next = Some(other);
             }
         }
     }
-    Err(last.unwrap_or(Failure::Route(RouteError::AllTried)))
+    tries.give_up(Failure::Route(RouteError::AllTried), exchange)
+}
+
+/// Sends the request to one worker and waits until its answer begins.
+async fn try_at(
+    plane: &Plane,
+    arrived: &Arrived,
+    wanted: &Wanted,
+    in_flight: &InFlight,
+    tried: &[WorkerId],
+    may_go_on: bool,
+) -> Ended {
+    let pin_rank = arrived.kind.takes_rank() && wanted.rank.is_none();
+    let attempt = async {
+        let request = (&arrived.method, &arrived.path);
+        let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
+        let response = plane.upstream.send(in_flight, request, headers, body, pin_rank).await?;
+        begin(plane, arrived, response).await
+    };
+    let takes_over = async {
+        if may_go_on && arrived.may_repeat() {
+            another(plane, arrived, wanted, in_flight.target().worker, tried).await
+        } else {
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        biased;
+        answered = attempt => match answered {
+            Ok(answered) => Ended::Answered(answered),
+            Err(attempt) => Ended::Failed(attempt),
+        },
+        other = takes_over => Ended::Abandoned(other),
+    }
+}
+
+/// Waits until a worker is unreachable, or gone, and another one takes the request. Where nobody does, waiting goes on: a worker
+/// that is paused answers once it is not.
+async fn another(
+    plane: &Plane,
+    arrived: &Arrived,
+    wanted: &Wanted,
+    worker: WorkerId,
+    tried: &[WorkerId],
+) -> InFlight {
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let snapshot = plane.router.snapshot();
+        let known = snapshot.fleet.workers.iter().find(|known| known.id == worker);
+        if known.is_some_and(|known| known.state != WorkerState::Unreachable) {
+            continue;
+        }
+        if let Ok(other) = route(plane, arrived, wanted, tried)
+            && withdraw(plane)
+        {
+            return other;
+        }
+    }
+}
+
+impl Tries {
+    fn route(&mut self, plane: &Plane, arrived: &Arrived, wanted: &Wanted) -> Result<InFlight, RouteError> {
+        match (route(plane, arrived, wanted, &self.tried), self.lost_at) {
+            // Nobody else can do it.
+            (Err(RouteError::AllTried), Some(worker)) if self.kept.is_none() => {
+                self.tried.retain(|tried| *tried != worker);
+                route(plane, arrived, wanted, &self.tried)
+            }
+            (routed, _) => routed,
+        }
+    }
+
+    /// An attempt came to nothing. Returns its failure if nothing more is to be tried.
+    fn failed(
+        &mut self,
+        plane: &Plane,
+        arrived: &Arrived,
+        attempt: Attempt,
+        exchange: &mut Exchange,
+    ) -> Option<Failure> {
+        let Attempt { failure, unsent } = attempt;
+        let kind = match failure {
+            Failure::Unreachable(_) => FaultKind::Connect,
+            Failure::Slow { .. } => FaultKind::Timeout,
+            _ => FaultKind::Lost,
+        };
+        let target = exchange.fault(kind);
+        exchange.failed_attempt();
+        if kind == FaultKind::Connect
+            && let Some(target) = target
+        {
+            plane.router.worker_failed(target, plane.clock.now());
+        }
+        let lost = matches!(failure, Failure::Lost) && arrived.may_repeat() && self.lost_at.is_none();
+        if lost && withdraw(plane) {
+            self.lost_at = self.tried.last().copied();
+        } else if !unsent {
+            return Some(failure);
+        }
+        self.failure = Some(failure);
+        None
+    }
+
+    /// What the client gets when nobody is left: a worker's own words, if there are any, else what went wrong last.
+    fn give_up(self, failure: Failure, exchange: &mut Exchange) -> Result<Answered, Failure> {
+        if let Some((answered, aside)) = self.kept {
+            exchange.resume(aside);
+            return Ok(answered);
+        }
+        // What went wrong at the last worker is of more use than that there is no other.
+        Err(match failure {
+            Failure::Route(error) => self.failure.unwrap_or(Failure::Route(error)),
+            failure => failure,
+        })
+    }
+}
+
+/// What an answer says of its worker's health.
+fn judge(plane: &Plane, response: &Response<WorkerBody>, exchange: &mut Exchange) {
+    let status = response.status();
+    if status.is_server_error() {
+        exchange.fault(FaultKind::Status);
+    }
+    if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
+        && let Some(time) = retry_after(response.headers())
+    {
+        exchange.hold_off(plane.clock.now() + time.min(LONGEST_HOLD_OFF));
+    }
+}
+
+/// The seconds of `Retry-After`; as a date it is not followed.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn is_retried(plane: &Plane, status: StatusCode) -> bool {
+    plane.config.retry.statuses.contains(&status.as_u16())
+}
+
+/// Takes a retry out of the budget.
+fn withdraw(plane: &Plane) -> bool {
+    let taken = plane.budget.withdraw(&plane.config.retry, plane.clock.now());
+    if !taken {
+        plane.metrics.families.retries_refused.inc();
+    }
+    taken
 }
 
 /// Waits for the first data of a stream, before which nothing has been said that another worker could not say too.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
 use serde_json::json;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::decode::RouteKind;
 use crate::exchange::Exchange;
@@ -42,6 +42,8 @@ struct Passing {
     idle_timeout: Option<Duration>,
     /// Runs from the first silence on.
     idle: Option<Pin<Box<Sleep>>>,
+    /// Runs from the request's head on.
+    deadline: Option<Pin<Box<Sleep>>>,
     ended: bool,
     /// What is said next, once all before it is on its way.
     broken: Option<BrokenBody>,
@@ -54,6 +56,8 @@ pub(crate) enum BrokenBody {
     Broken(#[from] hyper::Error),
     #[error("the worker was silent for {} s in the middle of its answer", .0.as_secs())]
     Silent(Duration),
+    #[error("the answer was not complete within the time that the request was given")]
+    Deadline,
 }
 
 impl Body {
@@ -69,6 +73,7 @@ impl Body {
         exchange: Exchange,
         takes_event: bool,
         idle_timeout: Option<Duration>,
+        deadline: Option<Instant>,
     ) -> Self {
         let search = UsageSearch::of(exchange.route());
         let mut passing = Passing {
@@ -79,6 +84,7 @@ impl Body {
             takes_event,
             idle_timeout,
             idle: None,
+            deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
             ended: false,
             broken: None,
         };
@@ -99,6 +105,11 @@ impl Passing {
         if let Some(frame) = self.first.take() {
             self.pass(&frame);
             return Poll::Ready(Some(Ok(frame)));
+        }
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(context).is_ready()
+        {
+            return self.break_off(BrokenBody::Deadline, context);
         }
         match Pin::new(&mut self.inner).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -152,7 +163,14 @@ impl Passing {
         error: BrokenBody,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        self.exchange.broke();
+        let code = match error {
+            // Not the worker's fault: nobody says that it could have been faster.
+            BrokenBody::Deadline => "deadline_exceeded",
+            BrokenBody::Broken(_) | BrokenBody::Silent(_) => {
+                self.exchange.broke();
+                "stream_broken"
+            }
+        };
         self.exchange.end(Outcome::Broken);
         if !self.takes_event {
             // The client's connection ends with the error, and takes along what it has not sent: it gets to send that first.
@@ -161,27 +179,23 @@ impl Passing {
             return Poll::Pending;
         }
         self.ended = true;
-        let event = error_event(self.exchange.route(), &error);
+        let event = error_event(self.exchange.route(), &error, code);
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(event)))))
     }
 }
 
 /// The event that says so, after the end of whatever was cut, in the shape that the API's clients raise an error for:
 /// Anthropic's pass over an event without a name.
-fn error_event(route: RouteKind, error: &BrokenBody) -> String {
+fn error_event(route: RouteKind, error: &BrokenBody, code: &str) -> String {
     let message = error.to_string();
     let (name, event) = match route {
         RouteKind::Messages => {
-            let error =
-                json!({"type": "api_error", "message": message, "code": "stream_broken", "source": "worker"});
+            let error = json!({"type": "api_error", "message": message, "code": code, "source": "worker"});
             ("event: error\n", json!({"type": "error", "error": error}))
         }
         _ => {
             let kind = "server_error";
-            (
-                "",
-                json!({"error": {"message": message, "type": kind, "code": "stream_broken", "source": "worker"}}),
-            )
+            ("", json!({"error": {"message": message, "type": kind, "code": code, "source": "worker"}}))
         }
     };
     format!("\n\n{name}data: {event}\n\n")

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use crate::budget::RetryConfig;
+
 /// Bounds and habits of the data plane.
 #[derive(Clone, Debug)]
 pub struct DataPlaneConfig {
@@ -29,6 +31,11 @@ pub struct DataPlaneConfig {
     pub upload_idle_timeout: Duration,
     /// Longest wait for the head of a worker's answer; `None` waits for as long as the client does.
     pub head_timeout: Option<Duration>,
+    /// Longest time for all of a request, unless its header `x-request-timeout` says another; `None` for no bound. A stream that
+    /// has begun is bound by its own header alone.
+    pub request_timeout: Option<Duration>,
+    /// What is tried again.
+    pub retry: RetryConfig,
     /// Longest silence within a worker's answer, after its head; `None` for no bound.
     pub idle_timeout: Option<Duration>,
     /// Idle connections that each thread keeps for each worker.
@@ -101,6 +108,8 @@ impl Default for DataPlaneConfig {
             max_attempts: 3,
             connect_timeout: Duration::from_secs(5),
             head_timeout: None,
+            request_timeout: None,
+            retry: RetryConfig::default(),
             idle_timeout: Some(Duration::from_secs(600)),
             header_timeout: Duration::from_secs(30),
             upload_idle_timeout: Duration::from_secs(30),

@@ -60,6 +60,10 @@ pub(crate) enum Failure {
     Unreachable(String),
     #[error("the worker closed the connection before it answered")]
     Lost,
+    #[error("x-request-timeout must be seconds, like 2.5, or have the unit ms, s or m, and be at most a day")]
+    RequestTimeout,
+    #[error("the answer was not there within {seconds} s, the time that the request was given")]
+    Deadline { seconds: f64 },
     #[error("the worker did not begin to answer within {seconds} s")]
     Slow { seconds: u64 },
 }
@@ -134,6 +138,8 @@ impl Failure {
             Self::Route(RouteError::AllTried) => (502, "workers_failed", Worker, Some(1)),
             Self::Unreachable(_) => (502, "worker_unreachable", Worker, Some(1)),
             Self::Lost => (502, "worker_lost", Worker, None),
+            Self::RequestTimeout => (400, "invalid_request_timeout", Client, None),
+            Self::Deadline { .. } => (504, "deadline_exceeded", Worker, None),
             Self::Slow { .. } => (504, "worker_timeout", Worker, None),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

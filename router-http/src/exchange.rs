@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use router_core::policy::Reason;
-use router_core::{InFlight, Usage};
+use router_core::{FaultKind, InFlight, TargetId, Time, Usage};
 
 use crate::clock::Clock;
 use crate::decode::RouteKind;
 use crate::learn::Learning;
-use crate::metrics::{HttpMetrics, Outcome, ThreadMetrics};
+use crate::metrics::{FaultLabels, HttpMetrics, Outcome, ThreadMetrics};
 use crate::pd::PrefillLeg;
 use crate::rids::{Noted, Rids};
 
@@ -42,6 +42,13 @@ pub(crate) struct Exchange {
     noted: Option<Noted>,
     learning: Option<Box<Learning>>,
     ended: bool,
+}
+
+/// A request in flight whose answer waits while another worker is asked.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    in_flight: InFlight,
+    decided: Option<Decided>,
 }
 
 #[derive(Clone, Debug)]
@@ -166,6 +173,43 @@ impl Exchange {
         }
     }
 
+    /// The worker failed it. Returns where.
+    pub(crate) fn fault(&mut self, kind: FaultKind) -> Option<TargetId> {
+        let now = self.clock.now();
+        let in_flight = self.in_flight.as_mut()?;
+        let (target, ejected) = (in_flight.target(), in_flight.failed(kind, now));
+        let families = &self.metrics.families;
+        families.faults.get_or_create(&FaultLabels { kind: kind.name() }).inc();
+        if ejected {
+            families.ejections.inc();
+            let worker = &*in_flight.worker().url;
+            tracing::warn!(worker, rank = target.rank, fault = kind.name(), "left out after failures");
+        }
+        Some(target)
+    }
+
+    /// The worker asked to get no requests until then.
+    pub(crate) fn hold_off(&self, until: Time) {
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.hold_off(until);
+        }
+    }
+
+    /// Puts an attempt aside, its answer unread and still counted at its target, while another one is made.
+    pub(crate) fn set_aside(&mut self) -> Option<Aside> {
+        let in_flight = self.in_flight.take()?;
+        self.families().in_flight.dec();
+        Some(Aside { in_flight, decided: self.decided.clone() })
+    }
+
+    /// Goes on with what was set aside.
+    pub(crate) fn resume(&mut self, aside: Aside) {
+        self.failed_attempt();
+        self.families().in_flight.inc();
+        self.decided = aside.decided;
+        self.in_flight = Some(aside.in_flight);
+    }
+
     /// Says in the answer's headers what was decided.
     pub(crate) fn describe(&self, headers: &mut HeaderMap) {
         let Some(decided) = &self.decided else { return };
@@ -265,8 +309,9 @@ impl Exchange {
     }
 
     /// The worker broke off in the middle.
-    pub(crate) fn broke(&self) {
+    pub(crate) fn broke(&mut self) {
         self.families().stream_breaks.inc();
+        self.fault(FaultKind::Broken);
     }
 
     /// The router answers by itself.

@@ -17,8 +17,10 @@ mod addressee;
 mod arrived;
 mod attempts;
 mod body;
+mod budget;
 mod clock;
 mod config;
+mod deadline;
 mod error;
 mod exchange;
 mod fleet;
@@ -39,6 +41,7 @@ mod shared;
 mod upstream;
 mod usage;
 
+pub use budget::RetryConfig;
 pub use clock::Clock;
 pub use config::{ApiConfig, DataPlaneConfig, Secret, SecretProblem, available_threads};
 pub use headers::bearer;

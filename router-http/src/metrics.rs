@@ -24,6 +24,9 @@ pub struct HttpMetrics {
     pub(crate) predicted_tokens: Counter,
     pub(crate) cached_tokens: Counter,
     pub(crate) retries: Counter,
+    pub(crate) retries_refused: Counter,
+    pub(crate) faults: Family<FaultLabels, Counter>,
+    pub(crate) ejections: Counter,
     pub(crate) stream_breaks: Counter,
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Counter<u64, AtomicU64>,
@@ -39,6 +42,12 @@ pub struct HttpMetrics {
 pub(crate) struct FailureLabels {
     pub(crate) code: &'static str,
     pub(crate) source: &'static str,
+}
+
+/// Labels of one fault of a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct FaultLabels {
+    pub(crate) kind: &'static str,
 }
 
 /// Labels of one request.
@@ -123,6 +132,9 @@ impl HttpMetrics {
             predicted_tokens: Counter::default(),
             cached_tokens: Counter::default(),
             retries: Counter::default(),
+            retries_refused: Counter::default(),
+            faults: Family::default(),
+            ejections: Counter::default(),
             stream_breaks: Counter::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
@@ -170,6 +182,21 @@ impl HttpMetrics {
             it.cached_tokens.clone(),
         );
         registry.register("espalier_retries", "Attempts after the first", it.retries.clone());
+        registry.register(
+            "espalier_retries_refused",
+            "Retries that were not made because the budget was spent",
+            it.retries_refused.clone(),
+        );
+        registry.register(
+            "espalier_worker_faults",
+            "Faults of workers that requests met, by kind",
+            it.faults.clone(),
+        );
+        registry.register(
+            "espalier_ejections",
+            "Targets left out after failures, trials that failed included",
+            it.ejections.clone(),
+        );
         registry.register(
             "espalier_stream_breaks",
             "Streams that their worker broke off",

@@ -18,8 +18,10 @@ use crate::addressee;
 use crate::arrived::{Arrived, Wanted};
 use crate::attempts::{self, Answered, is_stream, takes_event};
 use crate::body::Body;
+use crate::budget::RetryBudget;
 use crate::clock::Clock;
 use crate::config::DataPlaneConfig;
+use crate::deadline;
 use crate::decode::{self, RouteKind};
 use crate::error::{Failure, Shape};
 use crate::exchange::Exchange;
@@ -51,6 +53,7 @@ pub(crate) struct Plane {
     pub(crate) upstream: Upstream,
     /// With the other threads.
     pub(crate) shared: Arc<Shared>,
+    pub(crate) budget: RetryBudget,
     /// A thread of the data plane has.
     died: Arc<AtomicBool>,
     /// Requests have spans, and carry their context.
@@ -60,8 +63,8 @@ pub(crate) struct Plane {
 /// What a request comes to.
 #[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and it is moved once")]
 enum Reply {
-    /// One worker's answer, as it comes.
-    Passing(Answered),
+    /// One worker's answer, as it comes, and the time by which the rest of it must be there.
+    Passing(Answered, Option<tokio::time::Instant>),
     /// An answer for several workers.
     Joined(Response<Body>),
 }
@@ -76,10 +79,12 @@ impl Service {
         died: Arc<AtomicBool>,
     ) -> Self {
         let upstream = Upstream::new(&config);
+        let budget = RetryBudget::default();
         let metrics = Arc::new(ThreadMetrics::new(metrics));
         // Where nothing exports traces there is no propagator either, and the client's own context is passed on untouched.
         let traced = global::get_text_map_propagator(|propagator| propagator.fields().next().is_some());
-        Self { plane: Arc::new(Plane { config, router, clock, metrics, upstream, shared, died, traced }) }
+        let inner = Plane { config, router, clock, metrics, upstream, shared, budget, died, traced };
+        Self { plane: Arc::new(inner) }
     }
 
     /// Closes connections to workers that have waited too long.
@@ -126,7 +131,7 @@ impl Service {
         let mut exchange = Exchange::begin(plane.metrics.clone(), plane.clock, method, route.kind(), id);
         let shape = Shape::of(request.uri().path());
         match self.exchange(route, request, client, &mut exchange).await {
-            Ok(Reply::Passing(answered)) => self.pass_on(answered, exchange),
+            Ok(Reply::Passing(answered, deadline)) => self.pass_on(answered, exchange, deadline),
             Ok(Reply::Joined(mut response)) => {
                 response.headers_mut().insert(headers::REQUEST_ID, exchange.request_id().clone());
                 exchange.answered(response.status(), false);
@@ -145,7 +150,8 @@ impl Service {
         }
     }
 
-    /// The head of a worker's answer, with what is told of its decision, or the answer for several workers.
+    /// The head of a worker's answer, with what is told of its decision, and until when the rest of it must be there; or the answer
+    /// for several workers.
     async fn exchange(
         &self,
         route: &Route,
@@ -154,9 +160,11 @@ impl Service {
         exchange: &mut Exchange,
     ) -> Result<Reply, Failure> {
         let plane = &*self.plane;
+        let arrived_at = tokio::time::Instant::now();
         self.authorize(route, request.method(), request.headers())?;
         own::refuse_tunnels(&request)?;
         let mut arrived = self.receive(route.kind(), request).await?;
+        let own = deadline::take(&mut arrived.headers)?;
         let only = addressee::named(&plane.router, &mut arrived.headers, &mut arrived.path)?;
         let key = access::exchange_keys(&plane.config, &arrived.method, route.access, &mut arrived.headers);
         headers::to_worker(&mut arrived.headers, client.as_ref(), exchange.request_id(), key);
@@ -174,14 +182,34 @@ impl Service {
         if wanted.several {
             exchange.has_several_prompts();
         }
+        let answer = self.answer_one(&arrived, &mut wanted, began, exchange);
+        let Some(given) = own.or(plane.config.request_timeout) else {
+            return Ok(Reply::Passing(answer.await?, None));
+        };
+        let deadline = arrived_at + given;
+        let answered = tokio::time::timeout_at(deadline, answer).await;
+        let answered = answered.map_err(|_| Failure::Deadline { seconds: given.as_secs_f64() })??;
+        // A stream that has begun goes on for as long as it says something, unless its client itself said how long.
+        let bound = own.is_some() || !is_stream(answered.response.headers());
+        Ok(Reply::Passing(answered, bound.then_some(deadline)))
+    }
+
+    /// The answer of a worker, or of a pair of workers that share the work.
+    async fn answer_one(
+        &self,
+        arrived: &Arrived,
+        wanted: &mut Wanted,
+        began: Instant,
+        exchange: &mut Exchange,
+    ) -> Result<Answered, Failure> {
         // Who names a worker means that one.
         if wanted.only.is_none()
-            && plane.router.has_pools()
-            && let Some(answered) = pd::answer(&self.plane, &arrived, &mut wanted, began, exchange).await?
+            && self.plane.router.has_pools()
+            && let Some(answered) = pd::answer(&self.plane, arrived, wanted, began, exchange).await?
         {
-            return Ok(Reply::Passing(answered));
+            return Ok(answered);
         }
-        attempts::answer(plane, &arrived, &wanted, began, exchange).await.map(Reply::Passing)
+        attempts::answer(&self.plane, arrived, wanted, began, exchange).await
     }
 
     /// What a request is decided by, and what its answer will teach.
@@ -260,7 +288,12 @@ impl Service {
     }
 
     /// Passes a worker's answer on; from here on its body reports what happens.
-    fn pass_on(&self, answered: Answered, mut exchange: Exchange) -> Response<Body> {
+    fn pass_on(
+        &self,
+        answered: Answered,
+        mut exchange: Exchange,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Response<Body> {
         let (mut head, body) = answered.response.into_parts();
         headers::strip_hop_by_hop(&mut head.headers);
         exchange.describe(&mut head.headers);
@@ -268,6 +301,7 @@ impl Service {
         exchange.answered(head.status, streaming);
         let takes_event = streaming && takes_event(&head.headers);
         let idle_timeout = self.plane.config.idle_timeout;
-        Response::from_parts(head, Body::passing(body, answered.first, exchange, takes_event, idle_timeout))
+        let body = Body::passing(body, answered.first, exchange, takes_event, idle_timeout, deadline);
+        Response::from_parts(head, body)
     }
 }

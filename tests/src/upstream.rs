@@ -41,6 +41,7 @@ struct Record {
     connections: usize,
     closed: usize,
     left: usize,
+    stopped: bool,
 }
 
 type Script = dyn Fn(&Seen) -> Vec<Act> + Send + Sync;
@@ -87,6 +88,11 @@ impl Upstream {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// From now on health checks are not answered.
+    pub fn stop(&self) {
+        self.seen.lock().unwrap().stopped = true;
     }
 
     /// What it was sent so far, health checks aside.
@@ -152,6 +158,8 @@ async fn play(mut stream: TcpStream, dp_size: u32, record: &Mutex<Record>, scrip
     loop {
         let mut request = read(&mut stream).await?;
         let acts = match request.path() {
+            // Like a process that is stopped: connections are open, and nothing is said.
+            "/ready" if record.lock().unwrap().stopped => vec![Act::Hang],
             "/ready" => {
                 record.lock().unwrap().health_check = Some(request);
                 answer("")

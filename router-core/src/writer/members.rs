@@ -34,6 +34,9 @@ impl State {
             }
             FleetUpdate::Health { worker, reachable, reason } => {
                 self.change_state(worker, now, |member| {
+                    if reachable && !member.reachable {
+                        member.ranks.iter().for_each(|rank| rank.load.health().came_back(now));
+                    }
                     member.reachable = reachable;
                     member.reason = reason;
                 });

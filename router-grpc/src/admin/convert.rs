@@ -28,7 +28,7 @@ pub(super) fn worker(snapshot: &Snapshot, worker: &Worker, now: Time) -> WireWor
         agent_connected: worker.agent.is_some(),
         report_level: level.into(),
         report_age_ms: worker.agent.map(|agent| now.since(agent.last_report).as_millis() as u64),
-        reason: worker.reason.to_string(),
+        reason: reason(snapshot, worker, now),
         incarnation: worker.incarnation.0,
         role: wire_role(worker.role).into(),
         bootstrap_port: (worker.role == Role::Prefill).then_some(worker.bootstrap_port.into()),
@@ -50,6 +50,18 @@ pub(super) fn declaration(role: WireRole, bootstrap_port: u32) -> Result<Option<
         Declaration { role: crate::session::role(role), bootstrap_port: Some(port).filter(|port| *port > 0) };
     let says = declaration.role.is_some() || declaration.bootstrap_port.is_some();
     Ok(says.then_some(declaration))
+}
+
+/// Why a worker is in its state, and which of its ranks get no requests all the same.
+fn reason(snapshot: &Snapshot, worker: &Worker, now: Time) -> String {
+    let mut reason = worker.reason.to_string();
+    for target in snapshot.fleet.targets_of(worker.id) {
+        let state = target.load.health().state(now);
+        if !state.takes_requests() {
+            reason.push_str(&format!("; rank {} {state}", target.id.rank));
+        }
+    }
+    reason
 }
 
 fn target(target: &Target) -> WireTarget {

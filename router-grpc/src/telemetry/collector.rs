@@ -6,7 +6,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use router_core::{Router, Snapshot, WorkerState};
+use router_core::{Router, Snapshot, Time, WorkerState};
 use router_http::Clock;
 
 use super::{ControlMetrics, dropped_lines};
@@ -24,6 +24,7 @@ impl Collector for FleetCollector {
         let snapshot = self.router.snapshot();
         self.encode_router(&mut encoder, &snapshot)?;
         self.encode_workers(&mut encoder, &snapshot)?;
+        encode_health(&mut encoder, &snapshot, self.clock.now())?;
         encode_targets(&mut encoder, &snapshot)
     }
 }
@@ -74,6 +75,16 @@ impl FleetCollector {
         let agents = snapshot.fleet.workers.iter().any(|worker| worker.agent.is_some());
         follows_cache && snapshot.size.blocks > 0 && !agents && self.metrics.checked_predictions() == 0
     }
+}
+
+fn encode_health(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot, now: Time) -> fmt::Result {
+    let rows = snapshot.fleet.targets.iter().map(|target| {
+        let ejected = !target.load.health().state(now).takes_requests();
+        let labels = [("worker", target.worker.url.to_string()), ("rank", target.id.rank.to_string())];
+        (labels, f64::from(u8::from(ejected)))
+    });
+    let help = "1 while a target gets no requests because it failed or asked to be left alone";
+    gauges(encoder, "espalier_target_left_out", help, &rows.collect::<Vec<_>>())
 }
 
 fn encode_targets(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {

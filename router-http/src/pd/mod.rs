@@ -67,7 +67,7 @@ pub(crate) async fn answer(
     exchange: &mut Exchange,
 ) -> Result<Option<Answered>, Failure> {
     if !matches!(arrived.kind, RouteKind::Generate | RouteKind::Completions | RouteKind::Chat) {
-        wanted.role = plane.router.pool_of_others(&request(wanted, &[]));
+        wanted.role = plane.router.pool_of_others(&request(wanted, &[]), plane.clock.now());
         return Ok(None);
     }
     let mut tried: Vec<WorkerId> = Vec::new();

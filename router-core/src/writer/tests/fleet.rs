@@ -125,7 +125,7 @@ fn a_large_fleet_is_sampled_and_its_holders_are_not_missed() {
             assert_eq!(story.serve(&prompt(first, 200), 800).0, holder);
         }
     }
-    let explained = story.router.explain(&RouteRequest::default(), &mut story.rng).unwrap();
+    let explained = story.router.explain(&RouteRequest::default(), story.now, &mut story.rng).unwrap();
     assert_eq!(explained.candidates.len(), 300, "explaining shows every one");
     // One that is ready is found among many that are not.
     for worker in (0..300).filter(|worker| *worker != 123) {

@@ -155,7 +155,7 @@ impl Story {
         self.turn();
         let key = self.key(prompt);
         let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
-        let explained = self.router.explain(&request, &mut self.rng).unwrap();
+        let explained = self.router.explain(&request, self.now, &mut self.rng).unwrap();
         let candidate = explained.candidates.iter().find(|c| c.target.worker == worker).unwrap();
         candidate.matched_tokens / BLOCK as u64
     }
@@ -224,6 +224,70 @@ fn what_is_cancelled_after_its_first_token_stays() {
     request.first_token(story.now);
     drop(request);
     assert_eq!(story.matched(worker, &prompt(1, 8)), 8);
+}
+
+#[test]
+fn what_fails_is_left_out_until_its_trial_succeeds_and_never_are_all() {
+    let mut story = Story::with_workers(3);
+    let limit = crate::EjectionSettings::default();
+    let fail = |story: &mut Story, worker: WorkerId| {
+        for _ in 0..limit.failures {
+            let others: Vec<_> = story.router.snapshot().fleet.workers.iter().map(|other| other.id).collect();
+            let tried: Vec<_> = others.into_iter().filter(|other| *other != worker).collect();
+            let request = RouteRequest { tried: &tried, ..RouteRequest::default() };
+            let mut sent = story.router.route(&request, story.now, &mut story.rng).unwrap();
+            assert_eq!(sent.target().worker, worker);
+            sent.failed(crate::FaultKind::Status, story.now);
+        }
+    };
+    let all: Vec<_> = story.router.snapshot().fleet.workers.iter().map(|worker| worker.id).collect();
+    fail(&mut story, all[0]);
+    let where_to = |story: &mut Story| {
+        let request = RouteRequest::default();
+        let go = |_| story.router.route(&request, story.now, &mut story.rng).unwrap().target().worker;
+        (0..100).map(go).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(where_to(&mut story), all[1..].iter().copied().collect());
+    let explained = story.router.explain(&RouteRequest::default(), story.now, &mut story.rng).unwrap();
+    assert!(explained.excluded[0].why.contains("ejected after failures"), "{:?}", explained.excluded);
+    // Two of three are more than half: then nobody's ejection is believed.
+    fail(&mut story, all[1]);
+    assert_eq!(where_to(&mut story).len(), 3);
+    // The time is over: one trial each, and no second one beside it.
+    story.now = story.now + limit.base;
+    let request = RouteRequest { tried: &all[1..], ..RouteRequest::default() };
+    let mut trial = story.router.route(&request, story.now, &mut story.rng).unwrap();
+    assert_eq!(trial.target().worker, all[0]);
+    assert_eq!(where_to(&mut story), all[1..].iter().copied().collect());
+    trial.first_token(story.now);
+    trial.complete(story.now);
+    assert_eq!(where_to(&mut story).len(), 3);
+    for target in &story.router.snapshot().fleet.targets {
+        assert_eq!(target.load.read(), crate::Load::default());
+    }
+}
+
+#[test]
+fn a_worker_that_comes_back_starts_slowly() {
+    let mut story = Story::with_workers(3);
+    let slow_start = crate::EjectionSettings::default().slow_start;
+    story.now = story.now + slow_start;
+    let back = story.router.snapshot().fleet.workers[0].id;
+    story.healthy(back, false);
+    story.healthy(back, true);
+    let request = RouteRequest::default();
+    let mut held = Vec::new();
+    for _ in 0..60 {
+        held.push(story.router.route(&request, story.now, &mut story.rng).unwrap());
+    }
+    let there = |held: &[crate::InFlight]| held.iter().filter(|sent| sent.target().worker == back).count();
+    assert!((1..=4).contains(&there(&held)), "a tenth of what the others carry: {}", there(&held));
+    story.now = story.now + slow_start;
+    held.clear();
+    for _ in 0..60 {
+        held.push(story.router.route(&request, story.now, &mut story.rng).unwrap());
+    }
+    assert!(there(&held) > 10, "its share: {}", there(&held));
 }
 
 #[test]
