@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::State;
-use super::roster::Session;
+use super::member::Session;
 use crate::fleet::{Incarnation, ReportLevel, TargetId, WorkerId};
 use crate::notice::{EventKind, Notice, SessionEnd};
 use crate::report::{AgentReport, Introduction, JoinError, Joined, SessionId};

@@ -109,7 +109,7 @@ impl State {
         &mut self,
         worker: WorkerId,
         now: Time,
-        change: impl FnOnce(&mut super::roster::Member),
+        change: impl FnOnce(&mut super::member::Member),
     ) {
         let Some(member) = self.roster.get_mut(worker) else { return };
         let before = (member.state(), member.reason.clone());

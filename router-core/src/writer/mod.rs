@@ -15,6 +15,7 @@ mod claims_cases;
 mod claims_tests;
 mod correct;
 mod gate;
+mod member;
 mod members;
 mod pressure;
 mod roster;
@@ -34,7 +35,8 @@ use rustc_hash::FxHashMap;
 
 use self::claim::Scope;
 use self::claims::{BlockTokens, ClaimTable};
-use self::roster::{Member, Roster};
+use self::member::Member;
+use self::roster::Roster;
 use crate::fleet::{TargetId, Tenure, WorkerId};
 use crate::key::{BlockKind, PrefixKey, Unit};
 use crate::notice::{EventKind, Notice};

@@ -3,17 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::gate::Gate;
-use super::pressure::Pressure;
+use super::member::{Member, Rank};
 use super::slots::SlotPool;
 use crate::fleet::{
-    AgentLink, DEFAULT_BOOTSTRAP_PORT, Declaration, Fleet, Incarnation, ReportLevel, Role, Slot, Target,
-    TargetId, Tenure, Worker, WorkerId, WorkerProfile, WorkerState,
+    Declaration, Fleet, Incarnation, Role, Slot, Target, TargetId, WorkerId, WorkerProfile, WorkerState,
 };
-use crate::load::{LoadCounters, ReportedLoad};
 use crate::report::SessionId;
 use crate::time::Time;
-use crate::timing::PrefillModel;
 use crate::update::FleetError;
 
 /// Everything the writer knows about workers, except their claims.
@@ -36,63 +32,6 @@ struct Published {
     outdated: bool,
     /// It has been published again since, and figures may have changed.
     lags: bool,
-}
-
-/// One registered worker.
-#[derive(Debug)]
-pub(crate) struct Member {
-    pub(crate) id: WorkerId,
-    pub(crate) url: Arc<str>,
-    pub(crate) profile: WorkerProfile,
-    /// What somebody said of its role.
-    pub(crate) declared: Declaration,
-    pub(crate) incarnation: Incarnation,
-    pub(crate) reachable: bool,
-    pub(crate) draining: bool,
-    /// As its agent says.
-    pub(crate) updating: bool,
-    /// As a health check or a call that passed says.
-    pub(crate) paused: bool,
-    pub(crate) reason: Arc<str>,
-    pub(crate) session: Option<Session>,
-    pub(crate) ranks: Vec<Rank>,
-    identity: u64,
-    /// As snapshots show it, until it changes.
-    published: Option<Arc<Worker>>,
-}
-
-/// The agent session that speaks for a worker, open or lately lost.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Session {
-    pub(crate) id: SessionId,
-    pub(crate) level: ReportLevel,
-    pub(crate) last_report: Time,
-    pub(crate) open: bool,
-}
-
-/// One dp rank of a worker.
-#[derive(Debug)]
-pub(crate) struct Rank {
-    pub(crate) slot: Slot,
-    /// Changes with the slot, and is never used again.
-    pub(crate) tenure: Tenure,
-    pub(crate) load: Arc<LoadCounters>,
-    pub(crate) gate: Gate,
-    pub(crate) doubtful: bool,
-    /// The agent may miss removals, so that their absence proves nothing.
-    pub(crate) incomplete: bool,
-    pub(crate) prefill: PrefillModel,
-    pub(crate) reported: Option<ReportedLoad>,
-    /// Of the tokens that were reported to wait, those that this router had not sent.
-    pub(crate) foreign_waiting_tokens: u64,
-    /// Of the KV tokens that were reported to be in use, those beyond the prompts that this router had in flight.
-    pub(crate) foreign_used_tokens: u64,
-    pub(crate) divergence_tokens: Option<u64>,
-    pub(crate) pressure: Pressure,
-    /// Last total the agent reported.
-    pub(crate) evicted_tokens_total: Option<u64>,
-    /// The number of the last delta told to be applied.
-    pub(crate) acked: Option<u64>,
 }
 
 /// Figures of a target may be so old in a snapshot, for every target: what renewing them costs stays a small share of the
@@ -342,70 +281,5 @@ impl Roster {
             return Err(FleetError::Full { in_use, max: self.max_targets, wanted });
         }
         Ok(())
-    }
-}
-
-impl Member {
-    pub(crate) fn state(&self) -> WorkerState {
-        match () {
-            () if !self.reachable => WorkerState::Unreachable,
-            () if self.draining => WorkerState::Draining,
-            () if self.updating || self.paused => WorkerState::Updating,
-            () => WorkerState::Ready,
-        }
-    }
-
-    /// An agent tells what is removed. Whether that is all is known of each rank: [`Roster::reports_exactly`].
-    pub(crate) fn reports_exactly(&self) -> bool {
-        self.session.is_some_and(|session| session.open && session.level >= ReportLevel::Removals)
-    }
-
-    /// An agent also tells what is stored.
-    pub(crate) fn reports_stores(&self) -> bool {
-        self.session.is_some_and(|session| session.open && session.level == ReportLevel::Full)
-    }
-
-    fn publish(&mut self) -> Arc<Worker> {
-        let link = |session: Session| AgentLink { level: session.level, last_report: session.last_report };
-        let agent = self.session.filter(|session| session.open).map(link);
-        if let Some(worker) = self.published.as_ref().filter(|worker| worker.agent == agent) {
-            return worker.clone();
-        }
-        let port = self.declared.bootstrap_port.or(self.profile.bootstrap_port);
-        let worker = Arc::new(Worker {
-            id: self.id,
-            url: self.url.clone(),
-            state: self.state(),
-            reason: self.reason.clone(),
-            profile: self.profile.clone(),
-            role: self.declared.role.or(self.profile.role).unwrap_or_default(),
-            bootstrap_port: port.unwrap_or(DEFAULT_BOOTSTRAP_PORT),
-            incarnation: self.incarnation,
-            agent,
-            identity: self.identity,
-        });
-        self.published = Some(worker.clone());
-        worker
-    }
-}
-
-impl Rank {
-    fn new((slot, tenure): (Slot, Tenure)) -> Self {
-        Self {
-            slot,
-            tenure,
-            load: Arc::default(),
-            gate: Gate::default(),
-            doubtful: false,
-            incomplete: false,
-            prefill: PrefillModel::default(),
-            reported: None,
-            foreign_waiting_tokens: 0,
-            foreign_used_tokens: 0,
-            divergence_tokens: None,
-            pressure: Pressure::default(),
-            evicted_tokens_total: None,
-            acked: None,
-        }
     }
 }
