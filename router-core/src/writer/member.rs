@@ -80,7 +80,7 @@ impl Member {
         }
     }
 
-    /// An agent tells what is removed. Whether that is all is known of each rank: [`Roster::reports_exactly`].
+    /// An agent tells what is removed. Whether that is all is known of each rank: [`Roster::reports_exactly`](super::roster::Roster::reports_exactly).
     pub(crate) fn reports_exactly(&self) -> bool {
         self.session.is_some_and(|session| session.open && session.level >= ReportLevel::Removals)
     }
