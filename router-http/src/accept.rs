@@ -13,7 +13,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::MissedTickBehavior;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::DataPlaneConfig;
@@ -33,9 +33,6 @@ pub(crate) struct Accepting {
 /// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Time between two looks for connections to workers that have waited too long.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-
 impl Accepting {
     /// Serves until `shutdown`, then finishes what is in flight, for at most the configured grace.
     pub(crate) async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
@@ -44,15 +41,11 @@ impl Accepting {
         let patience = self.config.header_timeout;
         http.http1().timer(TokioTimer::new()).header_read_timeout(patience).pipeline_flush(true);
         http.http2().timer(TokioTimer::new()).keep_alive_interval(patience).keep_alive_timeout(patience);
-        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beside = JoinSet::new();
+        beside.spawn(self.service.keep_house());
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = sweep.tick() => {
-                    self.service.sweep();
-                    continue;
-                }
                 () = shutdown.cancelled() => break,
             };
             let (stream, client) = match accepted {

@@ -54,9 +54,6 @@ thread_local! {
     static RNG: RefCell<fastrand::Rng> = RefCell::new(fastrand::Rng::new());
 }
 
-/// How often a request that waits for its answer looks whether its worker is still reachable.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-
 /// Longest time for which a worker's `Retry-After` is followed.
 const LONGEST_HOLD_OFF: Duration = Duration::from_secs(60);
 
@@ -154,7 +151,7 @@ async fn another(
     tried: &[WorkerId],
 ) -> InFlight {
     loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        plane.bad_news.notified().await;
         let snapshot = plane.router.snapshot();
         let known = snapshot.fleet.workers.iter().find(|known| known.id == worker);
         if known.is_some_and(|known| known.state != WorkerState::Unreachable) {

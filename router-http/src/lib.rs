@@ -25,6 +25,7 @@ mod error;
 mod exchange;
 mod fleet;
 mod headers;
+mod housekeeping;
 mod kept;
 mod key;
 mod learn;

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use opentelemetry::global;
 use router_core::{Router, WorkerId};
+use tokio::sync::Notify;
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
@@ -27,6 +28,7 @@ use crate::error::{Failure, Shape};
 use crate::exchange::Exchange;
 use crate::fleet;
 use crate::headers::{self, HeaderExtractor, HeaderInjector};
+use crate::housekeeping::keep_house;
 use crate::kept::Place;
 use crate::learn::{Learning, What};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
@@ -54,6 +56,8 @@ pub(crate) struct Plane {
     /// With the other threads.
     pub(crate) shared: Arc<Shared>,
     pub(crate) budget: RetryBudget,
+    /// Told when a worker may be gone that a request waits for.
+    pub(crate) bad_news: Notify,
     /// A thread of the data plane has.
     died: Arc<AtomicBool>,
     /// Requests have spans, and carry their context.
@@ -79,17 +83,18 @@ impl Service {
         died: Arc<AtomicBool>,
     ) -> Self {
         let upstream = Upstream::new(&config);
-        let budget = RetryBudget::default();
+        let (budget, bad_news) = (RetryBudget::default(), Notify::new());
         let metrics = Arc::new(ThreadMetrics::new(metrics));
         // Where nothing exports traces there is no propagator either, and the client's own context is passed on untouched.
         let traced = global::get_text_map_propagator(|propagator| propagator.fields().next().is_some());
-        let inner = Plane { config, router, clock, metrics, upstream, shared, budget, died, traced };
+        let inner =
+            Plane { config, router, clock, metrics, upstream, shared, budget, bad_news, died, traced };
         Self { plane: Arc::new(inner) }
     }
 
-    /// Closes connections to workers that have waited too long.
-    pub(crate) fn sweep(&self) {
-        self.plane.upstream.sweep();
+    /// What is to be done beside all requests, for as long as there are any.
+    pub(crate) fn keep_house(&self) -> impl Future<Output = ()> + Send + use<> {
+        keep_house(self.plane.clone())
     }
 
     /// `client`: its address, as a header names it.
