@@ -112,7 +112,7 @@ pub use health::{EjectionSettings, FaultKind, Health, HealthState};
 pub use in_flight::{InFlight, Usage};
 pub use load::{Load, LoadCounters, ReportedLoad};
 pub use notice::{EventKind, MispredictionCause, Notice, SessionEnd};
-pub use report::{AgentReport, BlockRun, Delta, Introduction, JoinError, Joined, SessionId};
+pub use report::{AgentReport, BlockRun, Delta, Introduction, JoinError, Joined, SessionId, Units};
 pub use router::{RouteError, RouteRequest, Router};
 pub use settings::{MAX_BLOCKS, MAX_TARGETS, Settings};
 pub use snapshot::{IndexSize, Snapshot};

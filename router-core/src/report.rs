@@ -25,6 +25,17 @@ pub struct Introduction {
     pub profile: WorkerProfile,
     /// Ranks whose deltas the agent can go on with, and the last sequence number it knows to be applied.
     pub resume: Vec<(u32, u64)>,
+    /// The units that it names blocks in, at a level that has blocks.
+    pub units: Units,
+}
+
+/// Units that an agent names blocks in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Units {
+    /// The engine's tokens.
+    pub token: bool,
+    /// Text: the agent has the model's tokenizer.
+    pub text: bool,
 }
 
 /// A session that speaks for its worker.
@@ -52,7 +63,7 @@ pub enum AgentReport {
         /// See [`Delta`].
         delta: Delta,
     },
-    /// Everything one rank holds.
+    /// Everything one rank holds, in one unit. An agent of several units reports a baseline of each, with the same number.
     Baseline {
         /// The rank.
         rank: u32,
@@ -85,6 +96,8 @@ pub enum AgentReport {
     Fingerprint {
         /// The rank.
         rank: u32,
+        /// What the hashes are of.
+        unit: Unit,
         /// The state is the one after this sequence number.
         seq: u64,
         /// The digest.
@@ -101,6 +114,36 @@ pub enum AgentReport {
     },
     /// The engine restarted: all claims of its earlier life are void.
     NewIncarnation(Incarnation),
+}
+
+impl Units {
+    /// Tokens alone.
+    pub const TOKENS: Self = Self { token: true, text: false };
+
+    /// Whether blocks of this unit are named.
+    pub fn contains(self, unit: Unit) -> bool {
+        match unit {
+            Unit::Token => self.token,
+            Unit::Text => self.text,
+        }
+    }
+
+    /// The units, tokens first.
+    pub fn iter(self) -> impl Iterator<Item = Unit> {
+        [Unit::Token, Unit::Text].into_iter().filter(move |unit| self.contains(*unit))
+    }
+}
+
+impl FromIterator<Unit> for Units {
+    fn from_iter<T: IntoIterator<Item = Unit>>(units: T) -> Self {
+        units.into_iter().fold(Self::default(), |mut all, unit| {
+            match unit {
+                Unit::Token => all.token = true,
+                Unit::Text => all.text = true,
+            }
+            all
+        })
+    }
 }
 
 /// A session that cannot be opened.
@@ -128,7 +171,7 @@ pub struct Delta {
     pub unit: Unit,
     /// Consecutive within one rank and incarnation.
     pub seq: u64,
-    /// Everything is gone.
+    /// Everything is gone, in every unit.
     pub cleared: bool,
     /// No longer held, with all below.
     pub removed: Vec<BlockHash>,

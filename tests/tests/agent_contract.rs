@@ -230,7 +230,11 @@ async fn messages_that_break_the_contract_end_the_session_and_nothing_else() {
             Said::Delta(Delta { seq: 1, stored: vec![empty_run], unit, ..Delta::default() }),
             "must not be empty",
         ),
-        (Said::Delta(Delta { seq: 1, unit: KeyUnit::Text.into(), ..Delta::default() }), "tokens"),
+        (
+            Said::Delta(Delta { seq: 1, unit: KeyUnit::Text.into(), ..Delta::default() }),
+            "no blocks of this unit",
+        ),
+        (Said::Delta(Delta { seq: 1, ..Delta::default() }), "what they are cut from"),
         (
             Said::SetFingerprint(SetFingerprint { buckets: vec![1], unit, ..SetFingerprint::default() }),
             "512 bytes",

@@ -10,13 +10,13 @@ use crate::translate::{BlockView, TranslateError};
 #[derive(Debug)]
 pub(crate) struct RankCache {
     mirror: Mirror,
-    /// One place for each configured router.
-    views: Vec<Option<BlockView>>,
+    /// One place for each configured router, with a view in every key space that it is reported to in.
+    views: Vec<Vec<BlockView>>,
 }
 
 impl RankCache {
     pub(crate) fn new(mirror: Mirror, routers: usize) -> Self {
-        Self { mirror, views: (0..routers).map(|_| None).collect() }
+        Self { mirror, views: (0..routers).map(|_| Vec::new()).collect() }
     }
 
     pub(crate) fn mirror(&self) -> &Mirror {
@@ -38,22 +38,23 @@ impl RankCache {
         }
     }
 
-    /// Builds a router's view with `new`, from the mirror as it is.
-    pub(crate) fn open_view(
+    /// Builds a router's views with `new`, from the mirror as it is.
+    pub(crate) fn open_views(
         &mut self,
         router: usize,
-        new: impl FnOnce(&Mirror) -> Result<BlockView, TranslateError>,
+        new: impl FnOnce(&Mirror) -> Result<Vec<BlockView>, TranslateError>,
     ) -> Result<(), TranslateError> {
-        self.views[router] = Some(new(&self.mirror)?);
+        self.views[router] = new(&self.mirror)?;
         Ok(())
     }
 
-    pub(crate) fn close_view(&mut self, router: usize) {
-        self.views[router] = None;
+    pub(crate) fn close_views(&mut self, router: usize) {
+        self.views[router] = Vec::new();
     }
 
-    pub(crate) fn view(&mut self, router: usize) -> Option<&mut BlockView> {
-        self.views[router].as_mut()
+    /// A router's views; none while it is told of no blocks.
+    pub(crate) fn views(&mut self, router: usize) -> &mut [BlockView] {
+        &mut self.views[router]
     }
 }
 

@@ -55,6 +55,10 @@ struct Options {
     /// File with the bearer token for the routers.
     #[arg(long, env = "ESPALIER_AGENT_TOKEN_FILE", global = true)]
     token_file: Option<PathBuf>,
+    /// The model's tokenizer.json, or its directory, by which prompts given as text are reported [default: where the engine
+    /// says that it has it].
+    #[arg(long, env = "ESPALIER_AGENT_TOKENIZER", global = true)]
+    tokenizer: Option<PathBuf>,
     /// Most pages to track for each dp rank [default: four times the rank's capacity].
     #[arg(long, env = "ESPALIER_AGENT_MAX_PAGES", global = true)]
     max_pages: Option<usize>,
@@ -86,6 +90,7 @@ impl Options {
             api_key_file: self.api_key_file,
             admin_api_key_file: self.admin_api_key_file,
             token_file: self.token_file,
+            tokenizer: self.tokenizer,
             max_pages: self.max_pages,
             ..AgentConfig::default()
         };

@@ -25,6 +25,8 @@ pub struct AgentConfig {
     pub admin_api_key_file: Option<PathBuf>,
     /// File with the bearer token for the routers; read again for every connection.
     pub token_file: Option<PathBuf>,
+    /// The model's `tokenizer.json` or its directory; by default where the engine says that it has it.
+    pub tokenizer: Option<PathBuf>,
     /// Most pages to track for each rank; by default four times the rank's capacity.
     pub max_pages: Option<usize>,
     /// Time between two checks of the engine's state.
@@ -111,6 +113,7 @@ impl Default for AgentConfig {
             api_key_file: None,
             admin_api_key_file: None,
             token_file: None,
+            tokenizer: None,
             max_pages: None,
             state_interval: Duration::from_secs(1),
             info_interval: Duration::from_secs(10),

@@ -1,12 +1,12 @@
 //! The agent that runs beside one SGLang server and reports to every router.
 //!
 //! It follows the server's KV-cache events over ZeroMQ, keeps a [`mirror`] of each dp rank's prefix cache, translates
-//! pages to the block hashes of each router's key space ([`translate`]), and reports changes, counts, load and state on
-//! the stream that `proto/espalier/v1/agent.proto` describes. Everything it needs to know about the server it discovers
-//! from the server's base URL.
+//! pages to the block hashes of each router's key spaces ([`translate`]), of text too if it has the model's [`tokenizer`],
+//! and reports changes, counts, load and state on the stream that `proto/espalier/v1/agent.proto` describes. Everything it
+//! needs to know about the server it discovers from the server's base URL.
 //!
 //! ```text
-//! engine ─ events ─▶ Mirror ─ changes ─▶ BlockView (one for each router) ─ deltas, baselines ─▶ session ═ gRPC ═▶ router
+//! engine ─ events ─▶ Mirror ─ changes ─▶ BlockViews (of each router) ─ deltas, baselines ─▶ session ═ gRPC ═▶ router
 //! ```
 //!
 //! An agent claims less rather than more: events that were missed and cannot be replayed empty the mirror, a restart of
@@ -34,6 +34,7 @@ pub mod check;
 pub mod cli;
 pub mod events;
 pub mod mirror;
+pub mod tokenizer;
 pub mod translate;
 
 mod agent;

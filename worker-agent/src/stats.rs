@@ -115,7 +115,7 @@ pub(crate) fn collect(life: Option<&Arc<Life>>, routers: &[(String, Arc<RouterCo
         for rank in life.ranks.iter() {
             let mut cache = lock(&rank.cache);
             for (index, router) in stats.routers.iter_mut().enumerate() {
-                router.blocks += cache.view(index).map_or(0, |view| view.len() as u64);
+                router.blocks += cache.views(index).iter().map(|view| view.len() as u64).sum::<u64>();
             }
             let seen = cache.mirror().stats();
             stats.gaps += read(&rank.counters.gaps);

@@ -529,3 +529,20 @@ async fn a_cache_larger_than_the_mirror_falls_back_to_counts() {
     engine.store(0, &prompt(2, 16)).await;
     coordinator.until_holds(0, &engine.blocks(0, coordinator.space())).await;
 }
+
+#[tokio::test]
+async fn a_tokenizer_that_loses_something_is_named_as_the_reason_and_tokens_are_reported() {
+    let (mut engine, coordinator) = both().await;
+    engine.store(0, &prompt(1, 40)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokenizer.json");
+    std::fs::write(&path, r#"{"model":{"type":"WordPiece","vocab":{"a":0}}}"#).unwrap();
+    let tokenizer = Some(directory.path().to_owned());
+    let config = AgentConfig { tokenizer, ..config(engine.url(), &[&coordinator]) };
+    let agent = Agent::start(config).unwrap();
+    let book = coordinator.until_holds(0, &engine.blocks(0, coordinator.space())).await;
+    assert_eq!(book.hellos[0].units, [i32::from(espalier_proto::KeyUnit::Token)]);
+    let reason = &book.accepts[0].reason;
+    assert!(reason.contains("WordPiece") && reason.contains("text"), "{reason}");
+    agent.shutdown().await;
+}

@@ -1,10 +1,12 @@
 //! What a simulated server is told; one definition for library and command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::events::EventEncoding;
 use crate::scheduler::Limits;
 use crate::timing::Timing;
+use crate::tokenizer::Tokenizer;
 
 /// Options of a simulated SGLang server. Names that SGLang has mean what they mean there.
 #[derive(Clone, Debug, clap::Parser)]
@@ -32,6 +34,10 @@ pub struct SimConfig {
     /// Name the model is served under.
     #[arg(long, default_value = "sim")]
     pub served_model_name: String,
+    /// The model's tokenizer.json (byte-level BPE, cut as GPT-2's); without it, words stand for tokens. What the simulated model
+    /// generates is not in its vocabulary.
+    #[arg(long)]
+    pub tokenizer_path: Option<PathBuf>,
     /// Version of the weights.
     #[arg(long, default_value = "default")]
     pub weight_version: String,
@@ -109,6 +115,14 @@ pub enum SimError {
         value: String,
         /// What is wrong with it.
         problem: &'static str,
+    },
+    /// The tokenizer cannot be used.
+    #[error("--tokenizer-path {}: {source}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: std::io::Error,
     },
     /// A port cannot be listened on.
     #[error("cannot listen on {address}: {source}; is something else running there?")]
@@ -190,6 +204,12 @@ impl SimConfig {
             }
         }
         Ok(())
+    }
+
+    /// Reads the tokenizer.
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer, SimError> {
+        let Some(path) = &self.tokenizer_path else { return Ok(Tokenizer::default()) };
+        Tokenizer::read(path).map_err(|source| SimError::Tokenizer { path: path.clone(), source })
     }
 
     pub(crate) fn limits(&self) -> Limits {

@@ -49,6 +49,7 @@ impl Sim {
     /// Starts a server on the current runtime.
     pub async fn start(config: SimConfig) -> Result<Self, SimError> {
         config.check()?;
+        let tokenizer = config.tokenizer()?;
         let config = Arc::new(config);
         let mut tasks = JoinSet::new();
         let http = listen(&config.host, config.port, 1)?.remove(0);
@@ -78,7 +79,7 @@ impl Sim {
                 tasks.spawn(rooms.clone().serve(listener));
             }
         }
-        let server = Server::new(config.clone(), ranks, ports, address, rooms);
+        let server = Server::new(config.clone(), tokenizer, ranks, ports, address, rooms);
         let accept =
             server.clone().accept(http).map_err(|source| listen_error(&config.host, config.port, source))?;
         tasks.spawn(accept);

@@ -304,7 +304,8 @@ pub struct Hello {
     /// Schemes of KeySpace.scheme that the agent can compute.
     #[prost(string, repeated, tag = "12")]
     pub schemes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Units it can translate the engine's tokens to.
+    /// Units it can translate the engine's tokens to. It MUST name TEXT only if the tokens say exactly what the text was, byte
+    /// for byte; what is reported as text is without the special tokens that the tokenizer puts before every text by itself.
     #[prost(enumeration = "KeyUnit", repeated, tag = "13")]
     pub units: ::prost::alloc::vec::Vec<i32>,
     /// The highest level it can serve.
@@ -331,7 +332,7 @@ pub struct ResumePoint {
     /// The last sequence number acknowledged by the coordinator.
     #[prost(uint64, tag = "2")]
     pub acked_seq: u64,
-    /// The key space that the buffered deltas are written in.
+    /// The key space that the buffered deltas are written in; of several, the wrapping sum of their fingerprints.
     #[prost(fixed64, tag = "3")]
     pub key_space_fingerprint: u64,
 }
@@ -362,7 +363,7 @@ pub struct Accept {
     /// named, or whose fingerprint differs from the coordinator's, gets no block hashes: the session goes on with counts.
     #[prost(fixed64, repeated, tag = "1")]
     pub fingerprints: ::prost::alloc::vec::Vec<u64>,
-    /// Why a key space of Welcome is missing above; for people.
+    /// Why a key space of Welcome is missing above, or a unit in Hello; for people.
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
 }
@@ -376,7 +377,7 @@ pub struct BlockRun {
     #[prost(fixed64, repeated, tag = "2")]
     pub hashes: ::prost::alloc::vec::Vec<u64>,
 }
-/// A change of what one rank holds. Within one Delta `cleared` comes first, then `removed`, then `stored`.
+/// A change of what one rank holds, in one unit; deltas of all units of a rank count in one sequence. Within one Delta `cleared` comes first, then `removed`, then `stored`.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Delta {
     #[prost(uint32, tag = "1")]
@@ -385,7 +386,7 @@ pub struct Delta {
     /// the coordinator keeps the rank's claims without counting them as matched and asks for a Resync.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
-    /// Everything the rank held is gone.
+    /// Everything the rank held is gone, in every unit.
     #[prost(bool, tag = "3")]
     pub cleared: bool,
     /// Blocks that the rank no longer holds, in any order. What hangs below a removed block is taken as removed, so that only
@@ -403,7 +404,8 @@ pub struct Delta {
     #[prost(bool, tag = "7")]
     pub incomplete: bool,
 }
-/// Everything one rank holds, in parts of less than 1 MiB. The last part puts it in force and replaces all before it.
+/// Everything one rank holds, in parts of less than 1 MiB. In a session of several units the parts of each unit follow each
+/// other, all with one `seq`. The last part of the last unit puts it in force and replaces all before it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Baseline {
     #[prost(uint32, tag = "1")]
@@ -411,7 +413,7 @@ pub struct Baseline {
     /// The state described is the one after this sequence number; the next Delta MUST be seq + 1.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
-    /// Counts from 0 to parts - 1; parts MUST arrive in order with no other state message of the rank between them.
+    /// Counts from 0 to parts - 1 within a unit; parts MUST arrive in order with no other state message of the rank between them.
     #[prost(uint32, tag = "3")]
     pub part: u32,
     #[prost(uint32, tag = "4")]
@@ -457,7 +459,7 @@ pub struct StateReport {
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
-/// A digest of a rank's whole set of block hashes, from which the coordinator estimates how far its claims are off.
+/// A digest of a rank's whole set of block hashes of one unit, from which the coordinator estimates how far its claims are off.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetFingerprint {
     #[prost(uint32, tag = "1")]

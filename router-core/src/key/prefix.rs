@@ -22,6 +22,12 @@ impl PrefixKey {
         self.kind
     }
 
+    /// The same blocks as ones that agents cannot name: the engine sees the prompt in another form.
+    #[must_use]
+    pub fn unnamed(self) -> Self {
+        Self { kind: BlockKind::of(self.kind.unit(), true), ..self }
+    }
+
     /// What the prompt was cut from.
     pub fn unit(&self) -> Unit {
         self.kind.unit()

@@ -94,8 +94,7 @@ impl KeySpace {
         assert_eq!(self.unit, Unit::Token, "tokens have no hash in a key space of text");
         let mut hashes = Vec::new();
         self.extend_with_tokens(salt, None, tokens, &mut hashes);
-        let kind = if salt.extra { BlockKind::SaltedTokens } else { BlockKind::Tokens };
-        PrefixKey::new(kind, hashes, tokens.len() as u64)
+        PrefixKey::new(BlockKind::of(self.unit, salt.extra), hashes, tokens.len() as u64)
     }
 
     /// The key of a prompt given as text.
@@ -105,8 +104,8 @@ impl KeySpace {
     pub fn key_of_text(&self, salt: Salt, text: &[u8]) -> PrefixKey {
         assert_eq!(self.unit, Unit::Text, "text has no hash in a key space of tokens");
         let mut hashes = Vec::new();
-        self.keys.extend(self.keys.root(salt.value), text, self.block_size as usize, &mut hashes);
-        PrefixKey::new(BlockKind::Text, hashes, text.len() as u64)
+        self.extend_with_text(salt, None, text, &mut hashes);
+        PrefixKey::new(BlockKind::of(self.unit, salt.extra), hashes, text.len() as u64)
     }
 
     /// Appends the hashes of the full blocks of `tokens`, which follow the block `parent` (`None`: begin a prompt).
@@ -125,6 +124,23 @@ impl KeySpace {
         assert_eq!(self.unit, Unit::Token, "tokens have no hash in a key space of text");
         let state = parent.map_or_else(|| self.keys.root(salt.value), BlockHash::get);
         self.keys.extend(state, tokens, self.block_size as usize, hashes);
+    }
+
+    /// Appends the hashes of the full blocks of `text`, which follows the block `parent` (`None`: begin a prompt); the salt as
+    /// in [`extend_with_tokens`](Self::extend_with_tokens).
+    ///
+    /// # Panics
+    /// If the unit is not [`Unit::Text`].
+    pub fn extend_with_text(
+        &self,
+        salt: Salt,
+        parent: Option<BlockHash>,
+        text: &[u8],
+        hashes: &mut Vec<BlockHash>,
+    ) {
+        assert_eq!(self.unit, Unit::Text, "text has no hash in a key space of tokens");
+        let state = parent.map_or_else(|| self.keys.root(salt.value), BlockHash::get);
+        self.keys.extend(state, text, self.block_size as usize, hashes);
     }
 
     fn compute_fingerprint(&self) -> u64 {
@@ -227,6 +243,8 @@ mod tests {
         let kind = |salt| space(1).key_of_tokens(salt, &tokens).kind();
         assert_eq!(kind(Salt::new("", "a", "")), BlockKind::Tokens);
         assert_eq!(kind(Salt::new("", "a", "b")), BlockKind::SaltedTokens);
+        let text = KeySpace::new(Unit::Text, 4, 1).unwrap();
+        assert_eq!(text.key_of_text(Salt::new("", "a", "b"), b"text").kind(), BlockKind::UnnamedText);
     }
 
     #[test]

@@ -51,7 +51,9 @@ impl State {
             AgentReport::Counts { rank, evicted_tokens_total, cached_tokens: _ } => {
                 self.count_evictions(target(rank), evicted_tokens_total);
             }
-            AgentReport::Fingerprint { rank, seq, digest } => self.compare(target(rank), seq, &digest),
+            AgentReport::Fingerprint { rank, unit, seq, digest } => {
+                self.compare(target(rank), unit, seq, &digest);
+            }
             AgentReport::State { updating, reachable, reason } => self.change_state(worker, at, |member| {
                 member.updating = updating;
                 // An agent can see an engine fail at once; that it answers, the router's own health check has to find.
@@ -92,7 +94,7 @@ impl State {
     ) -> Result<Joined, JoinError> {
         self.consider(&agent)?;
         let worker = self.enlist(&agent, at)?;
-        let fresh = Session { id: session, level, last_report: at, open: true };
+        let fresh = Session { id: session, level, units: agent.units, last_report: at, open: true };
         let Some(member) = self.roster.get_mut(worker) else {
             return Err(FleetError::UnknownWorker(worker).into());
         };

@@ -20,6 +20,9 @@ impl State {
         while let Some((_, target, ordinal)) = self.leases.pop_front_if(|(until, ..)| *until <= now) {
             self.take_back(target, ordinal);
         }
+        while let Some((_, target, ordinal)) = self.witnesses.pop_front_if(|(until, ..)| *until <= now) {
+            self.take_back(target, ordinal);
+        }
         let stale_after = self.settings.stale_after;
         let sessions = self.roster.members().iter().filter_map(|member| Some((member.id, member.session?)));
         let silent: Vec<_> = sessions

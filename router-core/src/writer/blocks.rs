@@ -76,7 +76,7 @@ impl State {
         let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
         self.claims.locate_blocks();
         let told: FxHashSet<BlockHash> = stored.iter().flat_map(|run| run.hashes.iter().copied()).collect();
-        let mut gone = self.claims.vouched(slot);
+        let mut gone = self.claims.vouched(slot, unit);
         gone.retain(|hash| !told.contains(hash));
         self.claims.remove(slot, &gone);
         self.store(target, at, unit.into(), stored, Access::Unknown);
@@ -140,14 +140,17 @@ impl State {
         }
     }
 
-    pub(super) fn compare(&mut self, target: TargetId, seq: u64, digest: &SetDigest) {
+    pub(super) fn compare(&mut self, target: TargetId, unit: Unit, seq: u64, digest: &SetDigest) {
         let Some(rank) = self.roster.rank(target).filter(|rank| rank.gate.applied() == Some(seq)) else {
             return;
         };
-        let differing = digest.difference(&self.claims.digest(rank.slot));
-        let tokens = differing * self.block_size(Unit::Token);
+        let units = digest.difference(&self.claims.digest(rank.slot, unit)) * self.block_size(unit);
+        let tokens = match unit {
+            Unit::Token => units,
+            Unit::Text => (units as f64 / self.text_bytes_per_token) as u64,
+        };
         if let Some(rank) = self.roster.figures_mut(target) {
-            rank.divergence_tokens = Some(tokens);
+            rank.divergence_tokens[unit as usize] = Some(tokens);
             self.dirty = true;
         }
     }

@@ -6,7 +6,7 @@ use rustc_hash::FxHashMap;
 
 use crate::digest::SetDigest;
 use crate::index::RunId;
-use crate::key::BlockKind;
+use crate::key::{BlockKind, Unit};
 use crate::time::Time;
 
 /// Who vouches for a claim.
@@ -18,27 +18,23 @@ pub(crate) enum Source {
     Confirmed { at: Time },
 }
 
-/// Which of a slot's claims.
+/// Which of a slot's claims: those on any of three sorts of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
-    All,
-    /// Blocks that agents can name.
-    Reported,
-    /// Blocks that they cannot.
-    Unreported,
-}
+pub(crate) struct Scope([bool; SORTS]);
+
+/// Blocks that agents name as tokens, blocks that they name as text, and blocks that they cannot name. No prompt has two sorts.
+const SORTS: usize = 3;
 
 /// The claims of one slot.
 #[derive(Debug)]
 pub(crate) struct SlotClaims {
     pub(super) runs: FxHashMap<RunId, Claim>,
-    pub(super) reported: Holding,
-    pub(super) unreported: Holding,
-    /// Of the blocks that agents can name.
-    pub(super) digest: SetDigest,
+    holdings: [Holding; SORTS],
+    /// Of the blocks that agents can name, by unit.
+    digests: [SetDigest; 2],
 }
 
-/// What is held of reported blocks, or of the others. No prompt has both.
+/// What is held of one sort of blocks.
 #[derive(Debug, Default)]
 pub(super) struct Holding {
     /// Runs of which the slot holds no child, oldest access first.
@@ -68,7 +64,17 @@ const MOST_PREDICTIONS: usize = 64;
 
 impl SlotClaims {
     pub(super) fn holding(&mut self, kind: BlockKind) -> &mut Holding {
-        if kind.is_reported() { &mut self.reported } else { &mut self.unreported }
+        &mut self.holdings[sort(kind)]
+    }
+
+    /// The digest of all blocks that agents name in a unit.
+    pub(super) fn digest(&self, unit: Unit) -> &SetDigest {
+        &self.digests[unit as usize]
+    }
+
+    /// The digest that blocks of this kind count in.
+    pub(super) fn digest_mut(&mut self, kind: BlockKind) -> Option<&mut SetDigest> {
+        kind.named().map(|unit| &mut self.digests[unit as usize])
     }
 
     /// Enters a claim on a run below `parent`.
@@ -128,22 +134,38 @@ impl SlotClaims {
 
     /// The oldest leaf.
     pub(super) fn oldest(&self, scope: Scope) -> Option<(Time, RunId)> {
-        let reported = || self.reported.leaves.first().copied();
-        let unreported = || self.unreported.leaves.first().copied();
-        match scope {
-            Scope::Reported => reported(),
-            Scope::Unreported => unreported(),
-            Scope::All => [reported(), unreported()].into_iter().flatten().min(),
-        }
+        scope.holdings(&self.holdings).filter_map(|holding| holding.leaves.first().copied()).min()
     }
 
     pub(super) fn tokens(&self, scope: Scope) -> u64 {
-        match scope {
-            Scope::Reported => self.reported.tokens,
-            Scope::Unreported => self.unreported.tokens,
-            Scope::All => self.reported.tokens + self.unreported.tokens,
-        }
+        scope.holdings(&self.holdings).map(|holding| holding.tokens).sum()
     }
+}
+
+impl Scope {
+    /// All claims.
+    pub(crate) const ALL: Self = Self([true; SORTS]);
+
+    /// Blocks that agents can name in a unit.
+    pub(crate) fn named(unit: Unit) -> Self {
+        let mut sorts = [false; SORTS];
+        sorts[sort(unit.into())] = true;
+        Self(sorts)
+    }
+
+    /// The same but for the blocks that agents can name in a unit.
+    pub(crate) fn without(mut self, unit: Unit) -> Self {
+        self.0[sort(unit.into())] = false;
+        self
+    }
+
+    fn holdings(self, holdings: &[Holding; SORTS]) -> impl Iterator<Item = &Holding> {
+        holdings.iter().zip(self.0).filter(|(_, wanted)| *wanted).map(|(holding, _)| holding)
+    }
+}
+
+fn sort(kind: BlockKind) -> usize {
+    kind.named().map_or(SORTS - 1, |unit| unit as usize)
 }
 
 impl Claim {
@@ -210,9 +232,8 @@ impl Default for SlotClaims {
     fn default() -> Self {
         Self {
             runs: FxHashMap::default(),
-            reported: Holding::default(),
-            unreported: Holding::default(),
-            digest: SetDigest::empty(),
+            holdings: Default::default(),
+            digests: [SetDigest::empty(), SetDigest::empty()],
         }
     }
 }

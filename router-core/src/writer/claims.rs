@@ -66,9 +66,9 @@ impl ClaimTable {
         self.slot(slot).map_or(0, |claims| claims.tokens(scope))
     }
 
-    /// Digest of the blocks claimed for a slot that agents can name.
-    pub(crate) fn digest(&self, slot: Slot) -> SetDigest {
-        self.slot(slot).map_or_else(SetDigest::empty, |claims| claims.digest.clone())
+    /// Digest of the blocks claimed for a slot that agents can name in a unit.
+    pub(crate) fn digest(&self, slot: Slot, unit: Unit) -> SetDigest {
+        self.slot(slot).map_or_else(SetDigest::empty, |claims| claims.digest(unit).clone())
     }
 
     /// From now on blocks are found by their hash alone, as agents name them.
@@ -99,7 +99,7 @@ impl ClaimTable {
         }
         let block_tokens = self.block_tokens.of(kind);
         let claims = slot_mut(&mut self.slots, slot);
-        let before = claims.tokens(Scope::All);
+        let before = claims.tokens(Scope::ALL);
         let mut parent = None;
         let mut rest = hashes;
         for step in &steps {
@@ -111,15 +111,15 @@ impl ClaimTable {
                 let fresh = &own[step.held as usize..];
                 claims.resize(step.run, step.len);
                 claims.holding(kind).tokens += fresh.len() as u64 * block_tokens;
-                if kind.is_reported() {
-                    fresh.iter().for_each(|hash| claims.digest.add(*hash));
+                if let Some(digest) = claims.digest_mut(kind) {
+                    fresh.iter().for_each(|hash| digest.add(*hash));
                 }
             }
             touch(claims, step.run, at, source);
             parent = Some(step.run);
             rest = below;
         }
-        let after = claims.tokens(Scope::All);
+        let after = claims.tokens(Scope::ALL);
         if steps.len() > 1 {
             self.join_alike(slot, &steps);
         }
@@ -155,7 +155,7 @@ impl ClaimTable {
 
     /// The engine no longer holds these blocks, nor what is below them. Returns the tokens dropped.
     pub(crate) fn remove(&mut self, slot: Slot, hashes: &[BlockHash]) -> u64 {
-        let before = self.tokens(slot, Scope::All);
+        let before = self.tokens(slot, Scope::ALL);
         // In every run the first block that is gone: it takes the others with it.
         let mut first_gone: FxHashMap<RunId, (u32, BlockHash)> = FxHashMap::default();
         let mut rest = hashes;
@@ -182,7 +182,7 @@ impl ClaimTable {
             }
             self.drop_subtree(slot, run);
         }
-        before - self.tokens(slot, Scope::All)
+        before - self.tokens(slot, Scope::ALL)
     }
 
     /// All hashes from a prompt's first block to `hash`, if the block is known, along a path of the slot's own if there is one.
@@ -212,7 +212,7 @@ impl ClaimTable {
 
     /// The access time of a slot's oldest leaf.
     pub(crate) fn oldest(&self, slot: Slot) -> Option<Time> {
-        self.slot(slot)?.oldest(Scope::All).map(|(time, _)| time)
+        self.slot(slot)?.oldest(Scope::ALL).map(|(time, _)| time)
     }
 
     /// Drops a slot's oldest leaf if it was last accessed before `time`.
@@ -274,15 +274,15 @@ impl ClaimTable {
         self.blocks(slot, |claim| claim.kind.unit() == unit)
     }
 
-    /// Every block claimed for a slot that agents can name and something vouches for.
-    pub(crate) fn vouched(&self, slot: Slot) -> Vec<BlockHash> {
-        self.blocks(slot, |claim| claim.kind.is_reported() && claim.confirmed_since.is_some())
+    /// Every block claimed for a slot that agents can name in a unit and something vouches for.
+    pub(crate) fn vouched(&self, slot: Slot, unit: Unit) -> Vec<BlockHash> {
+        self.blocks(slot, |claim| claim.kind.named() == Some(unit) && claim.confirmed_since.is_some())
     }
 
     /// Releases runs of a slot that is no longer used, as many as the budget has. `true` when nothing is left.
     pub(crate) fn sweep(&mut self, slot: Slot, budget: &mut usize) -> bool {
         while *budget > 0 {
-            if !self.drop_oldest(slot, Scope::All, Time::MAX) {
+            if !self.drop_oldest(slot, Scope::ALL, Time::MAX) {
                 return true;
             }
             *budget -= 1;
@@ -320,8 +320,8 @@ impl ClaimTable {
     fn shorten(&mut self, slot: Slot, run: RunId, keep: u32) {
         let claims = slot_mut(&mut self.slots, slot);
         let Some(kind) = claims.runs.get(&run).map(|claim| claim.kind) else { return };
-        if kind.is_reported() {
-            self.index.hashes(run).skip(keep as usize).for_each(|hash| claims.digest.remove(hash));
+        if let Some(digest) = claims.digest_mut(kind) {
+            self.index.hashes(run).skip(keep as usize).for_each(|hash| digest.remove(hash));
         }
         claims.resize(run, keep);
         let gone = self.index.shorten(run, keep);
@@ -334,8 +334,8 @@ impl ClaimTable {
         let claims = slot_mut(&mut self.slots, slot);
         let Some(claim) = claims.end(run, parent) else { return };
         claims.holding(claim.kind).tokens -= u64::from(claim.blocks) * self.block_tokens.of(claim.kind);
-        if claim.kind.is_reported() {
-            self.index.hashes(run).for_each(|hash| claims.digest.remove(hash));
+        if let Some(digest) = claims.digest_mut(claim.kind) {
+            self.index.hashes(run).for_each(|hash| digest.remove(hash));
         }
         self.index.release(run, slot);
     }

@@ -45,7 +45,7 @@ fn runs_that_meet_at_the_border_of_a_segment_are_not_taken_for_one_extent() {
         for at in [0, 29, 30, 59] {
             assert!(table.key_to(Slot(0), long[at]).is_some_and(|path| path == long[..=at]), "block {at}");
         }
-        table.evict_to(Slot(0), Scope::All, 0);
+        table.evict_to(Slot(0), Scope::ALL, 0);
         for first in 10..30 {
             confirm(&mut table, 2, &key(first, 60), 7);
         }
@@ -110,8 +110,8 @@ fn blocks_of_another_unit_on_a_path_are_counted_as_theirs() {
     confirm(&mut table, 0, &path[..2], 1);
     let at = Time::from_micros(2);
     table.claim(Slot(0), BlockKind::Text, (&path, Origin::Derived), at, Source::Confirmed { at });
-    assert_eq!(table.tokens(Slot(0), Scope::Reported), 2);
-    assert_eq!(table.tokens(Slot(0), Scope::Unreported), 4 * 3);
-    table.evict_to(Slot(0), Scope::All, 0);
-    assert_eq!(table.tokens(Slot(0), Scope::All), 0);
+    assert_eq!(table.tokens(Slot(0), Scope::named(Unit::Token)), 2);
+    assert_eq!(table.tokens(Slot(0), Scope::named(Unit::Text)), 4 * 3);
+    table.evict_to(Slot(0), Scope::ALL, 0);
+    assert_eq!(table.tokens(Slot(0), Scope::ALL), 0);
 }

@@ -117,7 +117,7 @@ impl Pair {
             Operation::Predict { slot, prompt } => {
                 let by = self.now;
                 self.claim(slot, &prompt, Source::Predicted { by });
-                let vouched = self.table.vouched(Slot(slot));
+                let vouched = self.table.vouched(Slot(slot), Unit::Token);
                 for hash in hashes(&prompt).into_iter().filter(|hash| !vouched.contains(hash)) {
                     self.predicted.entry((slot, hash)).or_default().insert(by);
                 }
@@ -138,7 +138,7 @@ impl Pair {
             }
             Operation::Evict { slot, most_blocks } => {
                 let before = self.held(slot);
-                let evicted = self.table.evict_to(Slot(slot), Scope::All, most_blocks * BLOCK_TOKENS);
+                let evicted = self.table.evict_to(Slot(slot), Scope::ALL, most_blocks * BLOCK_TOKENS);
                 let after = self.held(slot);
                 assert!(after.is_subset(&before) && after.len() as u64 <= most_blocks);
                 assert_eq!(evicted, (before.len() - after.len()) as u64 * BLOCK_TOKENS);
@@ -146,7 +146,7 @@ impl Pair {
             }
             Operation::Horizon { slot, back } => {
                 let horizon = Time::from_micros(self.now.saturating_sub(back));
-                self.table.move_horizon(Slot(slot), Scope::All, horizon);
+                self.table.move_horizon(Slot(slot), Scope::ALL, horizon);
                 assert!(self.table.oldest(Slot(slot)).is_none_or(|oldest| oldest >= horizon));
                 self.follow(slot);
             }
@@ -158,7 +158,7 @@ impl Pair {
         }
         // Nothing predicts what is not claimed any more, or what something vouches for.
         for slot in 0..SLOTS {
-            let (held, vouched) = (self.held(slot), self.table.vouched(Slot(slot)));
+            let (held, vouched) = (self.held(slot), self.table.vouched(Slot(slot), Unit::Token));
             self.predicted.retain(|(other, hash), _| {
                 *other != slot || (held.contains(hash) && !vouched.contains(hash))
             });
@@ -171,7 +171,7 @@ impl Pair {
         }
         let (slot, by, prompt) = self.predictions.swap_remove(pick % self.predictions.len());
         // What stays is what something vouches for or another decision still predicts.
-        let mut kept: BTreeSet<_> = self.table.vouched(Slot(slot)).into_iter().collect();
+        let mut kept: BTreeSet<_> = self.table.vouched(Slot(slot), Unit::Token).into_iter().collect();
         for ((_, hash), decisions) in self.predicted.iter_mut().filter(|((other, _), _)| *other == slot) {
             decisions.remove(&by);
             if !decisions.is_empty() {
@@ -220,10 +220,10 @@ impl Pair {
         for slot in 0..SLOTS {
             let held = self.held(slot);
             assert_eq!(held, self.naive.claims(Slot(slot)));
-            assert_eq!(self.table.tokens(Slot(slot), Scope::All), held.len() as u64 * BLOCK_TOKENS);
+            assert_eq!(self.table.tokens(Slot(slot), Scope::ALL), held.len() as u64 * BLOCK_TOKENS);
             let mut digest = SetDigest::empty();
             held.iter().for_each(|hash| digest.add(*hash));
-            assert_eq!(self.table.digest(Slot(slot)), digest);
+            assert_eq!(self.table.digest(Slot(slot), Unit::Token), digest);
         }
         assert_eq!(self.table.size().blocks, self.naive.blocks());
         check_tree(&self.table.tree(), &self.naive, probes);

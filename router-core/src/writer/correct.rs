@@ -12,7 +12,7 @@
 use super::State;
 use super::claim::{Claim, Scope};
 use crate::index::RunId;
-use crate::key::{BlockKind, Unit};
+use crate::key::Unit;
 use crate::notice::{MispredictionCause, Notice};
 use crate::time::Time;
 use crate::update::{Observation, Traffic};
@@ -62,7 +62,7 @@ impl State {
         let Some((run, claim)) = self.first_missing(traffic, observation) else { return };
         let mut evicted = 0;
         let path = self.claims.path(traffic.slot, traffic.key.hashes());
-        let before = self.claims.tokens(traffic.slot, Scope::All);
+        let before = self.claims.tokens(traffic.slot, Scope::ALL);
         for step in path.iter().skip_while(|step| step.run != run) {
             for child in self.claims.held_children(traffic.slot, step.run) {
                 let own_path = path.iter().any(|step| step.run == child);
@@ -75,10 +75,12 @@ impl State {
                 }
             }
         }
-        evicted += before - self.claims.tokens(traffic.slot, Scope::All);
+        evicted += before - self.claims.tokens(traffic.slot, Scope::ALL);
         if let Some(last_used) = last_use_before(&claim, traffic.decided_at) {
-            let exact = self.is_exact(traffic.target, BlockKind::Tokens);
-            let scope = if exact { Scope::Unreported } else { Scope::All };
+            let exact = [Unit::Token, Unit::Text]
+                .into_iter()
+                .filter(|unit| self.roster.reports_exactly(traffic.target, *unit));
+            let scope = exact.fold(Scope::ALL, Scope::without);
             evicted += self.claims.move_horizon(traffic.slot, scope, last_used);
         }
         if let Some(rank) = self.roster.figures_mut(traffic.target) {

@@ -9,7 +9,7 @@ use crate::fleet::{
     WorkerProfile, WorkerState,
 };
 use crate::load::{LoadCounters, ReportedLoad};
-use crate::report::SessionId;
+use crate::report::{SessionId, Units};
 use crate::time::Time;
 use crate::timing::PrefillModel;
 
@@ -41,6 +41,8 @@ pub(crate) struct Member {
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) level: ReportLevel,
+    /// The units it names blocks in.
+    pub(crate) units: Units,
     pub(crate) last_report: Time,
     pub(crate) open: bool,
 }
@@ -62,7 +64,8 @@ pub(crate) struct Rank {
     pub(crate) foreign_waiting_tokens: u64,
     /// Of the KV tokens that were reported to be in use, those beyond the prompts that this router had in flight.
     pub(crate) foreign_used_tokens: u64,
-    pub(crate) divergence_tokens: Option<u64>,
+    /// By unit.
+    pub(crate) divergence_tokens: [Option<u64>; 2],
     pub(crate) pressure: Pressure,
     /// Last total the agent reported.
     pub(crate) evicted_tokens_total: Option<u64>,
@@ -127,7 +130,7 @@ impl Rank {
             reported: None,
             foreign_waiting_tokens: 0,
             foreign_used_tokens: 0,
-            divergence_tokens: None,
+            divergence_tokens: [None; 2],
             pressure: Pressure::default(),
             evicted_tokens_total: None,
             acked: None,

@@ -90,6 +90,8 @@ struct State {
     open: FxHashMap<TargetId, FxHashMap<u64, OpenDecision>>,
     /// When the predictions of each decision lapse, oldest first.
     leases: VecDeque<(Time, TargetId, u64)>,
+    /// Decisions whose prompts have been computed, to be confirmed by an agent until then.
+    witnesses: VecDeque<(Time, TargetId, u64)>,
     text_bytes_per_token: f64,
     notices: Vec<Notice>,
     /// To be called when what they wait for can be seen.
@@ -228,6 +230,7 @@ impl State {
             settings,
             open: FxHashMap::default(),
             leases: VecDeque::new(),
+            witnesses: VecDeque::new(),
             text_bytes_per_token,
             notices: Vec::new(),
             after_publication: Vec::new(),
@@ -240,7 +243,7 @@ impl State {
         Snapshot {
             epoch,
             published: now,
-            fleet: self.roster.publish(now, |slot| self.claims.tokens(slot, Scope::All)),
+            fleet: self.roster.publish(now, |slot| self.claims.tokens(slot, Scope::ALL)),
             policy: self.policy.clone(),
             text_bytes_per_token: self.text_bytes_per_token,
             size: self.claims.size(),
@@ -308,14 +311,17 @@ impl State {
             known => known,
         };
         let slot = rank.slot;
-        let evicted = if self.roster.reports_exactly(target) {
+        let mut evicted = 0;
+        let mut guessed = Scope::ALL;
+        for unit in [Unit::Token, Unit::Text] {
             // It reports what is evicted for a prediction when it happens; until then both are claimed, also of a long queue,
             // and guessing which leaf will go would lose one that stays. What it cannot name has to be guessed.
-            let named = self.claims.evict_to(slot, Scope::Reported, capacity.saturating_mul(2));
-            named + self.claims.evict_to(slot, Scope::Unreported, capacity)
-        } else {
-            self.claims.evict_to(slot, Scope::All, capacity)
-        };
+            if self.roster.reports_exactly(target, unit) {
+                guessed = guessed.without(unit);
+                evicted += self.claims.evict_to(slot, Scope::named(unit), capacity.saturating_mul(2));
+            }
+        }
+        evicted += self.claims.evict_to(slot, guessed, capacity);
         if let Some(rank) = self.roster.figures_mut(target) {
             rank.pressure.evicted(evicted);
         }
@@ -343,7 +349,7 @@ impl State {
         while is_over(self, most - most / ROOM_SHARE)
             && let Some(Reverse((_, slot))) = oldest.pop()
         {
-            self.claims.drop_oldest(slot, Scope::All, Time::MAX);
+            self.claims.drop_oldest(slot, Scope::ALL, Time::MAX);
             oldest.extend(self.claims.oldest(slot).map(|time| Reverse((time, slot))));
             self.dirty = true;
         }
@@ -374,7 +380,7 @@ impl State {
 
     /// An agent tells all that becomes of the target's blocks of this kind, so that nothing has to be inferred.
     fn is_exact(&self, target: TargetId, kind: BlockKind) -> bool {
-        kind.is_reported() && self.roster.reports_exactly(target)
+        kind.named().is_some_and(|unit| self.roster.reports_exactly(target, unit))
     }
 
     /// An agent also tells which of the target's blocks of this kind were stored.

@@ -8,6 +8,7 @@ use super::slots::SlotPool;
 use crate::fleet::{
     Declaration, Fleet, Incarnation, Role, Slot, Target, TargetId, WorkerId, WorkerProfile, WorkerState,
 };
+use crate::key::Unit;
 use crate::report::SessionId;
 use crate::time::Time;
 use crate::update::FleetError;
@@ -114,7 +115,7 @@ impl Roster {
             let old = std::mem::replace(&mut rank.slot, fresh);
             rank.tenure = tenure;
             rank.gate.close();
-            rank.divergence_tokens = None;
+            rank.divergence_tokens = [None; 2];
             self.slots.retired.push_back(old);
         }
     }
@@ -170,8 +171,9 @@ impl Roster {
     }
 
     /// An agent tells all that becomes of a rank's blocks, so that nothing has to be inferred.
-    pub(crate) fn reports_exactly(&self, target: TargetId) -> bool {
-        let agent = self.get(target.worker).is_some_and(Member::reports_exactly);
+    pub(crate) fn reports_exactly(&self, target: TargetId, unit: Unit) -> bool {
+        let names = |member: &Member| member.session.is_some_and(|session| session.units.contains(unit));
+        let agent = self.get(target.worker).is_some_and(|member| member.reports_exactly() && names(member));
         agent && self.rank(target).is_some_and(|rank| !rank.incomplete)
     }
 
@@ -261,7 +263,7 @@ impl Roster {
                     doubtful: state.doubtful,
                     claimed_tokens: claimed_tokens(state.slot),
                     eviction_pressure: state.pressure.share(),
-                    divergence_tokens: state.divergence_tokens,
+                    divergence_tokens: state.divergence_tokens.into_iter().max().flatten(),
                     prefill: state.prefill,
                     reported: state.reported,
                     foreign_waiting_tokens: state.foreign_waiting_tokens,

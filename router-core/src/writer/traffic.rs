@@ -1,11 +1,18 @@
 //! What the data plane tells: predictions, confirmations, and what responses said.
 
+use std::time::Duration;
+
 use super::claim::Source;
 use super::{LEASES_KEPT, OpenDecision, State};
 use crate::fleet::TargetId;
 use crate::index::Origin;
+use crate::key::Unit;
 use crate::time::Time;
 use crate::update::{Traffic, TrafficEvent};
+
+/// After this an agent has reported what a prefill stored: it is published when the prefill ends, and told within the batch
+/// interval. A later report only claims it anew.
+const WITNESS_DELAY: Duration = Duration::from_secs(2);
 
 impl State {
     pub(super) fn apply_traffic(&mut self, traffic: &Traffic) {
@@ -13,6 +20,9 @@ impl State {
         let in_place = self.roster.rank(traffic.target).is_some_and(|rank| rank.tenure == traffic.tenure);
         match traffic.event {
             TrafficEvent::Routed if in_place && self.settings.predict => self.predict(traffic),
+            TrafficEvent::Prefilled { at } if in_place && self.has_witness(traffic) => {
+                self.await_witness(traffic, at)
+            }
             TrafficEvent::Prefilled { at } => {
                 self.close(traffic.target, traffic.ordinal);
                 if in_place {
@@ -32,6 +42,23 @@ impl State {
         if let Some(slot) = rank.map(|rank| rank.slot) {
             self.claims.undo(slot, decision.key.hashes(), ordinal);
             self.dirty = true;
+        }
+    }
+
+    /// Whether the agent will name what the target has stored of this prompt. Of tokens the router knows it by itself; where the
+    /// engine's pages end in a text only the agent can tell.
+    fn has_witness(&self, traffic: &Traffic) -> bool {
+        let kind = traffic.key.kind();
+        kind.unit() == Unit::Text && self.hears_stores(traffic.target, kind)
+    }
+
+    /// The target has computed the prompt; what its agent does not name of it soon was not stored.
+    fn await_witness(&mut self, traffic: &Traffic, at: Time) {
+        self.witnesses.push_back((at + WITNESS_DELAY, traffic.target, traffic.ordinal));
+        if self.witnesses.len() > LEASES_KEPT
+            && let Some((_, target, oldest)) = self.witnesses.pop_front()
+        {
+            self.take_back(target, oldest);
         }
     }
 

@@ -36,6 +36,7 @@ pub(crate) fn join(router: &Router, worker: usize, at: Time) -> Update {
         incarnation: Incarnation(1),
         profile: registered.profile.clone(),
         resume: Vec::new(),
+        units: router_core::Units::TOKENS,
     };
     let (session, level) = (SessionId(worker as u64), ReportLevel::Full);
     Update::Fleet(FleetUpdate::Join { agent, session, level, at, done: Done::ignore() })

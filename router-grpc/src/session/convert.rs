@@ -9,7 +9,9 @@ use espalier_proto::{
     WorkerRole as WireRole,
 };
 use router_core::key::{BlockHash, KeySpace, SCHEME, Unit};
-use router_core::{BlockRun, Delta, Incarnation, ReportLevel, ReportedLoad, Role, SetDigest, WorkerProfile};
+use router_core::{
+    BlockRun, Delta, Incarnation, ReportLevel, ReportedLoad, Role, SetDigest, Units, WorkerProfile,
+};
 use tonic::Status;
 
 use super::Terms;
@@ -28,8 +30,8 @@ pub(super) struct Greeting {
     pub(super) incarnation: Incarnation,
     pub(super) profile: WorkerProfile,
     pub(super) max_level: ReportLevel,
-    /// The agent can translate to token blocks, with a hash that is known here.
-    pub(super) understands_tokens: bool,
+    /// What the agent can translate to, with a hash that is known here.
+    pub(super) units: Units,
 }
 
 pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
@@ -76,7 +78,7 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
             WireLevel::Removals => ReportLevel::Removals,
             WireLevel::Full => ReportLevel::Full,
         },
-        understands_tokens: knows_hash && hello.units().any(|unit| unit == KeyUnit::Token),
+        units: hello.units().filter(|_| knows_hash).filter_map(unit).collect(),
     })
 }
 
@@ -93,16 +95,15 @@ pub(crate) fn role(role: WireRole) -> Option<Role> {
 pub(super) fn welcome(
     terms: &Terms,
     level: ReportLevel,
-    space: Option<&KeySpace>,
-    resumed: &[(u32, u64)],
+    spaces: &[&KeySpace],
+    (resumed, fingerprint): (&[(u32, u64)], u64),
 ) -> CoordinatorMessage {
-    let fingerprint = space.map_or(0, KeySpace::fingerprint);
-    let key_spaces = space.map(|space| WireKeySpace {
-        unit: KeyUnit::Token.into(),
+    let key_spaces = spaces.iter().map(|space| WireKeySpace {
+        unit: wire_unit(space.unit()).into(),
         block_size: space.block_size(),
         scheme: SCHEME.to_owned(),
         seed: space.seed(),
-        fingerprint,
+        fingerprint: space.fingerprint(),
     });
     let resume = resumed.iter().map(|&(rank, acked_seq)| ResumePoint {
         rank,
@@ -111,7 +112,7 @@ pub(super) fn welcome(
     });
     reply(Reply::Welcome(Welcome {
         lease_ms: terms.lease_ms,
-        key_spaces: key_spaces.into_iter().collect(),
+        key_spaces: key_spaces.collect(),
         level: wire_level(level).into(),
         batch_interval_ms: terms.batch_interval_ms,
         resume: resume.collect(),
@@ -135,10 +136,10 @@ pub(super) fn resync(rank: u32, reason: &str) -> CoordinatorMessage {
 }
 
 pub(super) fn delta(delta: WireDelta) -> Result<Delta, Status> {
-    token_unit(delta.unit())?;
+    let unit = named_unit(delta.unit())?;
     let runs = delta.stored.into_iter().map(|run| block_run(run.parent, &run.hashes));
     Ok(Delta {
-        unit: Unit::Token,
+        unit,
         seq: delta.seq,
         cleared: delta.cleared,
         removed: hashes(&delta.removed)?,
@@ -148,7 +149,6 @@ pub(super) fn delta(delta: WireDelta) -> Result<Delta, Status> {
 }
 
 pub(super) fn baseline_runs(baseline: &Baseline) -> Result<Vec<BlockRun>, Status> {
-    token_unit(baseline.unit())?;
     baseline.stored.iter().map(|run| block_run(run.parent, &run.hashes)).collect()
 }
 
@@ -163,7 +163,6 @@ pub(super) fn load(load: &Load) -> ReportedLoad {
 }
 
 pub(super) fn digest(fingerprint: &SetFingerprint) -> Result<SetDigest, Status> {
-    token_unit(fingerprint.unit())?;
     let mut digest = SetDigest::empty();
     if fingerprint.buckets.len() != 2 * digest.buckets.len() {
         return Err(Status::invalid_argument("SetFingerprint.buckets must have 512 bytes"));
@@ -175,11 +174,25 @@ pub(super) fn digest(fingerprint: &SetFingerprint) -> Result<SetDigest, Status> 
     Ok(digest)
 }
 
-fn token_unit(unit: KeyUnit) -> Result<(), Status> {
+fn unit(unit: KeyUnit) -> Option<Unit> {
     match unit {
-        KeyUnit::Token => Ok(()),
-        _ => Err(Status::invalid_argument("blocks are reported in the unit that Welcome asked for: tokens")),
+        KeyUnit::Token => Some(Unit::Token),
+        KeyUnit::Text => Some(Unit::Text),
+        KeyUnit::Unspecified => None,
     }
+}
+
+fn wire_unit(unit: Unit) -> KeyUnit {
+    match unit {
+        Unit::Token => KeyUnit::Token,
+        Unit::Text => KeyUnit::Text,
+    }
+}
+
+/// The unit that a report says its blocks are of.
+pub(super) fn named_unit(said: KeyUnit) -> Result<Unit, Status> {
+    unit(said)
+        .ok_or_else(|| Status::invalid_argument("a report of blocks does not say what they are cut from"))
 }
 
 fn block_run(parent: u64, values: &[u64]) -> Result<BlockRun, Status> {

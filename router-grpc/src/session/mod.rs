@@ -175,7 +175,7 @@ impl AgentService {
     ) -> Result<(), Status> {
         let worker = opened.worker;
         let url = opened.url.clone();
-        let mut reports = Reports::new(opened, self.router.settings().max_blocks);
+        let mut reports = Reports::new(opened.bounds, self.router.settings().max_blocks);
         loop {
             let message = tokio::select! {
                 biased;

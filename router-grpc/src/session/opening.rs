@@ -7,7 +7,7 @@ use espalier_proto::agent_message::Message;
 use espalier_proto::{Accept, AgentMessage, Hello};
 use router_core::key::Unit;
 use router_core::{
-    EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Update, WorkerId,
+    EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Units, Update, WorkerId,
 };
 use tokio_stream::StreamExt as _;
 use tonic::{Status, Streaming};
@@ -21,8 +21,6 @@ use crate::requests::{Unheard, ask};
 pub(super) struct Agreed {
     agent: Introduction,
     level: ReportLevel,
-    /// Whether block hashes may come: both sides hash alike, and the level has them.
-    hashes: bool,
 }
 
 /// A session that is open.
@@ -30,9 +28,15 @@ pub(super) struct Agreed {
 pub(super) struct Opened {
     pub(super) worker: WorkerId,
     pub(super) url: Arc<str>,
+    pub(super) bounds: Bounds,
+}
+
+/// What a session may speak of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
     pub(super) dp_size: u32,
-    /// Whether block hashes may come: both sides hash alike, and the level has them.
-    pub(super) hashes: bool,
+    /// The units that block hashes may come in: both sides hash alike, and the level has them.
+    pub(super) units: Units,
     /// The protocol allows no other message between Welcome and Accept.
     pub(super) level: ReportLevel,
 }
@@ -51,35 +55,47 @@ impl AgentService {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let greeting = convert::hello(&hello)?;
-        let space = greeting.understands_tokens.then(|| self.router.key_space(Unit::Token));
-        let level = match space {
-            Some(_) => self.terms.level.min(greeting.max_level),
-            None => ReportLevel::Counts,
+        let Greeting { url, incarnation, profile, max_level, units } = greeting;
+        let mut level = self.terms.level.min(max_level);
+        let spaces: Vec<_> = match level {
+            ReportLevel::Counts => Vec::new(),
+            _ => units.iter().map(|unit| self.router.key_space(unit)).collect(),
         };
-        let Greeting { url, incarnation, profile, .. } = greeting;
-        let mut agent = Introduction { url, incarnation, profile, resume: self.resumable(&hello) };
+        if spaces.is_empty() {
+            level = ReportLevel::Counts;
+        }
+        let (resume, fingerprint) = self.resumable(&hello);
+        let mut agent = Introduction { url, incarnation, profile, resume, units: Units::default() };
         agent.resume = self.consider(&agent).await?;
-        let space = space.filter(|_| level > ReportLevel::Counts);
-        let welcome = convert::welcome(&self.terms, level, space, &agent.resume);
+        let welcome = convert::welcome(&self.terms, level, &spaces, (&agent.resume, fingerprint));
         outbox.send(Ok(welcome)).await.map_err(|_| Status::cancelled("the agent went away"))?;
         let Message::Accept(accept) = first(inbound, "Accept").await? else {
             return Err(Status::invalid_argument("the second message must be Accept"));
         };
-        let hashes = space.is_some_and(|space| accept.fingerprints.contains(&space.fingerprint()));
-        if space.is_some() && !hashes {
+        let accepted = spaces.iter().filter(|space| accept.fingerprints.contains(&space.fingerprint()));
+        agent.units = accepted.map(|space| space.unit()).collect();
+        if agent.units.iter().count() < spaces.len() {
             self.tell_mismatch(&agent.url, &accept);
+        } else if !accept.reason.is_empty() {
+            tracing::info!(
+                worker = &*agent.url,
+                reason = shown(&accept.reason),
+                "what its agent does not report"
+            );
         }
-        Ok(Agreed { agent, level: if hashes { level } else { ReportLevel::Counts }, hashes })
+        let hashes = agent.units != Units::default();
+        Ok(Agreed { agent, level: if hashes { level } else { ReportLevel::Counts } })
     }
 
     /// From now on the session speaks for its worker.
     pub(super) async fn join(&self, session: SessionId, agreed: Agreed) -> Result<Opened, Status> {
-        let Agreed { agent, level, hashes } = agreed;
+        let Agreed { agent, level } = agreed;
         let (url, dp_size, at) = (agent.url.clone(), agent.profile.dp_size, self.clock.now());
+        let units = agent.units;
         let joined =
             ask(&self.router, |done| Update::Fleet(FleetUpdate::Join { agent, session, level, at, done }));
         let joined = joined.await.map_err(unheard)?.map_err(|error| refuse(&error))?;
-        Ok(Opened { worker: joined.worker, url, dp_size, hashes, level })
+        Ok(Opened { worker: joined.worker, url, bounds: Bounds { dp_size, units, level } })
     }
 
     /// The ranks that could go on with deltas, if the agent may speak for its worker at all.
@@ -89,11 +105,16 @@ impl AgentService {
         considered.map_err(unheard)?.map_err(|error| refuse(&error))
     }
 
-    /// Ranks whose buffered deltas are written in the key space of today.
-    fn resumable(&self, hello: &Hello) -> Vec<(u32, u64)> {
-        let today = self.router.key_space(Unit::Token).fingerprint();
-        let points = hello.resume.iter().filter(|point| point.key_space_fingerprint == today);
-        points.map(|point| (point.rank, point.acked_seq)).collect()
+    /// Ranks whose buffered deltas are written in key spaces of today, and what names these. An agent that will report in others
+    /// now does not resume.
+    fn resumable(&self, hello: &Hello) -> (Vec<(u32, u64)>, u64) {
+        let [token, text] = [Unit::Token, Unit::Text].map(|unit| self.router.key_space(unit).fingerprint());
+        let today = [token, text, token.wrapping_add(text)];
+        let named = hello.resume.first().map_or(0, |point| point.key_space_fingerprint);
+        let points = hello.resume.iter().filter(|point| {
+            point.key_space_fingerprint == named && today.contains(&point.key_space_fingerprint)
+        });
+        (points.map(|point| (point.rank, point.acked_seq)).collect(), named)
     }
 
     /// The sides hash differently: the session goes on with counts, and everybody is told.
@@ -101,16 +122,21 @@ impl AgentService {
         let reason = match accept.reason.is_empty() {
             true => "the agent computes another fingerprint; use versions of router and agent that match"
                 .to_owned(),
-            false => accept.reason.chars().take(200).collect(),
+            false => shown(&accept.reason),
         };
         tracing::warn!(
             worker = &**url,
             reason,
-            "the agent cannot report blocks; its session goes on with counts"
+            "the agent does not report blocks of every kind; of those the session goes on with counts"
         );
         self.metrics.key_space_mismatches.inc();
         self.events.tell(EventKind::KeySpaceMismatch, url.clone(), None, reason.into());
     }
+}
+
+/// As much of an agent's reason as is shown.
+fn shown(reason: &str) -> String {
+    reason.chars().take(200).collect()
 }
 
 async fn first(inbound: &mut Streaming<AgentMessage>, name: &str) -> Result<Message, Status> {

@@ -76,7 +76,13 @@ impl Side {
             side.send(Update::Fleet(FleetUpdate::Health { worker, reachable: true, reason }))?;
             let Some(level) = level.session() else { continue };
             let incarnation = Incarnation(1);
-            let agent = Introduction { url: url(engine).into(), incarnation, profile, resume: Vec::new() };
+            let agent = Introduction {
+                url: url(engine).into(),
+                incarnation,
+                profile,
+                resume: Vec::new(),
+                units: router_core::Units::TOKENS,
+            };
             let session = SessionId(engine as u64);
             let join = FleetUpdate::Join { agent, session, level, at: start, done: Done::ignore() };
             side.send(Update::Fleet(join))?;

@@ -4,12 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use router_core::key::Unit;
 use tokio_util::sync::CancellationToken;
 
 use super::load::LoadReading;
 use super::probe::EngineInfo;
 use crate::cache::{RankCache, lock};
 use crate::mirror::Mirror;
+use crate::tokenizer::Vocabulary;
 
 /// Pages to track when neither a bound nor a capacity is known.
 const DEFAULT_MAX_PAGES: usize = 4_000_000;
@@ -26,6 +28,8 @@ pub(crate) struct Life {
     /// The first incarnation it had. Names the life within this process: a coordinator's refusal can change the other.
     pub(crate) birth: u64,
     pub(crate) info: EngineInfo,
+    /// The bytes of the model's tokens, or why they are not known.
+    pub(crate) vocabulary: Result<Arc<Vocabulary>, Arc<str>>,
     pub(crate) ranks: Arc<[RankState]>,
     /// Ends the tasks that follow this life.
     pub(crate) over: CancellationToken,
@@ -52,7 +56,13 @@ pub(crate) struct RankCounters {
 }
 
 impl Life {
-    pub(crate) fn new(info: EngineInfo, incarnation: u64, max_pages: Option<usize>, routers: usize) -> Self {
+    pub(crate) fn new(
+        info: EngineInfo,
+        vocabulary: Result<Arc<Vocabulary>, Arc<str>>,
+        incarnation: u64,
+        max_pages: Option<usize>,
+        routers: usize,
+    ) -> Self {
         let max_pages = max_pages.unwrap_or_else(|| default_max_pages(&info));
         let rank = |_| {
             let mirror = Mirror::new(info.page_size, max_pages);
@@ -64,20 +74,33 @@ impl Life {
             }
         };
         let ranks = (0..info.dp_size).map(rank).collect();
-        Self { incarnation, birth: incarnation, ranks, info, over: CancellationToken::new() }
+        Self { incarnation, birth: incarnation, ranks, info, vocabulary, over: CancellationToken::new() }
     }
 
     /// The same life, mirrors and all, under another incarnation.
     pub(crate) fn renumbered(&self, incarnation: u64) -> Self {
-        let Self { birth, info, ranks, over, .. } = self;
-        Self { incarnation, birth: *birth, info: info.clone(), ranks: Arc::clone(ranks), over: over.clone() }
+        let Self { birth, info, vocabulary, ranks, over, .. } = self;
+        let (info, vocabulary) = (info.clone(), vocabulary.clone());
+        Self { incarnation, birth: *birth, info, vocabulary, ranks: Arc::clone(ranks), over: over.clone() }
+    }
+
+    /// The units that its pages can be translated to.
+    pub(crate) fn units(&self) -> impl Iterator<Item = Unit> {
+        let text = self.vocabulary.as_ref().map(|_| Unit::Text);
+        std::iter::once(Unit::Token).chain(text.ok())
     }
 
     /// Whether a session with `other` can go on with this life: what `Hello` said still holds.
     pub(crate) fn same_shape(&self, other: &Self) -> bool {
         let shape = |info: &EngineInfo| {
             let sizes = (info.dp_size, info.page_size, info.capacity_tokens, info.events.is_empty());
-            (sizes, info.model.clone(), info.version.clone(), info.weight_version.clone())
+            (
+                sizes,
+                info.model.clone(),
+                info.version.clone(),
+                info.weight_version.clone(),
+                info.tokenizer.clone(),
+            )
         };
         shape(&self.info) == shape(&other.info)
     }

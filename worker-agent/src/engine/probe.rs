@@ -14,6 +14,8 @@ pub struct EngineInfo {
     pub version: String,
     /// Name under which the model is served.
     pub model: String,
+    /// Path or name of the tokenizer, of the model where none is named; empty when neither is.
+    pub tokenizer: String,
     /// Version of the weights.
     pub weight_version: String,
     /// Number of dp ranks.
@@ -100,6 +102,10 @@ impl EngineInfo {
             model: match text(answer, "served_model_name") {
                 name if name.is_empty() => text(answer, "model_path"),
                 name => name,
+            },
+            tokenizer: match text(answer, "tokenizer_path") {
+                path if path.is_empty() => text(answer, "model_path"),
+                path => path,
             },
             weight_version: text(answer, "weight_version"),
             dp_size,

@@ -1,5 +1,6 @@
 //! Watches the engine over HTTP and decides which life it lives.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -14,6 +15,7 @@ use super::load;
 use super::probe::EngineInfo;
 use super::subscriber::Subscriber;
 use crate::config::AgentConfig;
+use crate::tokenizer::Vocabulary;
 
 /// The engine as the router should see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +135,10 @@ impl Supervisor {
                 info = self.client.info() => match info {
                     Ok(info) => {
                         info_due = Instant::now() + self.config.info_interval;
-                        self.see(info);
+                        if !self.is_present(&info) {
+                            let vocabulary = vocabulary(self.config.tokenizer.clone(), &info).await;
+                            self.begin_life(info, vocabulary);
+                        }
                     }
                     Err(error) => tracing::debug!(%error, "the engine does not describe itself"),
                 }
@@ -175,8 +180,8 @@ impl Supervisor {
         self.lives.send_replace(Some(Arc::new(present.renumbered(incarnation))));
     }
 
-    /// Compares the engine with its present life and begins a new one if it is another.
-    fn see(&mut self, info: EngineInfo) {
+    /// Whether the engine is still in its present life; who asked for that is answered.
+    fn is_present(&mut self, info: &EngineInfo) -> bool {
         let present = self.lives.borrow().clone();
         let same = present.as_ref().is_some_and(|life| {
             !self.condemned
@@ -185,15 +190,17 @@ impl Supervisor {
                 && life.info.events == info.events
         });
         // An engine that shows nothing by which to tell its lives apart is believed only as far as its events prove.
-        if same {
-            for answer in self.waiting.drain(..) {
-                let _ = answer.send(());
-            }
-            return;
+        for answer in self.waiting.drain(..).filter(|_| same) {
+            let _ = answer.send(());
         }
+        same
+    }
+
+    fn begin_life(&mut self, info: EngineInfo, vocabulary: Result<Arc<Vocabulary>, Arc<str>>) {
         self.end_life();
-        let incarnation = mint(present.map_or(0, |life| life.incarnation), info.started_us);
-        let life = Life::new(info, incarnation, self.config.max_pages, self.routers);
+        let before = self.lives.borrow().as_ref().map_or(0, |life| life.incarnation);
+        let incarnation = mint(before, info.started_us);
+        let life = Life::new(info, vocabulary, incarnation, self.config.max_pages, self.routers);
         tracing::info!(
             incarnation,
             version = life.info.version,
@@ -201,12 +208,16 @@ impl Supervisor {
             ranks = life.info.dp_size,
             page_size = life.info.page_size,
             events = !life.info.events.is_empty(),
+            text = life.vocabulary.is_ok(),
             "a life of the engine begins"
         );
         if life.info.events.is_empty() {
             tracing::warn!(
                 "the engine publishes no KV events: only its load and state are reported (see `check`)"
             );
+        }
+        if let Err(reason) = &life.vocabulary {
+            tracing::warn!(reason = &**reason, "prompts given as text cannot be reported, only token ids");
         }
         let life = Arc::new(life);
         (self.condemned, self.refusals) = (false, 0);
@@ -273,6 +284,21 @@ impl Supervisor {
                 _ => Health::new(State::Unreachable, "the engine is starting or shutting down"),
             },
         }
+    }
+}
+
+/// The bytes of the tokens of the engine's model, or why they are not known.
+async fn vocabulary(given: Option<PathBuf>, info: &EngineInfo) -> Result<Arc<Vocabulary>, Arc<str>> {
+    let path = match given {
+        Some(path) => path,
+        None if info.tokenizer.is_empty() => return Err("the engine names no tokenizer".into()),
+        None => PathBuf::from(&info.tokenizer),
+    };
+    // Megabytes of JSON.
+    match tokio::task::spawn_blocking(move || Vocabulary::read(&path)).await {
+        Ok(Ok(vocabulary)) => Ok(Arc::new(vocabulary)),
+        Ok(Err(error)) => Err(error.to_string().into()),
+        Err(_) => Err("the tokenizer was not read to its end".into()),
     }
 }
 

@@ -79,7 +79,8 @@ impl Link {
         let first = tokio::time::timeout(OPEN_TIMEOUT, inbound.next()).await;
         let first = first.map_err(|_| SessionError::Timeout)??.ok_or(SessionError::Closed)?;
         let Incoming::Welcome(welcome) = first else { return Err(SessionError::NoWelcome) };
-        let terms = Terms::new(welcome, life.info.page_size);
+        let no_text = life.vocabulary.as_ref().err().map(AsRef::as_ref);
+        let terms = Terms::new(welcome, life.info.page_size, no_text);
         self.counters.connected.store(true, Ordering::Relaxed);
         self.counters.sessions.fetch_add(1, Ordering::Relaxed);
         tracing::info!(router = self.url, level = ?terms.level, refused = terms.refused, "a session is open");

@@ -21,32 +21,36 @@ pub(super) struct Terms {
     pub(super) lease: Duration,
     pub(super) batch_interval: Duration,
     pub(super) level: Level,
-    /// The key space that reports are written in; without one there are no block hashes.
-    pub(super) space: Option<KeySpace>,
+    /// The key spaces that reports are written in, at most one of a unit; without any there are no block hashes.
+    pub(super) spaces: Vec<KeySpace>,
     /// Why key spaces were refused; for people.
     pub(super) refused: String,
     pub(super) resume: Vec<ResumePoint>,
 }
 
 impl Terms {
-    /// Reads a welcome for an engine with pages of `page_size` tokens.
-    pub(super) fn new(welcome: Welcome, page_size: u32) -> Self {
+    /// Reads a welcome for an engine with pages of `page_size` tokens. `no_text`: why text cannot be reported, if it cannot.
+    pub(super) fn new(welcome: Welcome, page_size: u32, no_text: Option<&str>) -> Self {
         let ms = |ms: u32, range: std::ops::RangeInclusive<u32>| {
             Duration::from_millis(ms.clamp(*range.start(), *range.end()).into())
         };
-        let mut space = None;
+        let mut spaces: Vec<KeySpace> = Vec::new();
         let mut refused = Vec::new();
         for wanted in &welcome.key_spaces {
-            match space_of(wanted, page_size) {
-                Ok(accepted) => space = space.or(Some(accepted)),
+            match space_of(wanted, page_size, no_text) {
+                Ok(accepted) if spaces.iter().any(|space| space.unit() == accepted.unit()) => {}
+                Ok(accepted) => spaces.push(accepted),
                 Err(refusal) => refused.push(format!("key space of {} blocks: {refusal}", unit_name(wanted))),
             }
         }
+        // A router asks for no more than was offered; why less was is for its people too.
+        let asked = welcome.key_spaces.iter().any(|wanted| wanted.unit == Some(Unit::Text));
+        refused.extend(no_text.filter(|_| !asked).map(|reason| format!("text is not reported: {reason}")));
         Self {
             lease: ms(welcome.lease_ms, LEASE_MS),
             batch_interval: ms(welcome.batch_interval_ms, BATCH_MS),
             level: welcome.level,
-            space,
+            spaces,
             refused: refused.join("; "),
             resume: welcome.resume,
         }
@@ -54,6 +58,11 @@ impl Terms {
 }
 
 impl Terms {
+    /// What names all key spaces together: the wrapping sum of their fingerprints. `None` if there is none.
+    pub(super) fn fingerprint(&self) -> Option<u64> {
+        self.spaces.iter().map(KeySpace::fingerprint).reduce(u64::wrapping_add)
+    }
+
     /// Longest pause of the writer. At a change of anything it looks around at once.
     pub(super) fn tick(&self) -> Duration {
         self.batch_interval.min(self.lease / 12).min(MAX_TICK)
@@ -74,6 +83,8 @@ enum Refusal {
     Space(#[from] router_core::key::KeySpaceError),
     #[error("this side hashes differently: the fingerprints are not equal")]
     Fingerprint,
+    #[error("{reason}")]
+    Text { reason: String },
     #[error(transparent)]
     Translate(#[from] crate::translate::TranslateError),
     #[error("the unit is not known here")]
@@ -88,13 +99,17 @@ fn unit_name(wanted: &WantedSpace) -> &'static str {
     }
 }
 
-fn space_of(wanted: &WantedSpace, page_size: u32) -> Result<KeySpace, Refusal> {
+fn space_of(wanted: &WantedSpace, page_size: u32, no_text: Option<&str>) -> Result<KeySpace, Refusal> {
     if wanted.scheme != SCHEME {
         return Err(Refusal::Scheme { scheme: wanted.scheme.chars().take(64).collect() });
     }
     let unit = wanted.unit.ok_or(Refusal::Unit)?;
     let space = KeySpace::new(unit, wanted.block_size, wanted.seed)?;
-    BlockView::check(&space, page_size)?;
+    match (unit, no_text) {
+        (Unit::Token, _) => BlockView::check(&space, page_size)?,
+        (Unit::Text, None) => {}
+        (Unit::Text, Some(reason)) => return Err(Refusal::Text { reason: reason.to_owned() }),
+    }
     if space.fingerprint() != wanted.fingerprint {
         return Err(Refusal::Fingerprint);
     }
@@ -114,14 +129,25 @@ mod tests {
     fn terms(key_spaces: Vec<WantedSpace>) -> Terms {
         let welcome =
             Welcome { lease_ms: 0, batch_interval_ms: 0, level: Level::Full, key_spaces, resume: Vec::new() };
-        Terms::new(welcome, 16)
+        Terms::new(welcome, 16, Some("there is no tokenizer"))
     }
 
     #[test]
     fn a_token_space_is_taken_and_a_text_space_refused_with_a_reason() {
         let terms = terms(vec![wanted(Some(Unit::Text), 64), wanted(Some(Unit::Token), 16)]);
-        assert_eq!(terms.space.map(|space| space.block_size()), Some(16));
+        assert_eq!(terms.spaces.iter().map(KeySpace::block_size).collect::<Vec<_>>(), [16]);
         assert!(terms.refused.contains("text") && terms.refused.contains("tokenizer"), "{}", terms.refused);
+    }
+
+    #[test]
+    fn with_a_tokenizer_both_spaces_are_taken_once_and_named_together() {
+        let (text, token) = (wanted(Some(Unit::Text), 64), wanted(Some(Unit::Token), 16));
+        let both = text.fingerprint.wrapping_add(token.fingerprint);
+        let key_spaces = vec![text.clone(), token, text];
+        let welcome =
+            Welcome { lease_ms: 0, batch_interval_ms: 0, level: Level::Full, key_spaces, resume: Vec::new() };
+        let terms = Terms::new(welcome, 16, None);
+        assert_eq!((terms.spaces.len(), terms.fingerprint(), &*terms.refused), (2, Some(both), ""));
     }
 
     #[test]
@@ -137,7 +163,7 @@ mod tests {
             (wanted(None, 16), "unit"),
         ] {
             let terms = terms(vec![space]);
-            assert!(terms.space.is_none() && terms.refused.contains(word), "{}", terms.refused);
+            assert!(terms.spaces.is_empty() && terms.refused.contains(word), "{}", terms.refused);
         }
     }
 
@@ -151,7 +177,7 @@ mod tests {
                 key_spaces: Vec::new(),
                 resume: Vec::new(),
             };
-            let terms = Terms::new(welcome, 16);
+            let terms = Terms::new(welcome, 16, None);
             assert!(3 * (terms.renewal() + terms.tick()) <= terms.lease, "{lease_ms} {batch_interval_ms}");
         }
     }
@@ -160,6 +186,6 @@ mod tests {
     fn missing_intervals_are_brought_into_range() {
         let terms = terms(Vec::new());
         assert_eq!((terms.lease.as_millis(), terms.batch_interval.as_millis()), (300, 5));
-        assert!(terms.refused.is_empty());
+        assert_eq!(terms.refused, "text is not reported: there is no tokenizer");
     }
 }

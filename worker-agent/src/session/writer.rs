@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use router_core::key::{KeySpace, Unit};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -14,8 +15,8 @@ use super::{Desk, Link, RouterCounters, convert};
 use crate::cache::lock;
 use crate::config::Level;
 use crate::engine::{Health, Life};
-use crate::mirror::Doubt;
-use crate::translate::{BlockView, Tell, runs};
+use crate::mirror::{Doubt, Mirror};
+use crate::translate::{BlockView, Tell, TranslateError, runs};
 
 /// Time without changes after which a rank's set is described once more.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -52,7 +53,12 @@ struct Reported {
 enum Plan {
     Nothing,
     Deltas(Vec<Outgoing>),
-    Baseline { seq: u64, incomplete: bool, blocks: Vec<(u64, u64)> },
+    /// In each unit every block with its parent.
+    Baseline {
+        seq: u64,
+        incomplete: bool,
+        blocks: Vec<(Unit, Vec<(u64, u64)>)>,
+    },
 }
 
 impl<'a> Writer<'a> {
@@ -71,7 +77,7 @@ impl<'a> Writer<'a> {
         health.mark_unchanged();
         Self {
             index: link.index,
-            max_level: if terms.space.is_some() { max_level } else { Level::Counts },
+            max_level: if terms.spaces.is_empty() { Level::Counts } else { max_level },
             terms,
             counts_interval: link.settings.config.counts_interval,
             counters: Arc::clone(&link.counters),
@@ -89,8 +95,8 @@ impl<'a> Writer<'a> {
 
     /// Runs until the session ends.
     pub(super) async fn run(mut self) -> Result<End, SessionError> {
-        let fingerprint = self.terms.space.as_ref().map(|space| space.fingerprint());
-        self.send(convert::accept(fingerprint, self.terms.refused.clone())).await?;
+        let fingerprints = self.terms.spaces.iter().map(KeySpace::fingerprint).collect();
+        self.send(convert::accept(fingerprints, self.terms.refused.clone())).await?;
         self.report_health(0).await?;
         self.resume().await?;
         let mut timer = tokio::time::interval(self.terms.tick());
@@ -146,7 +152,7 @@ impl<'a> Writer<'a> {
     /// Takes up what the coordinator still knows; everything else begins with a baseline.
     async fn resume(&mut self) -> Result<(), SessionError> {
         let level = lock(&self.desk).wanted.min(self.max_level);
-        let fingerprint = self.terms.space.as_ref().map(|space| space.fingerprint());
+        let fingerprint = self.terms.fingerprint();
         let view = self.link.remember(&self.life).view;
         let kept = view.is_some() && view == fingerprint.map(|fingerprint| (fingerprint, level));
         let mut again = Vec::new();
@@ -183,31 +189,36 @@ impl<'a> Writer<'a> {
         let tell = if level == Level::Full { Tell::All } else { Tell::Removals };
         for (rank, outbox) in self.life.ranks.iter().zip(&mut desk.outboxes) {
             let mut cache = lock(&rank.cache);
-            match &self.terms.space {
-                Some(space) if level > Level::Counts => {
-                    if raised {
-                        // Its sizes were checked when the key space was accepted.
-                        let opened =
-                            cache.open_view(self.index, |mirror| BlockView::new(space.clone(), tell, mirror));
-                        debug_assert!(opened.is_ok(), "an accepted key space fits the engine's pages");
-                        outbox.owe_baseline();
-                    } else if let Some(view) = cache.view(self.index) {
-                        view.set_tell(tell);
-                    }
-                }
-                _ => {
-                    cache.close_view(self.index);
-                    outbox.owe_baseline();
-                }
+            if level == Level::Counts {
+                cache.close_views(self.index);
+                outbox.owe_baseline();
+            } else if raised {
+                // Its sizes were checked when the key space was accepted.
+                let opened = cache.open_views(self.index, |mirror| self.views(tell, mirror));
+                debug_assert!(opened.is_ok(), "an accepted key space fits the engine's pages");
+                outbox.owe_baseline();
+            } else {
+                cache.views(self.index).iter_mut().for_each(|view| view.set_tell(tell));
             }
         }
         drop(desk);
         self.set_level(level);
     }
 
+    /// A view of a rank in every key space of the session.
+    fn views(&self, tell: Tell, mirror: &Mirror) -> Result<Vec<BlockView>, TranslateError> {
+        let view = |space: &KeySpace| match (space.unit(), &self.life.vocabulary) {
+            (Unit::Text, Ok(vocabulary)) => {
+                Ok(BlockView::of_text(space.clone(), Arc::clone(vocabulary), tell, mirror))
+            }
+            _ => BlockView::new(space.clone(), tell, mirror),
+        };
+        self.terms.spaces.iter().map(view).collect()
+    }
+
     fn set_level(&mut self, level: Level) {
         self.level = Some(level);
-        let fingerprint = self.terms.space.as_ref().map(|space| space.fingerprint());
+        let fingerprint = self.terms.fingerprint();
         let view = fingerprint.filter(|_| level > Level::Counts).map(|fingerprint| (fingerprint, level));
         self.link.remember(&self.life).view = view;
         *lock(&self.counters.level) = Some(level);
@@ -225,8 +236,10 @@ impl<'a> Writer<'a> {
             }
             Plan::Baseline { seq, incomplete, blocks } => {
                 self.counters.baselines.fetch_add(1, Ordering::Relaxed);
-                for part in convert::baseline(rank as u32, seq, incomplete, runs(blocks)) {
-                    self.send(part).await?;
+                for (unit, blocks) in blocks {
+                    for part in convert::baseline((rank as u32, unit), seq, incomplete, runs(blocks)) {
+                        self.send(part).await?;
+                    }
                 }
             }
         }
@@ -245,19 +258,29 @@ impl<'a> Writer<'a> {
         let outbox = &mut desk.outboxes[rank];
         let mut cache = lock(&state.cache);
         let incomplete = cache.mirror().doubt().is_some();
-        let Some(view) = cache.view(self.index) else { return Plan::Nothing };
-        if outbox.owes_baseline() {
-            outbox.tell_incomplete(incomplete);
-            return Plan::Baseline { seq: outbox.begin_baseline(), incomplete, blocks: view.take_baseline() };
-        }
-        let news = incomplete != outbox.told_incomplete();
-        if !view.has_changes() && !news {
+        let views = cache.views(self.index);
+        if views.is_empty() {
             return Plan::Nothing;
         }
-        let change = view.take_delta();
+        if outbox.owes_baseline() {
+            outbox.tell_incomplete(incomplete);
+            let blocks = views.iter_mut().map(|view| (view.space().unit(), view.take_baseline())).collect();
+            return Plan::Baseline { seq: outbox.begin_baseline(), incomplete, blocks };
+        }
+        let news = incomplete != outbox.told_incomplete();
+        if !views.iter().any(BlockView::has_changes) && !news {
+            return Plan::Nothing;
+        }
+        let mut changes: Vec<_> =
+            views.iter_mut().map(|view| (view.space().unit(), view.take_delta())).collect();
         drop(cache);
-        let completeness = Completeness { incomplete, news };
-        let deltas = convert::deltas(rank as u32, change, completeness, || outbox.next_seq());
+        // All views follow one mirror: what is cleared in one unit is cleared in all, and is told once, before anything else.
+        changes.iter_mut().skip(1).for_each(|(_, change)| change.cleared = false);
+        let mut deltas = Vec::new();
+        for (place, (unit, change)) in changes.into_iter().enumerate() {
+            let completeness = Completeness { incomplete, news: news && place == 0 };
+            deltas.extend(convert::deltas((rank as u32, unit), change, completeness, || outbox.next_seq()));
+        }
         outbox.tell_incomplete(incomplete);
         let mut out = Vec::with_capacity(deltas.len());
         for (seq, delta) in deltas {
@@ -277,29 +300,25 @@ impl<'a> Writer<'a> {
         if !state.is_synced() || self.ranks[rank].counts_due.is_some_and(|due| now < due) {
             return Ok(());
         }
-        let (stats, digest) = {
+        let (stats, digests) = {
             let desk = lock(&self.desk);
             let outbox = &desk.outboxes[rank];
             let mut cache = lock(&state.cache);
             let stats = cache.mirror().stats();
-            let view = cache.view(self.index).filter(|_| self.level > Some(Level::Counts));
+            let views = cache.views(self.index);
             // Only a set of which everything has been told has a number.
-            if view.as_ref().is_some_and(|view| view.has_changes())
-                || (view.is_some() && outbox.owes_baseline())
-            {
+            if views.iter().any(BlockView::has_changes) || (!views.is_empty() && outbox.owes_baseline()) {
                 return Ok(());
             }
-            let digest = view.map(|view| {
-                convert::set_fingerprint(rank as u32, outbox.last_seq(), view.len() as u64, view.buckets())
-            });
-            (stats, digest)
+            let digest = |view: &BlockView| convert::set_fingerprint(rank as u32, outbox.last_seq(), view);
+            (stats, views.iter().map(digest).collect::<Vec<_>>())
         };
         self.ranks[rank].counts_due = Some(now + self.counts_interval);
         self.send(convert::counts(rank as u32, stats.evicted_tokens_total, stats.cached_tokens)).await?;
-        match digest {
-            Some(digest) => self.send(digest).await,
-            None => Ok(()),
+        for digest in digests {
+            self.send(digest).await?;
         }
+        Ok(())
     }
 
     /// Sends loads that changed; all of them when the lease needs renewing.

@@ -31,6 +31,7 @@ use crate::config::SimConfig;
 use crate::engine::{Command, EngineHandle};
 use crate::scheduler::Pause;
 use crate::sim::Ports;
+use crate::tokenizer::Tokenizer;
 use crate::transfer::Rooms;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -47,6 +48,7 @@ pub(crate) struct Server {
 #[derive(Debug)]
 struct Inner {
     config: Arc<SimConfig>,
+    tokenizer: Tokenizer,
     ranks: Vec<EngineHandle>,
     ports: Ports,
     address: SocketAddr,
@@ -69,6 +71,7 @@ struct Inner {
 impl Server {
     pub(crate) fn new(
         config: Arc<SimConfig>,
+        tokenizer: Tokenizer,
         ranks: Vec<EngineHandle>,
         ports: Ports,
         address: SocketAddr,
@@ -80,6 +83,7 @@ impl Server {
             sessions: sessions::Sessions::default(),
             responses: other_apis::Responses::default(),
             weight_version,
+            tokenizer,
             ranks,
             ports,
             address,
@@ -147,7 +151,7 @@ impl Server {
         let Some(body) = read(request).await else {
             return api.refuse(&BadRequest::new("the request body could not be read"));
         };
-        let parsed = request::parse(api, &body).and_then(|mut parsed| {
+        let parsed = request::parse(api, &body, &self.inner.tokenizer).and_then(|mut parsed| {
             if api != Api::Generate {
                 parsed.take_rank_header(header_rank.as_ref())?;
             }
@@ -177,7 +181,9 @@ impl Server {
             "/abort_request" if method == Method::POST => self.abort(&body.unwrap_or_default()).await,
             "/pause_generation" if method == Method::POST => self.pause(&body.unwrap_or_default()).await,
             "/continue_generation" if method == Method::POST => self.resume().await,
-            "/tokenize" | "/v1/tokenize" if method == Method::POST => tokenize(&body.unwrap_or_default()),
+            "/tokenize" | "/v1/tokenize" if method == Method::POST => {
+                tokenize(&body.unwrap_or_default(), &self.inner.tokenizer)
+            }
             "/open_session" => self.open_session(&body.unwrap_or_default()),
             "/close_session" => self.close_session(&body.unwrap_or_default()),
             _ if control::ACKNOWLEDGED.contains(&path) => ok(),
@@ -256,12 +262,12 @@ impl Server {
     }
 }
 
-fn tokenize(body: &[u8]) -> Response<Body> {
+fn tokenize(body: &[u8], tokenizer: &Tokenizer) -> Response<Body> {
     let asked: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let Some(prompt) = asked["prompt"].as_str() else {
         return Api::Chat.refuse(&BadRequest::new("prompt: a string is required"));
     };
-    let tokens = crate::tokenizer::encode(prompt);
+    let tokens = tokenizer.encode(prompt);
     json(StatusCode::OK, &serde_json::json!({"count": tokens.len(), "tokens": tokens}))
 }
 

@@ -46,7 +46,8 @@ impl Server {
     async fn chat(&self, path: &str, messages: &[Value], most: &Value) -> Result<Value, Box<Response<Body>>> {
         let body = json!({"messages": messages, "max_tokens": most}).to_string();
         let refused = |bad: &BadRequest| Box::new(refuse(path, StatusCode::BAD_REQUEST, bad.message()));
-        let parsed = request::parse(Api::Chat, body.as_bytes()).map_err(|bad| refused(&bad))?;
+        let parsed =
+            request::parse(Api::Chat, body.as_bytes(), &self.inner.tokenizer).map_err(|bad| refused(&bad))?;
         self.check(&parsed).map_err(|bad| refused(&bad))?;
         let gone = || Box::new(refuse(path, StatusCode::SERVICE_UNAVAILABLE, "shutting down"));
         self.complete(parsed).await.ok_or_else(gone)
@@ -127,7 +128,7 @@ impl Server {
         }
         if path == "/v1/messages/count_tokens" {
             let body = json!({"messages": messages}).to_string();
-            return match request::parse(Api::Chat, body.as_bytes()) {
+            return match request::parse(Api::Chat, body.as_bytes(), &self.inner.tokenizer) {
                 Ok(parsed) => super::json(StatusCode::OK, &json!({"input_tokens": parsed.prompts[0].len()})),
                 Err(bad) => refuse(path, StatusCode::BAD_REQUEST, bad.message()),
             };
@@ -146,7 +147,7 @@ impl Server {
         for instance in asked["instances"].as_array().into_iter().flatten() {
             let body = json!({"text": instance["text"], "input_ids": instance["input_ids"],
                 "sampling_params": asked["parameters"]["sampling_params"]});
-            let parsed = request::parse(Api::Generate, body.to_string().as_bytes());
+            let parsed = request::parse(Api::Generate, body.to_string().as_bytes(), &self.inner.tokenizer);
             let answer = match parsed {
                 Ok(parsed) => self.complete(parsed).await,
                 Err(bad) => return Api::Generate.refuse(&bad),

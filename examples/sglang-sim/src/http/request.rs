@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::{Body, json};
 use crate::radix::Namespace;
-use crate::tokenizer;
+use crate::tokenizer::Tokenizer;
 
 /// The API a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,11 +152,11 @@ enum Prompt {
 }
 
 /// Reads a body.
-pub(super) fn parse(api: Api, body: &[u8]) -> Result<Parsed, BadRequest> {
+pub(super) fn parse(api: Api, body: &[u8], tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
     let parsed = match api {
-        Api::Generate => generate(read(body)?)?,
-        Api::Completions => completions(read(body)?)?,
-        Api::Chat => chat(read(body)?)?,
+        Api::Generate => generate(read(body)?, tokenizer)?,
+        Api::Completions => completions(read(body)?, tokenizer)?,
+        Api::Chat => chat(read(body)?, tokenizer)?,
     };
     if parsed.prompts.is_empty() || parsed.prompts.iter().any(Vec::is_empty) {
         return Err(BadRequest::new("the prompt must not be empty"));
@@ -174,11 +174,11 @@ fn read<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, BadRequest> {
     })
 }
 
-fn generate(body: GenerateBody) -> Result<Parsed, BadRequest> {
+fn generate(body: GenerateBody, tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
     let (prompts, is_batch) = match (body.text, body.input_ids) {
-        (Some(OneOrMany::One(text)), None) => (vec![tokenizer::encode(&text)], false),
+        (Some(OneOrMany::One(text)), None) => (vec![tokenizer.encode(&text)], false),
         (Some(OneOrMany::Many(texts)), None) => {
-            (texts.iter().map(|text| tokenizer::encode(text)).collect(), true)
+            (texts.iter().map(|text| tokenizer.encode(text)).collect(), true)
         }
         (None, Some(OneOrMany::One(ids))) => (vec![ids], false),
         (None, Some(OneOrMany::Many(lists))) => (lists, true),
@@ -189,11 +189,11 @@ fn generate(body: GenerateBody) -> Result<Parsed, BadRequest> {
     Ok(Parsed::new(prompts, is_batch, most, body.common, rid))
 }
 
-fn completions(body: OpenAiBody) -> Result<Parsed, BadRequest> {
+fn completions(body: OpenAiBody, tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
     let (prompts, is_batch) = match body.prompt {
-        Some(Prompt::Text(text)) => (vec![tokenizer::encode(&text)], false),
+        Some(Prompt::Text(text)) => (vec![tokenizer.encode(&text)], false),
         Some(Prompt::Ids(ids)) => (vec![ids], false),
-        Some(Prompt::Texts(texts)) => (texts.iter().map(|text| tokenizer::encode(text)).collect(), true),
+        Some(Prompt::Texts(texts)) => (texts.iter().map(|text| tokenizer.encode(text)).collect(), true),
         Some(Prompt::IdLists(lists)) => (lists, true),
         None => return Err(BadRequest::new("prompt: Field required")),
     };
@@ -202,11 +202,11 @@ fn completions(body: OpenAiBody) -> Result<Parsed, BadRequest> {
     Ok(Parsed { include_usage: usage, model: body.model, ..parsed })
 }
 
-fn chat(body: OpenAiBody) -> Result<Parsed, BadRequest> {
+fn chat(body: OpenAiBody, tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
     let messages = body.messages.ok_or_else(|| BadRequest::new("messages: Field required"))?;
     let prompt = match body.input_ids {
         Some(ids) => ids,
-        None => tokenizer::encode(&render(&messages, body.tools.as_ref())),
+        None => tokenizer.encode_part(&render(&messages, body.tools.as_ref())),
     };
     let most = body.max_completion_tokens.or(body.max_tokens);
     let usage = body.stream_options.and_then(|options| options.include_usage).unwrap_or(false);

@@ -24,12 +24,20 @@ impl Server {
         let config = &self.inner.config;
         json!({
             "model_path": config.served_model_name,
-            "tokenizer_path": config.served_model_name,
+            "tokenizer_path": self.tokenizer_path(),
             "is_generation": true,
             "weight_version": self.weight_version(),
             "has_image_understanding": false,
             "has_audio_understanding": false,
         })
+    }
+
+    fn tokenizer_path(&self) -> String {
+        let config = &self.inner.config;
+        config
+            .tokenizer_path
+            .as_ref()
+            .map_or(config.served_model_name.clone(), |path| path.display().to_string())
     }
 
     pub(super) fn server_info(&self) -> Value {
@@ -42,7 +50,7 @@ impl Server {
             "status": "ready",
             "frontend": "python",
             "model_path": config.served_model_name,
-            "tokenizer_path": config.served_model_name,
+            "tokenizer_path": self.tokenizer_path(),
             "served_model_name": config.served_model_name,
             "weight_version": self.weight_version(),
             "host": config.host,

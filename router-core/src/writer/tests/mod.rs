@@ -12,7 +12,7 @@ use crate::key::{BlockHash, PrefixKey, Salt, Unit};
 use crate::{
     AgentReport, BlockRun, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight, Incarnation,
     Introduction, JoinError, Joined, MispredictionCause, Notice, Query, ReportLevel, RouteError,
-    RouteRequest, Router, SessionEnd, SessionId, SetDigest, Settings, TargetId, Time, Update, Usage,
+    RouteRequest, Router, SessionEnd, SessionId, SetDigest, Settings, TargetId, Time, Units, Update, Usage,
     WorkerId, WorkerProfile, WorkerState,
 };
 
@@ -112,7 +112,8 @@ impl Story {
         let snapshot = self.router.snapshot();
         let worker = snapshot.fleet.workers.iter().find(|known| known.id == worker).unwrap();
         let (url, profile) = (worker.url.clone(), worker.profile.clone());
-        Introduction { url, incarnation: Incarnation(incarnation), profile, resume }
+        let units = Units::TOKENS;
+        Introduction { url, incarnation: Incarnation(incarnation), profile, resume, units }
     }
 
     fn baseline(&mut self, worker: WorkerId, session: u64, seq: u64, stored: Vec<BlockRun>) -> Vec<Notice> {
@@ -456,9 +457,13 @@ fn divergence_is_measured_at_the_same_sequence_number_only() {
     story.baseline(worker, 1, 0, vec![stored(None, &key)]);
     let mut digest = SetDigest::empty();
     key[..40].iter().for_each(|hash| digest.add(*hash));
-    story.report(worker, 1, AgentReport::Fingerprint { rank: 0, seq: 1, digest: digest.clone() });
+    story.report(
+        worker,
+        1,
+        AgentReport::Fingerprint { rank: 0, unit: Unit::Token, seq: 1, digest: digest.clone() },
+    );
     assert_eq!(story.router.snapshot().fleet.targets[0].divergence_tokens, None);
-    story.report(worker, 1, AgentReport::Fingerprint { rank: 0, seq: 0, digest });
+    story.report(worker, 1, AgentReport::Fingerprint { rank: 0, unit: Unit::Token, seq: 0, digest });
     let divergence = story.router.snapshot().fleet.targets[0].divergence_tokens.unwrap();
     assert!((36..=48).contains(&divergence), "{divergence}");
 }
@@ -614,6 +619,47 @@ fn an_incomplete_agent_proves_nothing_by_its_silence() {
     story.serve(&new, 80);
     story.serve(&new, 0);
     assert_eq!(story.matched(worker, &old), 0, "a baseline can be incomplete too");
+}
+
+#[test]
+fn text_that_an_agent_names_is_what_it_names() {
+    let mut story = Story::with_workers(1);
+    let worker = WorkerId(0);
+    let both = [Unit::Token, Unit::Text].into_iter().collect();
+    let agent = Introduction { units: both, ..story.introduction(worker, 7, Vec::new()) };
+    story.join_as(agent, 1).unwrap();
+    let target = TargetId { worker, rank: 0 };
+    let baseline = |story: &mut Story, unit, stored| {
+        story.report(worker, 1, AgentReport::Baseline { rank: 0, unit, seq: 0, stored, incomplete: false })
+    };
+    baseline(&mut story, Unit::Token, Vec::new());
+    baseline(&mut story, Unit::Text, Vec::new());
+    let key = story.router.key_space(Unit::Text).key_of_text(Salt::default(), &[b'x'; 160]);
+    let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
+    let mut routed = story.router.route(&request, story.now, &mut story.rng).unwrap();
+    story.turn();
+    routed.first_token(story.now);
+    routed.complete(story.now);
+    story.turn();
+    let held = |story: &mut Story| {
+        story.ask(|done| Update::Query(Query::Claims { target, unit: Unit::Text, done })).len()
+    };
+    assert_eq!(held(&mut story), 10, "until the agent had time to say what was stored");
+    // The engine's last whole page ended in the ninth block.
+    let text = |seq, removed, stored| Delta { unit: Unit::Text, removed, stored, ..delta(seq) };
+    story.delta(worker, 1, text(1, Vec::new(), vec![stored(None, &key.hashes()[..8])]));
+    story.pass(Duration::from_secs(3));
+    assert_eq!(held(&mut story), 8, "and no more than it named");
+    let mut digest = SetDigest::empty();
+    key.hashes()[..8].iter().for_each(|hash| digest.add(*hash));
+    story.report(worker, 1, AgentReport::Fingerprint { rank: 0, unit: Unit::Text, seq: 1, digest });
+    assert_eq!(story.router.snapshot().fleet.targets[0].divergence_tokens, Some(0));
+    story.delta(worker, 1, text(2, vec![key.hashes()[3]], Vec::new()));
+    assert_eq!(held(&mut story), 3, "what hangs below goes too");
+    baseline(&mut story, Unit::Token, Vec::new());
+    assert_eq!(held(&mut story), 3, "a baseline speaks of its unit alone");
+    baseline(&mut story, Unit::Text, Vec::new());
+    assert_eq!(held(&mut story), 0);
 }
 
 #[test]

@@ -7,11 +7,11 @@ use espalier_proto as proto;
 use espalier_proto::agent_message::Message;
 use espalier_proto::{AgentMessage, BlockRun};
 use prost::Message as _;
-use router_core::key::SCHEME;
+use router_core::key::{SCHEME, Unit};
 
 use crate::config::Level;
 use crate::engine::{EngineRole, Eviction, Health, Life, LoadReading, State};
-use crate::translate::{BUCKETS, Run, ViewDelta};
+use crate::translate::{BlockView, Run, ViewDelta};
 pub(super) use call::{Inbound, open, outdated};
 pub(super) use incoming::{Incoming, ResumePoint, WantedSpace, Welcome};
 
@@ -77,15 +77,15 @@ pub(super) fn hello(life: &Life, worker_url: &str, max_level: Level, resume: Vec
         .into(),
         bootstrap_port: info.bootstrap_port.unwrap_or(0).into(),
         schemes: vec![SCHEME.to_owned()],
-        units: vec![proto::KeyUnit::Token.into()],
+        units: life.units().map(|unit| to_unit(unit).into()).collect(),
         max_level: to_level(max_level).into(),
         resume: resume.into_iter().map(point).collect(),
         agent: concat!("worker-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
     }))
 }
 
-pub(super) fn accept(fingerprint: Option<u64>, reason: String) -> Outgoing {
-    wrap(Message::Accept(proto::Accept { fingerprints: fingerprint.into_iter().collect(), reason }))
+pub(super) fn accept(fingerprints: Vec<u64>, reason: String) -> Outgoing {
+    wrap(Message::Accept(proto::Accept { fingerprints, reason }))
 }
 
 /// `incarnation`: of a life that begins now, or zero.
@@ -116,15 +116,16 @@ pub(super) fn counts(rank: u32, evicted_tokens_total: u64, cached_tokens: u64) -
     wrap(Message::Counts(proto::Counts { rank, evicted_tokens_total, cached_tokens }))
 }
 
-pub(super) fn set_fingerprint(rank: u32, seq: u64, blocks: u64, buckets: &[u16; BUCKETS]) -> Outgoing {
-    let buckets: Vec<u8> = buckets.iter().flat_map(|bucket| bucket.to_le_bytes()).collect();
-    let unit = proto::KeyUnit::Token.into();
+/// A digest of a view of which everything has been told up to `seq`.
+pub(super) fn set_fingerprint(rank: u32, seq: u64, view: &BlockView) -> Outgoing {
+    let buckets: Vec<u8> = view.buckets().iter().flat_map(|bucket| bucket.to_le_bytes()).collect();
+    let (blocks, unit) = (view.len() as u64, to_unit(view.space().unit()).into());
     wrap(Message::SetFingerprint(proto::SetFingerprint { rank, seq, blocks, buckets, unit }))
 }
 
 /// A change as deltas of bounded size, each numbered by `next_seq`; none if there is nothing to tell.
 pub(super) fn deltas(
-    rank: u32,
+    (rank, unit): (u32, Unit),
     change: ViewDelta,
     Completeness { incomplete, news }: Completeness,
     mut next_seq: impl FnMut() -> u64,
@@ -132,8 +133,7 @@ pub(super) fn deltas(
     let nothing_changed = !change.cleared && change.removed.is_empty() && change.stored.is_empty();
     let mut out = Vec::new();
     let mut push = |cleared, removed: Vec<u64>, stored: Vec<BlockRun>| {
-        let seq = next_seq();
-        let unit = proto::KeyUnit::Token.into();
+        let (seq, unit) = (next_seq(), to_unit(unit).into());
         let delta = proto::Delta { rank, seq, cleared, removed, stored, unit, incomplete };
         out.push((seq, wrap(Message::Delta(delta))));
     };
@@ -153,18 +153,29 @@ pub(super) fn deltas(
 }
 
 /// Everything held, as the parts of one baseline; at least one.
-pub(super) fn baseline(rank: u32, seq: u64, incomplete: bool, runs: Vec<Run>) -> Vec<Outgoing> {
+pub(super) fn baseline(
+    (rank, unit): (u32, Unit),
+    seq: u64,
+    incomplete: bool,
+    runs: Vec<Run>,
+) -> Vec<Outgoing> {
     let mut stored = parts(runs, 0);
     if stored.is_empty() {
         stored.push(Vec::new());
     }
     let parts = stored.len() as u32;
     let part = |(part, stored)| {
-        let unit = proto::KeyUnit::Token.into();
-        let part = part as u32;
+        let (part, unit) = (part as u32, to_unit(unit).into());
         wrap(Message::Baseline(proto::Baseline { rank, seq, part, parts, stored, unit, incomplete }))
     };
     stored.into_iter().enumerate().map(part).collect()
+}
+
+fn to_unit(unit: Unit) -> proto::KeyUnit {
+    match unit {
+        Unit::Token => proto::KeyUnit::Token,
+        Unit::Text => proto::KeyUnit::Text,
+    }
 }
 
 fn to_level(level: Level) -> proto::ReportLevel {
@@ -228,23 +239,23 @@ mod tests {
             seq += 1;
             seq
         };
-        let messages = deltas(2, change, EXACT, &mut next);
+        let messages = deltas((2, Unit::Token), change, EXACT, &mut next);
         assert_eq!(messages.len(), 1);
         let first = delta(&messages[0].1);
         assert_eq!((first.seq, first.rank, first.cleared, first.removed.len()), (5, 2, true, 1));
-        assert!(deltas(2, ViewDelta::default(), EXACT, &mut next).is_empty());
+        assert!(deltas((2, Unit::Token), ViewDelta::default(), EXACT, &mut next).is_empty());
         let cleared = ViewDelta { cleared: true, ..ViewDelta::default() };
-        assert_eq!(deltas(2, cleared, EXACT, &mut next).len(), 1);
+        assert_eq!(deltas((2, Unit::Token), cleared, EXACT, &mut next).len(), 1);
     }
 
     #[test]
     fn a_doubt_is_told_although_no_block_changed() {
         let doubt = Completeness { incomplete: true, news: true };
-        let messages = deltas(2, ViewDelta::default(), doubt, || 9);
+        let messages = deltas((2, Unit::Token), ViewDelta::default(), doubt, || 9);
         let only = delta(&messages[0].1);
         assert_eq!((messages.len(), only.seq, only.incomplete), (1, 9, true));
         let change = ViewDelta { removed: vec![1], ..ViewDelta::default() };
-        assert_eq!(deltas(2, change, doubt, || 9).len(), 1, "once");
+        assert_eq!(deltas((2, Unit::Token), change, doubt, || 9).len(), 1, "once");
     }
 
     #[test]
@@ -252,7 +263,7 @@ mod tests {
         let removed: Vec<u64> = (1..=300_000).map(|hash| hash << 33).collect();
         let stored = vec![run(9, 1..=200_000), run(0, 300_000..=300_001)];
         let mut seq = 0;
-        let messages = deltas(0, ViewDelta { cleared: true, removed, stored }, EXACT, || {
+        let messages = deltas((0, Unit::Token), ViewDelta { cleared: true, removed, stored }, EXACT, || {
             seq += 1;
             seq
         });
@@ -271,11 +282,11 @@ mod tests {
 
     #[test]
     fn a_baseline_of_nothing_has_one_part() {
-        let parts = baseline(1, 7, true, Vec::new());
+        let parts = baseline((1, Unit::Token), 7, true, Vec::new());
         let Some(Message::Baseline(only)) = &parts[0].0.message else { panic!("not a baseline") };
         assert_eq!((parts.len(), only.part, only.parts, only.seq), (1, 0, 1, 7));
         assert!(only.incomplete);
-        let parts = baseline(1, 7, false, vec![run(0, 1..=400_000)]);
+        let parts = baseline((1, Unit::Token), 7, false, vec![run(0, 1..=400_000)]);
         assert_eq!(parts.len(), 4);
         assert!(parts.iter().all(|part| part.len() < 1 << 20));
     }

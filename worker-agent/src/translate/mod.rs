@@ -2,19 +2,26 @@
 //!
 //! Page and block sizes differ; one must be a multiple of the other. A block is held while all pages that cover it are:
 //! since a mirror holds no page without its parent, that is while the page that completes the block is held. Pages with
-//! equal tokens but different engine hashes give one block, which is held until the last of them goes.
+//! equal blocks but different engine hashes give one block, which is held until the last of them goes.
 //!
 //! A [`BlockView`] compares what is held with what has been told, so that a block removed and stored again between two reports
 //! costs nothing, and an absent coordinator bounded memory. One stored and removed is told to have gone: who sent the prompt there
 //! believes that it is held.
 
 mod run;
+mod text;
+mod tokens;
+
+use std::sync::Arc;
 
 use router_core::key::{BlockHash, KeySpace, Unit};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::run::push_block;
+use self::text::TextCutter;
+use self::tokens::TokenCutter;
 use crate::mirror::{Change, Mirror, PageId};
+use crate::tokenizer::Vocabulary;
 
 pub use self::run::{Run, runs};
 
@@ -31,7 +38,7 @@ pub enum Tell {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TranslateError {
     /// Its blocks are cut from text.
-    #[error("blocks of text need the model's tokenizer, which this agent does not have")]
+    #[error("blocks of text need the model's tokenizer")]
     Text,
     /// Pages and blocks overlap in part.
     #[error("blocks of {block_size} tokens and pages of {page_size} do not fit into each other")]
@@ -58,10 +65,8 @@ pub struct ViewDelta {
 #[derive(Debug)]
 pub struct BlockView {
     space: KeySpace,
-    fit: Fit,
+    cutter: Cutter,
     tell: Tell,
-    /// For each page of the mirror the hashes of the blocks it completes, zero for none.
-    completed: Vec<u64>,
     blocks: FxHashMap<u64, Block>,
     held: usize,
     told: usize,
@@ -71,19 +76,27 @@ pub struct BlockView {
     buckets: Box<[u16; BUCKETS]>,
     untranslatable_pages: u64,
     /// Reused by every translation.
-    tokens: Vec<u32>,
     hashes: Vec<BlockHash>,
+    gone: Vec<u64>,
 }
 
 /// Number of buckets of a set's digest.
 pub const BUCKETS: usize = 256;
 
+/// How pages become blocks.
+#[derive(Debug)]
+enum Cutter {
+    Tokens(TokenCutter),
+    Text(TextCutter),
+}
+
+/// What cutting a page came to.
 #[derive(Clone, Copy, Debug)]
-enum Fit {
-    /// A page has this many blocks.
-    Split(usize),
-    /// A block has this many pages.
-    Join(u32),
+enum Cut {
+    /// The blocks that the page completes follow this one; there may be none.
+    After(Option<BlockHash>),
+    /// No prompt can have its tokens.
+    Untranslatable,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -96,14 +109,26 @@ struct Block {
 }
 
 impl BlockView {
-    /// The view of `mirror` in `space`. Nothing of it has been told yet.
+    /// The view of `mirror` in a key space of tokens. Nothing of it has been told yet.
     pub fn new(space: KeySpace, tell: Tell, mirror: &Mirror) -> Result<Self, TranslateError> {
-        let fit = Fit::of(&space, mirror.page_size())?;
+        let cutter = TokenCutter::new(&space, mirror.page_size())?;
+        Ok(Self::with(space, Cutter::Tokens(cutter), tell, mirror))
+    }
+
+    /// The view of `mirror` in a key space of text. Nothing of it has been told yet.
+    ///
+    /// # Panics
+    /// If `space` is of tokens.
+    pub fn of_text(space: KeySpace, vocabulary: Arc<Vocabulary>, tell: Tell, mirror: &Mirror) -> Self {
+        assert_eq!(space.unit(), Unit::Text, "tokens need no vocabulary");
+        Self::with(space, Cutter::Text(TextCutter::new(vocabulary)), tell, mirror)
+    }
+
+    fn with(space: KeySpace, cutter: Cutter, tell: Tell, mirror: &Mirror) -> Self {
         let mut view = Self {
             space,
-            fit,
+            cutter,
             tell,
-            completed: Vec::new(),
             blocks: FxHashMap::default(),
             held: 0,
             told: 0,
@@ -111,18 +136,18 @@ impl BlockView {
             cleared: false,
             buckets: Box::new([0; BUCKETS]),
             untranslatable_pages: 0,
-            tokens: Vec::new(),
             hashes: Vec::new(),
+            gone: Vec::new(),
         };
         for page in mirror.in_order() {
             view.store(mirror, page);
         }
-        Ok(view)
+        view
     }
 
-    /// Whether pages of `page_size` tokens can be translated to `space`.
+    /// Whether pages of `page_size` tokens can be translated to `space` without a tokenizer.
     pub fn check(space: &KeySpace, page_size: u32) -> Result<(), TranslateError> {
-        Fit::of(space, page_size).map(|_| ())
+        TokenCutter::new(space, page_size).map(|_| ())
     }
 
     /// The key space.
@@ -220,7 +245,10 @@ impl BlockView {
     }
 
     fn clear(&mut self) {
-        self.completed.clear();
+        match &mut self.cutter {
+            Cutter::Tokens(cutter) => cutter.clear(),
+            Cutter::Text(cutter) => cutter.clear(),
+        }
         self.blocks.clear();
         self.queue.clear();
         self.held = 0;
@@ -230,71 +258,33 @@ impl BlockView {
     }
 
     fn store(&mut self, mirror: &Mirror, page: PageId) {
-        let (slots, pages) = match self.fit {
-            Fit::Split(blocks) => (blocks, 1),
-            Fit::Join(pages) => (1, pages),
+        let mut hashes = std::mem::take(&mut self.hashes);
+        hashes.clear();
+        let cut = match &mut self.cutter {
+            Cutter::Tokens(cutter) => cutter.cut(&self.space, mirror, page, &mut hashes),
+            Cutter::Text(cutter) => cutter.cut(&self.space, mirror, page, &mut hashes),
         };
-        let start = page.index() * slots;
-        if self.completed.len() < start + slots {
-            self.completed.resize(start + slots, 0);
-        }
-        self.completed[start..start + slots].fill(0);
-        if !(mirror.depth(page) + 1).is_multiple_of(pages) {
-            return;
-        }
-        let Some(parent) = self.translate(mirror, page, pages, slots) else {
-            self.untranslatable_pages += 1;
-            return;
-        };
-        let mut parent = parent.map_or(0, BlockHash::get);
-        let hashes = std::mem::take(&mut self.hashes);
-        for (index, hash) in hashes.iter().enumerate() {
-            self.completed[start + index] = hash.get();
-            self.hold(hash.get(), parent);
-            parent = hash.get();
+        match cut {
+            Cut::Untranslatable => self.untranslatable_pages += 1,
+            Cut::After(parent) => {
+                let mut parent = parent.map_or(0, BlockHash::get);
+                for hash in &hashes {
+                    self.hold(hash.get(), parent);
+                    parent = hash.get();
+                }
+            }
         }
         self.hashes = hashes;
     }
 
-    /// Hashes the blocks that `page` completes into `self.hashes` and answers the block before them.
-    fn translate(
-        &mut self,
-        mirror: &Mirror,
-        page: PageId,
-        pages: u32,
-        slots: usize,
-    ) -> Option<Option<BlockHash>> {
-        self.tokens.clear();
-        self.hashes.clear();
-        let mut first = page;
-        let size = mirror.page_size() as usize;
-        self.tokens.resize(size * pages as usize, 0);
-        for index in (0..pages as usize).rev() {
-            self.tokens[index * size..(index + 1) * size].copy_from_slice(mirror.tokens(first)?);
-            if index > 0 {
-                first = mirror.parent(first)?;
-            }
-        }
-        let parent = match mirror.parent(first) {
-            None => None,
-            Some(before) => Some(BlockHash::new(self.completed[before.index() * slots + slots - 1])?),
-        };
-        self.space.extend_with_tokens(mirror.salt(first), parent, &self.tokens, &mut self.hashes);
-        Some(parent)
-    }
-
     fn remove(&mut self, page: PageId) {
-        let slots = match self.fit {
-            Fit::Split(blocks) => blocks,
-            Fit::Join(_) => 1,
-        };
-        let start = page.index() * slots;
-        for slot in start..start + slots {
-            let hash = std::mem::take(&mut self.completed[slot]);
-            if hash != 0 {
-                self.release(hash);
-            }
+        let mut gone = std::mem::take(&mut self.gone);
+        match &mut self.cutter {
+            Cutter::Tokens(cutter) => cutter.forget(page, &mut gone),
+            Cutter::Text(cutter) => cutter.forget(page, &mut gone),
         }
+        gone.drain(..).for_each(|hash| self.release(hash));
+        self.gone = gone;
     }
 
     fn hold(&mut self, hash: u64, parent: u64) {
@@ -344,21 +334,5 @@ impl BlockView {
             }
             pending
         });
-    }
-}
-
-impl Fit {
-    fn of(space: &KeySpace, page_size: u32) -> Result<Self, TranslateError> {
-        if space.unit() != Unit::Token {
-            return Err(TranslateError::Text);
-        }
-        let block_size = space.block_size();
-        if page_size > 0 && page_size.is_multiple_of(block_size) {
-            Ok(Self::Split((page_size / block_size) as usize))
-        } else if page_size > 0 && block_size.is_multiple_of(page_size) {
-            Ok(Self::Join(block_size / page_size))
-        } else {
-            Err(TranslateError::Sizes { block_size, page_size })
-        }
     }
 }

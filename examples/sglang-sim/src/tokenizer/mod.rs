@@ -1,9 +1,43 @@
-//! A deterministic stand-in for a tokenizer and a model.
+//! A deterministic stand-in for a tokenizer and a model, or a tokenizer that is read from a file.
 //!
-//! Text is cut into words, each with the white space before it; a word's token is a hash of its bytes. Equal beginnings of
+//! Without a file, text is cut into words, each with the white space before it; a word's token is a hash of its bytes. Equal beginnings of
 //! text therefore become equal beginnings of tokens, up to the word in which they part. Tokens have names, so that output
 //! is text; the way back does not lead to the original words. The next token is a hash of the position and of the last
 //! tokens, so that equal prompts get equal answers.
+
+mod bpe;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bpe::Bpe;
+
+/// The tokenizer of a simulated server. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Tokenizer(Option<Arc<Bpe>>);
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json` of byte-level BPE; the error says what is wrong with it.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        Ok(Self(Some(Arc::new(Bpe::read(path)?))))
+    }
+
+    /// The tokens of a text as they stand in a chat.
+    pub fn encode_part(&self, text: &str) -> Vec<u32> {
+        match &self.0 {
+            Some(bpe) => bpe.encode(text),
+            None => encode(text),
+        }
+    }
+
+    /// The tokens of a text that stands alone: with what the tokenizer puts before it by itself.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        let mut tokens = self.0.as_ref().map_or_else(Vec::new, |bpe| bpe.leading().to_vec());
+        tokens.extend(self.encode_part(text));
+        tokens
+    }
+}
 
 /// Number of token ids.
 pub const VOCABULARY: u32 = 32_000;
