@@ -40,8 +40,13 @@ impl Router {
         };
         // The decode worker first: choosing it claims nothing that would have to be taken back.
         let pair = decide(Role::Decode, None).and_then(|decode| {
-            let prefill = decide(Role::Prefill, request.rank)?;
-            Ok(Some(Pair { prefill, decode }))
+            match decide(Role::Prefill, request.rank) {
+                Ok(prefill) => Ok(Some(Pair { prefill, decode })),
+                Err(error) => {
+                    decode.take_back();
+                    Err(error)
+                }
+            }
         });
         let unified = RouteRequest { role: Some(Role::Unified), ..*request };
         pair.or_else(|error| match may_serve(&snapshot, &unified, self.settings(), now) {
