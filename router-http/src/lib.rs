@@ -14,6 +14,7 @@ pub mod decode;
 mod accept;
 mod access;
 mod addressee;
+mod admission;
 mod arrived;
 mod attempts;
 mod body;
@@ -42,6 +43,7 @@ mod shared;
 mod upstream;
 mod usage;
 
+pub use admission::AdmissionConfig;
 pub use budget::RetryConfig;
 pub use clock::Clock;
 pub use config::{ApiConfig, DataPlaneConfig, Secret, SecretProblem, available_threads};

@@ -228,9 +228,10 @@ impl<T> FairQueue<T> {
         // With the newcomer, relative to its weight.
         let wanted = (own + 1) as f64 / weight;
         let share = |tenant: &Tenant<T>| tenant.waiting as f64 / tenant.weight;
-        let (largest, its) = self.tenants.iter().max_by(|a, b| {
-            share(a.1).total_cmp(&share(b.1)).then_with(|| a.0.cmp(b.0))
-        })?;
+        let (largest, its) = self
+            .tenants
+            .iter()
+            .max_by(|a, b| share(a.1).total_cmp(&share(b.1)).then_with(|| a.0.cmp(b.0)))?;
         let victim = if &**largest != tenant && share(its) > wanted {
             its.last_of_lowest()
         } else {
@@ -355,9 +356,8 @@ mod tests {
         for _ in 0..400 {
             let _ = queue.offer("heavy", 0, 100, at(0), "heavy");
         }
-        let heavy = (0..200).filter(|_| {
-            queue.take(at(0), |_| Some(0)).is_some_and(|taken| *taken.item() == "heavy")
-        });
+        let heavy =
+            (0..200).filter(|_| queue.take(at(0), |_| Some(0)).is_some_and(|taken| *taken.item() == "heavy"));
         assert_eq!(heavy.count(), 150);
     }
 
@@ -395,7 +395,11 @@ mod tests {
         all(&mut queue);
         let _ = queue.offer("", 0, 1, at(0), 0);
         let _ = queue.offer("", 0, 1, at(0), 9);
-        assert_eq!(queue.take(at(5_000), |item| Some(*item)).map(Taken::into_item), Some(0), "out of patience");
+        assert_eq!(
+            queue.take(at(5_000), |item| Some(*item)).map(Taken::into_item),
+            Some(0),
+            "out of patience"
+        );
     }
 
     #[test]
