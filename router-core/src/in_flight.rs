@@ -173,7 +173,7 @@ impl InFlight {
             self.counters.end_prefill(self.share);
             self.tell(TrafficEvent::Prefilled { at: now });
             let trial = std::mem::take(&mut self.trial);
-            self.counters.health().succeeded(trial, now);
+            self.counters.health().succeeded(trial, now, &self.ejection);
         }
     }
 

@@ -16,6 +16,7 @@ use crate::admission::{Admission, Granted};
 use crate::arrived::{Arrived, Wanted};
 use crate::error::Failure;
 use crate::exchange::{Aside, Exchange};
+use crate::faults;
 use crate::service::Plane;
 use crate::upstream::{Attempt, WorkerBody};
 
@@ -227,18 +228,10 @@ impl Tries {
         exchange: &mut Exchange,
     ) -> Option<Failure> {
         let Attempt { failure, unsent } = attempt;
-        let kind = match failure {
-            Failure::Unreachable(_) => FaultKind::Connect,
-            Failure::Slow { .. } => FaultKind::Timeout,
-            _ => FaultKind::Lost,
-        };
-        let target = exchange.fault(kind);
-        exchange.failed_attempt();
-        if kind == FaultKind::Connect
-            && let Some(target) = target
-        {
-            plane.router.worker_failed(target, plane.clock.now());
+        if let Some(in_flight) = exchange.in_flight_mut() {
+            faults::count_failure(plane, in_flight, &failure);
         }
+        exchange.failed_attempt();
         let lost = matches!(failure, Failure::Lost) && arrived.may_repeat() && self.lost_at.is_none();
         if lost && withdraw(plane) {
             self.lost_at = self.tried.last().copied();
@@ -287,7 +280,7 @@ fn is_retried(plane: &Plane, status: StatusCode) -> bool {
 }
 
 /// Takes a retry out of the budget.
-fn withdraw(plane: &Plane) -> bool {
+pub(crate) fn withdraw(plane: &Plane) -> bool {
     let taken = plane.budget.withdraw(&plane.config.retry, plane.clock.now());
     if !taken {
         plane.metrics.families.retries_refused.inc();

@@ -24,6 +24,7 @@ mod config;
 mod deadline;
 mod error;
 mod exchange;
+mod faults;
 mod fleet;
 mod headers;
 mod housekeeping;

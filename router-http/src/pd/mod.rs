@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, header};
-use router_core::{InFlight, Pair, Role, RouteError, RouteRequest, WorkerId};
+use router_core::{FaultKind, InFlight, Pair, Role, RouteError, RouteRequest, WorkerId};
 
 use self::fields::Pairing;
 pub(crate) use self::leg::PrefillLeg;
@@ -27,6 +27,7 @@ use crate::attempts::{self, Answered};
 use crate::decode::RouteKind;
 use crate::error::Failure;
 use crate::exchange::Exchange;
+use crate::faults;
 use crate::service::Plane;
 use crate::upstream::Attempt;
 
@@ -85,12 +86,16 @@ pub(crate) async fn answer(
         Granted::Pair(pair) => pair,
         Granted::One(in_flight) => return Ok(by_one(wanted, in_flight)),
     };
+    plane.budget.deposit(&plane.config.retry);
     let prompts = if wanted.several { fields::prompts(&arrived.body) } else { None };
     let mut attempt = 1;
     loop {
         let outcome = try_pair(plane, arrived, wanted, prompts, pair, exchange).await;
         let (worker, unsent, lost) = outcome.blame();
-        let again = worker.filter(|_| attempt < plane.config.max_attempts && (unsent || (lost && !repeated)));
+        let again = worker.filter(|_| {
+            let may = attempt < plane.config.max_attempts;
+            may && (unsent || (lost && !repeated && attempts::withdraw(plane)))
+        });
         if let Some(worker) = again {
             repeated |= lost;
             tried.push(worker);
@@ -214,7 +219,12 @@ async fn try_pair(
         decoded = decoded => decoded,
     };
     let failed = match decoded {
-        Err(attempt) => return Outcome::Failed { worker: decode_worker, attempt },
+        Err(attempt) => {
+            if let Some(in_flight) = exchange.in_flight_mut() {
+                faults::count_failure(plane, in_flight, &attempt.failure);
+            }
+            return Outcome::Failed { worker: decode_worker, attempt };
+        }
         Ok(answered) if is_worker_failure(&answered) => answered,
         Ok(answered) => {
             exchange.shares(leg);
@@ -223,7 +233,10 @@ async fn try_pair(
     };
     match tokio::time::timeout(BLAME, leg.failed()).await {
         Ok(ended) => leg.outcome(ended),
-        Err(_) => Outcome::DecodeFailed { worker: decode_worker, prefill: leg.worker, answered: failed },
+        Err(_) => {
+            exchange.fault(FaultKind::Status);
+            Outcome::DecodeFailed { worker: decode_worker, prefill: leg.worker, answered: failed }
+        }
     }
 }
 
