@@ -295,11 +295,8 @@ async fn a_worker_that_comes_takes_what_waits() {
 #[tokio::test]
 async fn pairs_wait_for_both_of_their_workers() {
     let (prefill, decode) = (Gated::start().await, Gated::start().await);
-    let pools = PoolConfig {
-        prefill_worker_urls: vec![prefill.url()],
-        decode_worker_urls: vec![decode.url()],
-        ..RouterConfig::default().pools
-    };
+    let pools =
+        PoolConfig { prefill_worker_urls: vec![prefill.url()], decode_worker_urls: vec![decode.url()] };
     let mut config = alert(Vec::new());
     config.pools = pools;
     config.admission.max_concurrent_requests_per_target = 1;

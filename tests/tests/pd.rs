@@ -223,13 +223,16 @@ async fn workers_of_either_pool_that_fail_are_left_out() {
             false => of_scripts(&[&other], &[&bad, &good]).await,
         };
         let client = HttpClient::of(&router);
+        let mut first = 0;
         until("it has failed twice", async || {
-            client.post("/generate", &generate(&prompt(1, 256), 1)).await;
+            // Another prompt each time, lest all follow the first one's prefix.
+            first += 1;
+            client.post("/generate", &generate(&prompt(first, 256), 1)).await;
             metrics(&router).await.contains("espalier_ejections_total 1")
         })
         .await;
         let asked = bad.requests().len();
-        for first in 0..10 {
+        for first in 100..110 {
             assert_eq!(client.post("/generate", &generate(&prompt(first, 256), 1)).await.status, 200);
         }
         assert_eq!(bad.requests().len(), asked);

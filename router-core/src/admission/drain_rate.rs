@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::time::Time;
 
-/// Departures, those of [`MEMORY`] ago counting 1/e.
+/// Departures, those of ten seconds ago counting 1/e.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DrainRate {
     weight: f64,
