@@ -1,12 +1,15 @@
 //! The processes: a router, and workers that can be killed, stopped, and told to fail.
 
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use espalier_proto::admin_client::AdminClient;
-use espalier_proto::{DrainRequest, ListWorkersRequest, UndrainRequest, Worker, WorkerState};
+use espalier_proto::{
+    DrainRequest, ListWorkersRequest, Target, TargetHealth, UndrainRequest, Worker, WorkerState,
+};
 use espalier_tests::HttpClient;
 use serde_json::Value;
 use sglang_sim::{Sim, SimConfig};
@@ -19,8 +22,11 @@ use crate::Fault;
 /// Engines.
 pub(crate) const WORKERS: usize = 8;
 
-/// So many times faster than real time the engines run.
-const TIME_SCALE: f64 = 4.0;
+/// What a fleet sets whose clients must not notice a failing worker: `docs/fault-tolerance.md`.
+const SETTINGS: [&str; 4] = ["--health-check-timeout-secs", "0.5", "--retry-statuses", "500,502,503,504"];
+
+/// Ports that no system gives to outgoing connections, so that one that is free stays free while its worker restarts.
+const PORTS: Range<u16> = 12_000..30_000;
 
 /// Longer than anything that is waited for here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,13 +56,8 @@ pub(crate) fn work(arguments: &[String]) -> Result<(), Fault> {
     let port = port.parse()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let config = SimConfig {
-            port,
-            time_scale: TIME_SCALE,
-            decode_log_interval: 1,
-            max_total_tokens: 60_000,
-            ..SimConfig::default()
-        };
+        let config =
+            SimConfig { port, decode_log_interval: 1, max_total_tokens: 60_000, ..SimConfig::default() };
         let mut sim = Sim::start(config).await?;
         let agent =
             AgentConfig { worker_url: sim.url(), routers: vec![router.clone()], ..AgentConfig::default() };
@@ -81,15 +82,8 @@ impl Fleet {
             "--grpc-port",
             &grpc.to_string(),
         ]);
-        // What a fleet that must not notice a dead worker would set: `docs/fault-tolerance.md`.
-        command.args([
-            "--prometheus-port",
-            "0",
-            "--log-level",
-            "error",
-            "--health-check-timeout-secs",
-            "0.5",
-        ]);
+        command.args(["--prometheus-port", "0", "--log-level", "error"]);
+        command.args(SETTINGS);
         command.arg("--worker-urls").args(&urls);
         for (variable, _) in std::env::vars_os() {
             if ["ESPALIER_", "OTEL_", "RUST_"].iter().any(|ours| variable.to_string_lossy().starts_with(ours))
@@ -122,6 +116,17 @@ impl Fleet {
         format!("http://127.0.0.1:{}", self.workers[at].port)
     }
 
+    /// The worker with the most requests.
+    pub(crate) async fn busiest(&mut self) -> Result<usize, Fault> {
+        let mut loads = Vec::new();
+        for at in 0..WORKERS {
+            let worker = self.look(at).await?;
+            loads.push(worker.targets.iter().map(|target| target.in_flight).sum::<u64>());
+        }
+        let busiest = (0..WORKERS).max_by_key(|at| loads[*at]);
+        Ok(busiest.ok_or("there are workers")?)
+    }
+
     /// What the router knows of a worker.
     pub(crate) async fn look(&mut self, at: usize) -> Result<Worker, Fault> {
         let url = self.url(at);
@@ -138,11 +143,12 @@ impl Fleet {
     ) -> Result<Duration, Fault> {
         let began = Instant::now();
         loop {
-            if holds(&self.look(at).await?) {
+            let worker = self.look(at).await?;
+            if holds(&worker) {
                 return Ok(began.elapsed());
             }
             if began.elapsed() > PATIENCE {
-                return Err(format!("never: {what}").into());
+                return Err(format!("never came true of a worker: {what}; the last look: {worker:?}").into());
             }
             sleep(LOOK).await;
         }
@@ -192,7 +198,8 @@ impl Fleet {
 
 /// It gets requests.
 pub(crate) fn in_use(worker: &Worker) -> bool {
-    worker.state() == WorkerState::Ready && worker.reason.is_empty()
+    let closed = |target: &Target| target.health() == TargetHealth::Closed;
+    worker.state() == WorkerState::Ready && !worker.targets.is_empty() && worker.targets.iter().all(closed)
 }
 
 impl Process {
@@ -212,5 +219,7 @@ impl Drop for Process {
 }
 
 fn free_port() -> Result<u16, Fault> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    let mut tries = std::iter::repeat_with(|| fastrand::u16(PORTS)).take(100);
+    let free = tries.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.ok_or_else(|| format!("no port of {PORTS:?} is free").into())
 }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::outcome::{Ended, Outcome};
 
 /// Requests a second.
-const RATE: f64 = 30.0;
+const RATE: f64 = 40.0;
 
 /// Groups of prompts that share their first tokens.
 const GROUPS: u32 = 48;
@@ -37,7 +37,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// `continued`: streams may go on at another worker.
+    /// Sends to `router` until it is told to finish.
     pub(crate) fn start(router: &str, seed: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let driver = tokio::spawn(drive(router.to_owned(), seed, stop.clone()));

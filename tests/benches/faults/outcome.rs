@@ -59,11 +59,10 @@ pub(crate) fn ttft<'o>(outcomes: impl Iterator<Item = &'o Outcome>, quantile: f6
     times.get(at).copied().unwrap_or(f64::NAN)
 }
 
-/// From the fault on: the time after which, for two seconds, streams begin about as fast as before it. `None` if that never
-/// comes.
-pub(crate) fn balanced_after(outcomes: &[Outcome], fault: Instant, end: Instant) -> Option<f64> {
+/// From the fault on: the time after which, for two seconds, nothing fails and streams begin about as fast as `before` it.
+/// `None` if that never comes.
+pub(crate) fn balanced_after(outcomes: &[Outcome], before: f64, fault: Instant, end: Instant) -> Option<f64> {
     const WINDOW: Duration = Duration::from_secs(2);
-    let before = ttft(outcomes.iter().filter(|outcome| outcome.sent < fault), 0.9);
     let mut at = fault;
     while at + WINDOW <= end {
         let window = outcomes.iter().filter(|outcome| (at..at + WINDOW).contains(&outcome.sent));

@@ -14,7 +14,7 @@ use crate::load::Load;
 use crate::outcome::{Ended, Outcome, balanced_after, hit_rate, ttft};
 use crate::rows::Plan;
 
-/// What happens to the first worker, or to all.
+/// What happens to the worker with the most requests, or to all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scenario {
     Kill,
@@ -36,6 +36,8 @@ struct Times {
 /// When what happened.
 #[derive(Debug)]
 struct Course {
+    /// Caches are warm.
+    settled: Instant,
     fault: Instant,
     /// The fault was healed.
     healed: Instant,
@@ -47,22 +49,20 @@ struct Course {
 const ALL: [Scenario; 6] =
     [Scenario::Kill, Scenario::Stop, Scenario::Errors, Scenario::Resets, Scenario::Slow, Scenario::Restarts];
 
-/// The worker that fails.
-const VICTIM: usize = 0;
-
 pub(crate) async fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
     let times = match plan.quick {
-        true => Times::of(4, 6, 6),
-        false => Times::of(10, 20, 20),
+        true => Times::of(10, 8, 8),
+        false => Times::of(20, 30, 30),
     };
     for (seed, scenario) in ALL.into_iter().enumerate().filter(|(_, scenario)| plan.wants(scenario.name())) {
         plan.progress(&format!("{} …", scenario.name()));
         let mut fleet = Fleet::start(router).await?;
         let load = Load::start(&fleet.router, seed as u64);
         sleep(times.settle).await;
-        let course = scenario.play(&mut fleet, times).await;
+        let victim = fleet.busiest().await?;
+        let course = scenario.play(&mut fleet, victim, times).await;
         let outcomes = load.finish().await;
-        report(scenario, &outcomes, &course?, &fleet.url(VICTIM))?;
+        report(scenario, &outcomes, &course?, &fleet.url(victim))?;
     }
     Ok(())
 }
@@ -91,8 +91,9 @@ impl Scenario {
         matches!(self, Self::Kill | Self::Stop | Self::Errors)
     }
 
-    async fn play(self, fleet: &mut Fleet, times: Times) -> Result<Course, Fault> {
+    async fn play(self, fleet: &mut Fleet, victim: usize, times: Times) -> Result<Course, Fault> {
         let fault = Instant::now();
+        let settled = fault - times.settle / 2;
         if self == Self::Restarts {
             for at in 0..WORKERS {
                 fleet.drain(at).await?;
@@ -103,40 +104,40 @@ impl Scenario {
             }
             let healed = Instant::now();
             sleep(times.recover).await;
-            return Ok(Course { fault, healed, end: Instant::now(), left_out: None, back: None });
+            return Ok(Course { settled, fault, healed, end: Instant::now(), left_out: None, back: None });
         }
-        self.make(fleet).await?;
+        self.make(fleet, victim).await?;
         let left_out = match self.leaves_out() {
-            true => Some(fleet.until("it is left out", VICTIM, |worker| !in_use(worker)).await?),
+            true => Some(fleet.until("it is left out", victim, |worker| !in_use(worker)).await?),
             false => None,
         };
         sleep(times.hold.saturating_sub(fault.elapsed())).await;
-        self.heal(fleet).await?;
+        self.heal(fleet, victim).await?;
         let healed = Instant::now();
         let back = match self.leaves_out() {
-            true => Some(fleet.until("it is in use again", VICTIM, in_use).await?),
+            true => Some(fleet.until("it is in use again", victim, in_use).await?),
             false => None,
         };
         sleep(times.recover.saturating_sub(healed.elapsed()).max(LOOK)).await;
-        Ok(Course { fault, healed, end: Instant::now(), left_out, back })
+        Ok(Course { settled, fault, healed, end: Instant::now(), left_out, back })
     }
 
-    async fn make(self, fleet: &mut Fleet) -> Result<(), Fault> {
+    async fn make(self, fleet: &mut Fleet, victim: usize) -> Result<(), Fault> {
         match self {
-            Self::Kill => fleet.kill(VICTIM),
-            Self::Stop => fleet.signal(VICTIM, "-STOP"),
-            Self::Errors => fleet.misbehave(VICTIM, &json!({"status": 500})).await,
-            Self::Resets => fleet.misbehave(VICTIM, &json!({"reset_every": 20})).await,
-            Self::Slow => fleet.misbehave(VICTIM, &json!({"slowdown": 20.0})).await,
+            Self::Kill => fleet.kill(victim),
+            Self::Stop => fleet.signal(victim, "-STOP"),
+            Self::Errors => fleet.misbehave(victim, &json!({"status": 500})).await,
+            Self::Resets => fleet.misbehave(victim, &json!({"reset_every": 20})).await,
+            Self::Slow => fleet.misbehave(victim, &json!({"slowdown": 20.0})).await,
             Self::Restarts => Ok(()),
         }
     }
 
-    async fn heal(self, fleet: &mut Fleet) -> Result<(), Fault> {
+    async fn heal(self, fleet: &mut Fleet, victim: usize) -> Result<(), Fault> {
         match self {
-            Self::Kill => fleet.restart(VICTIM),
-            Self::Stop => fleet.signal(VICTIM, "-CONT"),
-            Self::Errors | Self::Resets | Self::Slow => fleet.misbehave(VICTIM, &json!({})).await,
+            Self::Kill => fleet.restart(victim),
+            Self::Stop => fleet.signal(victim, "-CONT"),
+            Self::Errors | Self::Resets | Self::Slow => fleet.misbehave(victim, &json!({})).await,
             Self::Restarts => Ok(()),
         }
     }
@@ -147,7 +148,7 @@ fn report(scenario: Scenario, outcomes: &[Outcome], course: &Course, victim: &st
     outcomes.iter().for_each(|outcome| *ends.entry(&outcome.ended).or_default() += 1);
     writeln!(std::io::stderr(), "{}: {ends:?}", scenario.name())?;
     let during = |outcome: &&Outcome| (course.fault..course.healed).contains(&outcome.sent);
-    let before = |outcome: &&Outcome| outcome.sent < course.fault;
+    let before = |outcome: &&Outcome| (course.settled..course.fault).contains(&outcome.sent);
     let after = |outcome: &&Outcome| outcome.sent >= course.healed;
     let unbegun = outcomes.iter().filter(|outcome| outcome.failed_unbegun()).count();
     let cut = outcomes.iter().filter(|outcome| outcome.ended == Ended::Cut).count();
@@ -180,7 +181,8 @@ fn report(scenario: Scenario, outcomes: &[Outcome], course: &Course, victim: &st
     row("answers broken off", "", Some(cut as f64), none.filter(|_| !expects_cuts))?;
     row("until it is left out", "s", course.left_out.map(|time| time.as_secs_f64()), None)?;
     row("until it is back in use", "s", course.back.map(|time| time.as_secs_f64()), None)?;
-    let balanced = balanced_after(outcomes, course.fault, course.end);
+    let balanced =
+        balanced_after(outcomes, ttft(outcomes.iter().filter(before), 0.9), course.fault, course.end);
     row("until streams begin as before", "s", balanced.or(Some(f64::MAX)), None)?;
     row("TTFT p90 before", "s", Some(ttft(outcomes.iter().filter(before), 0.9)), None)?;
     row("TTFT p90 during", "s", Some(ttft(outcomes.iter().filter(during), 0.9)), None)?;
