@@ -10,7 +10,7 @@ use crate::admission::{Standing, Wish};
 use crate::decode::RouteKind;
 
 /// A request once its body is here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Arrived {
     pub(crate) kind: RouteKind,
     pub(crate) method: Method,

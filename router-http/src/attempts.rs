@@ -59,17 +59,18 @@ thread_local! {
 /// Longest time for which a worker's `Retry-After` is followed.
 const LONGEST_HOLD_OFF: Duration = Duration::from_secs(60);
 
-/// Tries one worker after the other until one answers. `decided`: for the first, if that has been done.
+/// Tries one worker after the other until one answers, those that were `lost` at last. `decided`: for the first, if that has been
+/// done.
 pub(crate) async fn answer(
     plane: &Plane,
     arrived: &Arrived,
     wanted: &Wanted,
+    lost: &[WorkerId],
     decided: Option<InFlight>,
     began: Instant,
     exchange: &mut Exchange,
 ) -> Result<Answered, Failure> {
-    plane.budget.deposit(&plane.config.retry);
-    let mut tries = Tries::default();
+    let mut tries = Tries { tried: lost.to_vec(), lost_at: lost.last().copied(), ..Tries::default() };
     let mut next = decided;
     let most = plane.config.max_attempts.max(1);
     for attempt in 1..=most {

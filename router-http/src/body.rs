@@ -11,9 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
+use router_core::WorkerId;
 use serde_json::json;
 use tokio::time::{Instant, Sleep};
 
+use crate::continuation::{Continuable, Continuation};
 use crate::decode::RouteKind;
 use crate::exchange::Exchange;
 use crate::metrics::Outcome;
@@ -28,17 +30,18 @@ pub(crate) struct Body(Kind);
 enum Kind {
     Own(Full<Bytes>),
     Passing(Box<Passing>),
+    Continuable(Box<Continuable>),
 }
 
+/// A worker's bytes on their way.
 #[derive(Debug)]
-struct Passing {
+pub(crate) struct Passing {
     inner: WorkerBody,
     /// Data that has been read and not passed yet.
     first: Option<Frame<Bytes>>,
     exchange: Exchange,
     search: UsageSearch,
-    /// An event may be put after what was cut off.
-    takes_event: bool,
+    on_break: OnBreak,
     idle_timeout: Option<Duration>,
     /// Runs from the first silence on.
     idle: Option<Pin<Box<Sleep>>>,
@@ -47,6 +50,17 @@ struct Passing {
     ended: bool,
     /// What is said next, once all before it is on its way.
     broken: Option<BrokenBody>,
+}
+
+/// What becomes of an answer that its worker breaks off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnBreak {
+    /// It breaks off here too.
+    Break,
+    /// An event says so, after what was cut off.
+    Event,
+    /// Whoever polls decides.
+    Tell,
 }
 
 /// What ended a worker's body too early.
@@ -58,6 +72,18 @@ pub(crate) enum BrokenBody {
     Silent(Duration),
     #[error("the answer was not complete within the time that the request was given")]
     Deadline,
+    #[error("the worker became unreachable in the middle of its answer")]
+    Unreachable,
+}
+
+impl BrokenBody {
+    fn code(&self) -> &'static str {
+        match self {
+            // Not the worker's fault: nobody says that it could have been faster.
+            Self::Deadline => "deadline_exceeded",
+            Self::Broken(_) | Self::Silent(_) | Self::Unreachable => "stream_broken",
+        }
+    }
 }
 
 impl Body {
@@ -75,13 +101,41 @@ impl Body {
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
     ) -> Self {
+        let on_break = if takes_event { OnBreak::Event } else { OnBreak::Break };
+        let passing = Passing::new(inner, first, exchange, on_break, idle_timeout, deadline);
+        Self(Kind::Passing(Box::new(passing)))
+    }
+
+    /// A stream of events that goes on elsewhere if its worker is lost.
+    pub(crate) fn continuable(
+        inner: WorkerBody,
+        first: Option<Frame<Bytes>>,
+        exchange: Exchange,
+        continuation: Continuation,
+        idle_timeout: Option<Duration>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let passing = Passing::held(inner, first, exchange, idle_timeout, deadline);
+        Self(Kind::Continuable(Box::new(Continuable::new(continuation, passing, idle_timeout, deadline))))
+    }
+}
+
+impl Passing {
+    fn new(
+        inner: WorkerBody,
+        first: Option<Frame<Bytes>>,
+        exchange: Exchange,
+        on_break: OnBreak,
+        idle_timeout: Option<Duration>,
+        deadline: Option<Instant>,
+    ) -> Self {
         let search = UsageSearch::of(exchange.route());
-        let mut passing = Passing {
+        let mut passing = Self {
             inner,
             first,
             exchange,
             search,
-            takes_event,
+            on_break,
             idle_timeout,
             idle: None,
             deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
@@ -89,12 +143,38 @@ impl Body {
             broken: None,
         };
         passing.end_if_complete();
-        Self(Kind::Passing(Box::new(passing)))
+        passing
     }
-}
 
-impl Passing {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+    /// One whose break is told to whoever polls it, who then has the rest of the exchange in hand.
+    pub(crate) fn held(
+        inner: WorkerBody,
+        first: Option<Frame<Bytes>>,
+        exchange: Exchange,
+        idle_timeout: Option<Duration>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self::new(inner, first, exchange, OnBreak::Tell, idle_timeout, deadline)
+    }
+
+    pub(crate) fn into_exchange(self) -> Exchange {
+        self.exchange
+    }
+
+    /// The worker at work.
+    pub(crate) fn worker(&self) -> Option<WorkerId> {
+        self.exchange.in_flight().map(|in_flight| in_flight.target().worker)
+    }
+
+    /// The worker is lost.
+    pub(crate) fn broke(&mut self) {
+        self.exchange.broke();
+    }
+
+    pub(crate) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -163,31 +243,30 @@ impl Passing {
         error: BrokenBody,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        let code = match error {
-            // Not the worker's fault: nobody says that it could have been faster.
-            BrokenBody::Deadline => "deadline_exceeded",
-            BrokenBody::Broken(_) | BrokenBody::Silent(_) => {
-                self.exchange.broke();
-                "stream_broken"
+        if !matches!(error, BrokenBody::Deadline) {
+            self.exchange.broke();
+        }
+        match self.on_break {
+            OnBreak::Tell => return Poll::Ready(Some(Err(error))),
+            OnBreak::Break => {
+                self.exchange.end(Outcome::Broken);
+                // The client's connection ends with the error, and takes along what it has not sent: it gets to send that first.
+                self.broken = Some(error);
+                context.waker().wake_by_ref();
+                return Poll::Pending;
             }
-        };
-        self.exchange.end(Outcome::Broken);
-        if !self.takes_event {
-            // The client's connection ends with the error, and takes along what it has not sent: it gets to send that first.
-            self.broken = Some(error);
-            context.waker().wake_by_ref();
-            return Poll::Pending;
+            OnBreak::Event => self.exchange.end(Outcome::Broken),
         }
         self.ended = true;
-        let event = error_event(self.exchange.route(), &error, code);
+        let event = error_event(self.exchange.route(), &error);
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(event)))))
     }
 }
 
 /// The event that says so, after the end of whatever was cut, in the shape that the API's clients raise an error for:
 /// Anthropic's pass over an event without a name.
-fn error_event(route: RouteKind, error: &BrokenBody, code: &str) -> String {
-    let message = error.to_string();
+pub(crate) fn error_event(route: RouteKind, error: &BrokenBody) -> String {
+    let (message, code) = (error.to_string(), error.code());
     let (name, event) = match route {
         RouteKind::Messages => {
             let error = json!({"type": "api_error", "message": message, "code": code, "source": "worker"});
@@ -212,6 +291,7 @@ impl HttpBody for Body {
         match &mut self.0 {
             Kind::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
             Kind::Passing(body) => body.poll(context),
+            Kind::Continuable(body) => body.poll(context),
         }
     }
 
@@ -219,6 +299,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Own(body) => body.is_end_stream(),
             Kind::Passing(body) => body.ended,
+            Kind::Continuable(body) => body.is_ended(),
         }
     }
 
@@ -228,6 +309,7 @@ impl HttpBody for Body {
             // A stream of which something was read beforehand has no length.
             Kind::Passing(body) if body.first.is_some() => SizeHint::default(),
             Kind::Passing(body) => body.inner.size_hint(),
+            Kind::Continuable(_) => SizeHint::default(),
         }
     }
 }

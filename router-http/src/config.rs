@@ -39,6 +39,8 @@ pub struct DataPlaneConfig {
     pub admission: AdmissionConfig,
     /// What is tried again.
     pub retry: RetryConfig,
+    /// Streams whose worker is lost go on at another one, where the request can be told to: `docs/fault-tolerance.md`.
+    pub continue_streams: bool,
     /// Longest silence within a worker's answer, after its head; `None` for no bound.
     pub idle_timeout: Option<Duration>,
     /// Idle connections that each thread keeps for each worker.
@@ -114,6 +116,7 @@ impl Default for DataPlaneConfig {
             request_timeout: None,
             admission: AdmissionConfig::default(),
             retry: RetryConfig::default(),
+            continue_streams: false,
             idle_timeout: Some(Duration::from_secs(600)),
             header_timeout: Duration::from_secs(30),
             upload_idle_timeout: Duration::from_secs(30),

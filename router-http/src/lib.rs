@@ -21,6 +21,7 @@ mod body;
 mod budget;
 mod clock;
 mod config;
+mod continuation;
 mod deadline;
 mod error;
 mod exchange;

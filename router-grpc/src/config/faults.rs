@@ -23,6 +23,9 @@ pub struct FaultConfig {
     /// Retries a second that each thread may make whatever the budget
     #[arg(long, env = "ESPALIER_MIN_RETRIES_PER_SEC", default_value_t = 10)]
     pub min_retries_per_sec: u32,
+    /// Streams of /generate and /v1/completions whose worker is lost go on at another one. docs/fault-tolerance.md says which
+    #[arg(long, env = "ESPALIER_CONTINUE_STREAMS")]
+    pub continue_streams: bool,
     /// Failures in a row after which a target is left out; 0 leaves nobody out
     #[arg(long, env = "ESPALIER_EJECTION_FAILURES", default_value_t = 5)]
     pub ejection_failures: u32,
