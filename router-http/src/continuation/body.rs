@@ -133,7 +133,7 @@ impl Continuable {
         }
         let rest = match error {
             BrokenBody::Deadline => None,
-            _ => self.continuation.rest(&self.progress),
+            _ => self.continuation.rest(&self.progress, self.joined.as_ref()),
         };
         let Some(rest) = rest else { return Some(end(exchange, &error)) };
         self.state = State::Asking(self.continuation.ask(rest, exchange, self.deadline), error);

@@ -67,10 +67,12 @@ impl Continuation {
         Progress::of(self.arrived.kind)
     }
 
-    /// The request for what comes after `progress`, if it can be and is to be made.
-    fn rest(&self, progress: &Progress) -> Option<Arrived> {
+    /// The request for what comes after `progress`, if it can be and is to be made. A worker that took over, `joined`, and was lost
+    /// before it came any further has no follower: the request may be what kills them.
+    fn rest(&self, progress: &Progress, joined: Option<&Progress>) -> Option<Arrived> {
         let plane = self.service.plane();
-        let may = self.lost.len() + 1 < plane.config.max_attempts;
+        let further = joined.is_none_or(|joined| joined.tokens() < progress.tokens());
+        let may = further && self.lost.len() + 1 < plane.config.max_attempts;
         let body = self.original.rest(&self.arrived.body, progress).filter(|_| may && withdraw(plane))?;
         Some(Arrived { body: body.into(), ..self.arrived.clone() })
     }

@@ -68,7 +68,7 @@ pub(crate) fn work(arguments: &[String]) -> Result<(), Fault> {
 }
 
 impl Fleet {
-    pub(crate) async fn start(program: &Path) -> Result<Self, Fault> {
+    pub(crate) async fn start(program: &Path, continues: bool) -> Result<Self, Fault> {
         let ports: Vec<u16> = (0..WORKERS).map(|_| free_port()).collect::<Result<_, _>>()?;
         let (http, grpc) = (free_port()?, free_port()?);
         let urls: Vec<String> = ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect();
@@ -84,6 +84,9 @@ impl Fleet {
         ]);
         command.args(["--prometheus-port", "0", "--log-level", "error"]);
         command.args(SETTINGS);
+        if continues {
+            command.arg("--continue-streams");
+        }
         command.arg("--worker-urls").args(&urls);
         for (variable, _) in std::env::vars_os() {
             if ["ESPALIER_", "OTEL_", "RUST_"].iter().any(|ours| variable.to_string_lossy().starts_with(ours))

@@ -27,7 +27,7 @@ const OWN_TOKENS: u32 = 200;
 const OUTPUT_TOKENS: u32 = 150;
 
 /// A client that has waited so long gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Clients at work.
 #[derive(Debug)]
@@ -122,17 +122,18 @@ async fn exchange(
     if outcome.stream && !text.trim_end().ends_with("data: [DONE]") {
         return Ended::Cut;
     }
-    outcome.usage = usage(&text);
-    Ended::Answered
+    outcome.usage = (number(&text, "\"prompt_tokens\":"), number(&text, "\"cached_tokens\":"));
+    // Every event says how many there are by then.
+    let last = text.rfind("\"completion_tokens\":").map_or("", |at| &text[at..]);
+    match number(last, "\"completion_tokens\":") == u64::from(OUTPUT_TOKENS) {
+        true => Ended::Answered,
+        false => Ended::Incomplete,
+    }
 }
 
-/// Prompt tokens and cached tokens that an answer tells.
-fn usage(text: &str) -> (u64, u64) {
-    let field = |name: &str| {
-        let after = &text[text.find(name)? + name.len()..];
-        let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
-        digits.parse().ok()
-    };
-    let (prompt, cached) = (field("\"prompt_tokens\":"), field("\"cached_tokens\":"));
-    (prompt.unwrap_or(0), cached.unwrap_or(0))
+/// The number after the first `name`.
+fn number(text: &str, name: &str) -> u64 {
+    let after = text.find(name).map_or("", |at| &text[at + name.len()..]);
+    let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or(0)
 }

@@ -24,6 +24,8 @@ pub(crate) enum Ended {
     Answered,
     /// Its answer broke off: nobody can take back what a client has read.
     Cut,
+    /// It looks complete, and is not.
+    Incomplete,
     /// The router answered with an error.
     Refused(String),
     /// No answer at all.
@@ -39,7 +41,13 @@ impl Outcome {
 
     /// It failed, and nothing of its answer had come.
     pub(crate) fn failed_unbegun(&self) -> bool {
-        !matches!(self.ended, Ended::Answered | Ended::Cut)
+        self.ended != Ended::Answered && !self.broke_off()
+    }
+
+    /// It failed after its answer had begun.
+    pub(crate) fn broke_off(&self) -> bool {
+        matches!(self.ended, Ended::Cut | Ended::Incomplete)
+            || self.ended == Ended::Late && self.first.is_some()
     }
 }
 

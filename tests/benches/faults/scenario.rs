@@ -17,8 +17,13 @@ use crate::rows::Plan;
 /// What happens to the worker with the most requests, or to all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scenario {
-    Kill,
-    Stop,
+    /// `continued`: streams go on at other workers.
+    Kill {
+        continued: bool,
+    },
+    Stop {
+        continued: bool,
+    },
     Errors,
     Resets,
     Slow,
@@ -46,8 +51,16 @@ struct Course {
     back: Option<Duration>,
 }
 
-const ALL: [Scenario; 6] =
-    [Scenario::Kill, Scenario::Stop, Scenario::Errors, Scenario::Resets, Scenario::Slow, Scenario::Restarts];
+const ALL: [Scenario; 8] = [
+    Scenario::Kill { continued: false },
+    Scenario::Kill { continued: true },
+    Scenario::Stop { continued: false },
+    Scenario::Stop { continued: true },
+    Scenario::Errors,
+    Scenario::Resets,
+    Scenario::Slow,
+    Scenario::Restarts,
+];
 
 pub(crate) async fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
     let times = match plan.quick {
@@ -57,7 +70,7 @@ pub(crate) async fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
     let mut broken = Vec::new();
     for (seed, scenario) in ALL.into_iter().enumerate().filter(|(_, scenario)| plan.wants(scenario.name())) {
         plan.progress(&format!("{} …", scenario.name()));
-        let mut fleet = Fleet::start(router).await?;
+        let mut fleet = Fleet::start(router, scenario.continues()).await?;
         let load = Load::start(&fleet.router, seed as u64);
         sleep(times.settle).await;
         let victim = fleet.busiest().await?;
@@ -78,8 +91,10 @@ impl Times {
 impl Scenario {
     fn name(self) -> &'static str {
         match self {
-            Self::Kill => "kill -9",
-            Self::Stop => "SIGSTOP",
+            Self::Kill { continued: false } => "kill -9",
+            Self::Kill { continued: true } => "kill -9, continued",
+            Self::Stop { continued: false } => "SIGSTOP",
+            Self::Stop { continued: true } => "SIGSTOP, continued",
             Self::Errors => "status 500",
             Self::Resets => "every 20th reset",
             Self::Slow => "20 times slower",
@@ -87,9 +102,14 @@ impl Scenario {
         }
     }
 
+    /// Whether streams go on at other workers.
+    fn continues(self) -> bool {
+        matches!(self, Self::Kill { continued: true } | Self::Stop { continued: true })
+    }
+
     /// Whether the worker is to be left out while it lasts.
     fn leaves_out(self) -> bool {
-        matches!(self, Self::Kill | Self::Stop | Self::Errors)
+        matches!(self, Self::Kill { .. } | Self::Stop { .. } | Self::Errors)
     }
 
     async fn play(self, fleet: &mut Fleet, victim: usize, times: Times) -> Result<Course, Fault> {
@@ -125,8 +145,8 @@ impl Scenario {
 
     async fn make(self, fleet: &mut Fleet, victim: usize) -> Result<(), Fault> {
         match self {
-            Self::Kill => fleet.kill(victim),
-            Self::Stop => fleet.signal(victim, "-STOP"),
+            Self::Kill { .. } => fleet.kill(victim),
+            Self::Stop { .. } => fleet.signal(victim, "-STOP"),
             Self::Errors => fleet.misbehave(victim, &json!({"status": 500})).await,
             Self::Resets => fleet.misbehave(victim, &json!({"reset_every": 20})).await,
             Self::Slow => fleet.misbehave(victim, &json!({"slowdown": 20.0})).await,
@@ -136,8 +156,8 @@ impl Scenario {
 
     async fn heal(self, fleet: &mut Fleet, victim: usize) -> Result<(), Fault> {
         match self {
-            Self::Kill => fleet.restart(victim),
-            Self::Stop => fleet.signal(victim, "-CONT"),
+            Self::Kill { .. } => fleet.restart(victim),
+            Self::Stop { .. } => fleet.signal(victim, "-CONT"),
             Self::Errors | Self::Resets | Self::Slow => fleet.misbehave(victim, &json!({})).await,
             Self::Restarts => Ok(()),
         }
@@ -158,7 +178,7 @@ fn report(
     let before = |outcome: &&Outcome| (course.settled..course.fault).contains(&outcome.sent);
     let after = |outcome: &&Outcome| outcome.sent >= course.healed;
     let unbegun = outcomes.iter().filter(|outcome| outcome.failed_unbegun()).count();
-    let cut = outcomes.iter().filter(|outcome| outcome.ended == Ended::Cut).count();
+    let cut = outcomes.iter().filter(|outcome| outcome.broke_off()).count();
     let share = |when: &dyn Fn(&&Outcome) -> bool| {
         let all = outcomes.iter().filter(when).count() as f64;
         let there = outcomes.iter().filter(when).filter(|outcome| outcome.worker.as_deref() == Some(victim));
@@ -188,7 +208,8 @@ fn report(
     let none = Some(0.0);
     row("requests", "", Some(outcomes.len() as f64), None)?;
     row("failed, their answer not begun", "", Some(unbegun as f64), none)?;
-    let expects_cuts = matches!(scenario, Scenario::Kill | Scenario::Stop);
+    let expects_cuts =
+        matches!(scenario, Scenario::Kill { continued: false } | Scenario::Stop { continued: false });
     row("answers broken off", "", Some(cut as f64), none.filter(|_| !expects_cuts))?;
     row("until it is left out", "s", course.left_out.map(|time| time.as_secs_f64()), None)?;
     row("until it is back in use", "s", course.back.map(|time| time.as_secs_f64()), None)?;
