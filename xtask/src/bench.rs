@@ -60,6 +60,12 @@ const MEASUREMENTS: &[Measurement] = &[
         arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "faults", "--"],
     },
     Measurement {
+        name: "soak",
+        what: "memory of the data plane over ten million requests: half an hour; with --quick over 200,000",
+        measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),
+        arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "proxy", "--", "--soak"],
+    },
+    Measurement {
         name: "proxy",
         what: "CPU, latency and memory of the data plane, beside nginx and other proxies that are installed",
         measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),
