@@ -268,6 +268,7 @@ fn profile(info: &Value) -> WorkerProfile {
     models.dedup();
     let number = |name: &str| info[name].as_u64().or_else(|| info["internal_states"][0][name].as_u64());
     let small = |name: &str| number(name).and_then(|value| u32::try_from(value).ok()).unwrap_or(1).max(1);
+    let is_on = |name: &str| info[name].as_bool().unwrap_or(false);
     WorkerProfile {
         models,
         engine_version: Arc::from(info["version"].as_str().unwrap_or("")),
@@ -276,6 +277,10 @@ fn profile(info: &Value) -> WorkerProfile {
         capacity_tokens: number("max_total_num_tokens").unwrap_or(0),
         role: role(&info["disaggregation_mode"]),
         bootstrap_port: number("disaggregation_bootstrap_port").and_then(|port| u16::try_from(port).ok()),
+        // Where the engine tells it without being asked, there is nothing to ask for.
+        usage_on_request: Some(
+            is_on("enable_cache_report") && !is_on("stream_response_default_include_usage"),
+        ),
         evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru"),
     }
 }

@@ -47,6 +47,7 @@ pub(crate) fn data_plane(config: &RouterConfig, listen: SocketAddr) -> Result<Da
         head_timeout: seconds(config.request_timeout_secs),
         request_timeout: config.faults.request_timeout(),
         retry: config.faults.retry(),
+        asks_usage: !config.api.disable_stream_usage,
         continue_streams: config.faults.continue_streams,
         admission: config.admission.settings(),
         idle_timeout: seconds(config.idle_timeout_secs),
