@@ -44,7 +44,7 @@ pub(crate) fn data_plane(config: &RouterConfig, listen: SocketAddr) -> Result<Da
         max_body_bytes: config.max_payload_size,
         max_connections: config.max_connections,
         max_attempts: config.max_attempts,
-        head_timeout: seconds(config.request_timeout_secs),
+        head_timeout: seconds(config.answer_timeout_secs),
         request_timeout: config.faults.request_timeout(),
         retry: config.faults.retry(),
         asks_usage: !config.api.disable_stream_usage,
