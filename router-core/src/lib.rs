@@ -83,6 +83,7 @@ pub mod docs;
 pub mod index;
 pub mod key;
 pub mod policy;
+pub mod reconcile;
 
 mod candidates;
 mod digest;
