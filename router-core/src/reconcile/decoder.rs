@@ -46,6 +46,9 @@ const SYMBOLS_PER_HASH: f64 = 1.32;
 /// The same while there are too few symbols for a good estimate: what is too little can be mended, what is too much cannot.
 const CAREFUL_SYMBOLS_PER_HASH: f64 = 0.7;
 
+/// The first symbols say little about how many hashes are left: their true densities differ from the formula by a percent.
+const DENSE_SYMBOLS: usize = 8;
+
 impl Decoder {
     /// For the symbols of a set of so many hashes, and one's own set.
     pub fn new(salt: u64, their_len: u64, ours: impl IntoIterator<Item = BlockHash>) -> Self {
@@ -151,20 +154,21 @@ impl Decoder {
     /// Symbols that should do.
     ///
     /// With `n` hashes of the difference left, `s` more of theirs than of ours, a symbol of density `p` has a count of mean `s p` and
-    /// variance `n p (1 − p)`: the counts' squared distances from their means, relative to the sum of `p (1 − p)`, estimate `n`.
+    /// variance `n p (1 − p)`: so each count's squared distance from its mean, relative to `p (1 − p)`, estimates `n`.
     fn wanted(&self) -> u32 {
         let taken = self.taken();
         let surplus = self.surplus.wrapping_sub(self.found_surplus()) as f64;
-        let (mut squares, mut weights) = (0.0, 0.0);
-        for (index, symbol) in (0_u32..).zip(&self.left).skip(1) {
+        let (mut squares, mut symbols) = (0.0, 0.0);
+        for (index, symbol) in (0_u32..).zip(&self.left).skip(DENSE_SYMBOLS) {
             let density = density(index);
-            let mean = (surplus * density).round();
+            let mean = surplus * density;
             // Counts travel as remainders; near their mean that does not matter.
-            let distance = f64::from(symbol.count().wrapping_sub(mean as i64 as i8));
-            squares += distance * distance;
-            weights += density * (1.0 - density);
+            let whole = mean.round();
+            let distance = f64::from(symbol.count().wrapping_sub(whole as i64 as i8)) + (whole - mean);
+            squares += distance * distance / (density * (1.0 - density));
+            symbols += 1.0;
         }
-        let left = (squares / f64::max(weights, 0.25)).max(surplus.abs());
+        let left = (squares / f64::max(symbols, 1.0)).max(surplus.abs());
         let all = left + self.found() as f64;
         let factor = if 4.0 * f64::from(taken) < all { CAREFUL_SYMBOLS_PER_HASH } else { SYMBOLS_PER_HASH };
         let least = taken + taken / 24 + 8;

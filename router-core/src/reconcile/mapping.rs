@@ -22,9 +22,12 @@ static STRETCHES: [(u32, u32); 1 << TABLE_BITS] = stretches();
 pub(super) struct Mapping(u64);
 
 impl Mapping {
+    /// Two rounds: one product is nearly linear, so that tags of hashes that are small numbers, or near each other, would add up as
+    /// the hashes do, and sums of several be taken for one.
     #[inline]
     pub(super) fn new(salt: u64, hash: u64) -> Self {
-        Self(fold(hash ^ salt ^ 0x9E37_79B9_7F4A_7C15, 0xD1B5_4A32_D192_ED03))
+        let once = fold(hash ^ salt ^ 0x9E37_79B9_7F4A_7C15, 0xD1B5_4A32_D192_ED03);
+        Self(fold(once ^ hash.rotate_left(32), 0x8EBC_6AF0_9C88_C6E3))
     }
 
     /// What the hash adds to a symbol beside itself: one to the number in the low 8 bits, and a check to those above. As sums of
@@ -42,7 +45,7 @@ impl Mapping {
         let (from, less) = STRETCHES[(random >> (64 - TABLE_BITS)) as usize];
         let stretch = match from {
             0 => long_stretch(random),
-            _ => u64::from(from) - (u64::from(less) * (random & u64::from(u32::MAX)) >> 32),
+            _ => u64::from(from) - ((u64::from(less) * (random & u64::from(u32::MAX))) >> 32),
         };
         // c is 5/4.
         let gap = ((4 * u64::from(index) + 5) * stretch) >> (STRETCH_BITS + 2);
