@@ -146,6 +146,9 @@ pub struct RouterConfig {
     /// How long agents collect changes before they report them, in milliseconds
     #[arg(long, env = "ESPALIER_REPORT_INTERVAL_MS", default_value_t = 50)]
     pub report_interval_ms: u32,
+    /// Time between two comparisons of an agent's blocks with the claims on them, in seconds; 0 compares only where reports were lost
+    #[arg(long, env = "ESPALIER_RECONCILE_INTERVAL_SECS", default_value_t = 60.0)]
+    pub reconcile_interval_secs: f64,
     /// Time after which a predicted claim lapses that nothing has confirmed, in seconds
     #[arg(long, env = "ESPALIER_PREDICTED_TTL_SECS", default_value_t = 600.0)]
     pub predicted_ttl_secs: f64,
@@ -310,6 +313,14 @@ impl RouterConfig {
             not_negative(self.miss_penalty),
             "must not be negative",
         );
+        let interval = self.reconcile_interval_secs;
+        let good = (0.0..=1e6).contains(&interval);
+        range(
+            "reconcile-interval-secs",
+            interval.to_string(),
+            good,
+            "must be 0, or a number of seconds of at most a million",
+        );
         range("stiffness", self.stiffness.to_string(), not_negative(self.stiffness), "must not be negative");
         let seconds = |value: f64| value > 0.0 && value <= 1e6;
         for (flag, value) in [
@@ -384,6 +395,11 @@ impl RouterConfig {
             LevelName::Removals => ReportLevel::Removals,
             LevelName::Full => ReportLevel::Full,
         }
+    }
+
+    /// `None`: only what was lost is looked for.
+    pub(crate) fn reconcile_interval(&self) -> Option<Duration> {
+        (self.reconcile_interval_secs > 0.0).then(|| Duration::from_secs_f64(self.reconcile_interval_secs))
     }
 
     pub(crate) fn lease(&self) -> Duration {

@@ -82,6 +82,8 @@ impl Side {
                 profile,
                 resume: Vec::new(),
                 units: router_core::Units::TOKENS,
+                reconcile: Vec::new(),
+                reconciles: false,
             };
             let session = SessionId(engine as u64);
             let join = FleetUpdate::Join { agent, session, level, at: start, done: Done::ignore() };
@@ -191,6 +193,7 @@ fn as_sent(seq: u64, change: &ViewDelta) -> proto::Delta {
         stored: change.stored.iter().map(run).collect(),
         unit: proto::KeyUnit::Token.into(),
         incomplete: false,
+        reconciles: 0,
     }
 }
 
