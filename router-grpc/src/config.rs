@@ -6,10 +6,8 @@ mod faults;
 mod pools;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use router_core::ReportLevel;
 use router_core::policy::{CacheAwareSettings, PolicyConfig, ThresholdSettings};
 use router_http::{Secret, SecretProblem};
 
@@ -387,23 +385,6 @@ impl RouterConfig {
             (config.cache_threshold, config.balance_abs_threshold, config.balance_rel_threshold)
         };
         self.policy != PolicyName::Threshold && own(self) != own(&default)
-    }
-
-    pub(crate) fn level(&self) -> ReportLevel {
-        match self.report_level {
-            LevelName::Counts => ReportLevel::Counts,
-            LevelName::Removals => ReportLevel::Removals,
-            LevelName::Full => ReportLevel::Full,
-        }
-    }
-
-    /// `None`: only what was lost is looked for.
-    pub(crate) fn reconcile_interval(&self) -> Option<Duration> {
-        (self.reconcile_interval_secs > 0.0).then(|| Duration::from_secs_f64(self.reconcile_interval_secs))
-    }
-
-    pub(crate) fn lease(&self) -> Duration {
-        Duration::from_secs_f64(self.lease_secs)
     }
 }
 

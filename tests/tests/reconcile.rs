@@ -36,6 +36,9 @@ async fn what_the_level_does_not_tell_is_found_on_schedule() {
     let (routed, foreign) = (HttpClient::of(&router), HttpClient::at(&sim.url()));
     for first in 0..8 {
         assert_eq!(routed.post("/generate", &generate(&prompt(first, 700), 150)).await.status, 200);
+    }
+    // So few that no baseline is shorter.
+    for first in 0..2 {
         assert_eq!(foreign.post("/generate", &generate(&prompt(100 + first, 400), 5)).await.status, 200);
     }
     assert!(until_exact(&router, &sim).await > 100);

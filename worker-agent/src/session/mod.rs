@@ -88,6 +88,13 @@ pub(crate) struct RouterCounters {
     pub(crate) level: Mutex<Option<Level>>,
 }
 
+impl RouterCounters {
+    fn count(&self, message: &convert::Outgoing) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(message.len() as u64, Ordering::Relaxed);
+    }
+}
+
 impl Link {
     pub(crate) fn new(
         index: usize,

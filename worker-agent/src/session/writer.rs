@@ -393,10 +393,3 @@ impl<'a> Writer<'a> {
         self.out.send(message).await.map_err(|_| SessionError::Closed)
     }
 }
-
-impl RouterCounters {
-    pub(super) fn count(&self, message: &Outgoing) {
-        self.messages.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(message.len() as u64, Ordering::Relaxed);
-    }
-}
