@@ -5,7 +5,7 @@ use std::time::Duration;
 use router_core::ReportLevel;
 use worker_agent::translate::Tell;
 
-const OFTEN: Duration = Duration::from_secs(10);
+const OFTEN: Duration = Duration::from_secs(5);
 
 /// The coordinator's default.
 const SELDOM: Duration = Duration::from_secs(60);
@@ -46,7 +46,7 @@ impl Level {
             Self::Responses => "responses only",
             Self::Counts => "counts",
             Self::Removals => "removals",
-            Self::Reconciled { every: OFTEN } => "reconciled every 10 s",
+            Self::Reconciled { every: OFTEN } => "reconciled every 5 s",
             Self::Reconciled { .. } => "reconciled every 60 s",
             Self::Full => "full",
         }
