@@ -28,8 +28,11 @@ mod events;
 mod exchange;
 mod faults;
 mod fleet;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod headers;
 mod housekeeping;
+mod http2;
 mod kept;
 mod key;
 mod learn;
@@ -46,6 +49,7 @@ mod shared;
 mod stream_usage;
 mod upstream;
 mod usage;
+mod wire;
 
 pub use admission::AdmissionConfig;
 pub use budget::RetryConfig;
