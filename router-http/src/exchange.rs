@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use router_core::policy::Reason;
 use router_core::{FaultKind, InFlight, Time, Usage};
@@ -10,6 +11,7 @@ use router_core::{FaultKind, InFlight, Time, Usage};
 use crate::clock::Clock;
 use crate::decode::RouteKind;
 use crate::faults;
+use crate::generated::Generated;
 use crate::learn::Learning;
 use crate::metrics::{HttpMetrics, Outcome, ThreadMetrics};
 use crate::pd::PrefillLeg;
@@ -44,6 +46,8 @@ pub(crate) struct Exchange {
     rid: Option<(Arc<Rids>, Arc<str>)>,
     noted: Option<Noted>,
     learning: Option<Box<Learning>>,
+    /// What is generated will be claimed as the prompt is.
+    generated: Option<Box<Generated>>,
     ended: bool,
 }
 
@@ -103,6 +107,7 @@ impl Exchange {
             rid: None,
             noted: None,
             learning: None,
+            generated: None,
             ended: false,
         }
     }
@@ -115,6 +120,11 @@ impl Exchange {
     /// Its answer teaches where what it names is kept.
     pub(crate) fn learns(&mut self, learning: Learning) {
         self.learning = Some(Box::new(learning));
+    }
+
+    /// What its answer generates is cached where it is generated.
+    pub(crate) fn claims(&mut self, generated: Option<Box<Generated>>) {
+        self.generated = generated;
     }
 
     pub(crate) fn route(&self) -> RouteKind {
@@ -247,7 +257,7 @@ impl Exchange {
     }
 
     /// Data of the answer passed.
-    pub(crate) fn passed(&mut self, data: &[u8]) {
+    pub(crate) fn passed(&mut self, data: &Bytes) {
         // SGLang refuses a stream with status 200 and an error as its first event: nothing was prefilled for it.
         let begins = !std::mem::replace(&mut self.begun, true);
         self.refused_in_stream |= begins && self.streaming && data.starts_with(ERROR_EVENT);
@@ -257,6 +267,9 @@ impl Exchange {
             && !self.refused_in_stream
         {
             learning.look(data, in_flight.target(), self.clock.now(), &self.metrics.families);
+        }
+        if let Some(generated) = &mut self.generated {
+            generated.look(data, self.streaming);
         }
         if begins && self.streaming && self.status.is_success() && !self.refused_in_stream {
             if self.ttft.is_none() {
@@ -299,11 +312,17 @@ impl Exchange {
             return;
         }
         self.noted = None;
-        if let Some(in_flight) = self.in_flight.take() {
+        if let Some(mut in_flight) = self.in_flight.take() {
             self.families().in_flight.dec();
             // An error of the worker has prefilled nothing.
             if outcome == Outcome::Answered {
-                in_flight.complete(self.clock.now());
+                let now = self.clock.now();
+                // Of a pair only one holds it, and is not chosen by what it holds.
+                let generated = self.generated.take().filter(|_| self.prefill.is_none());
+                if let Some(key) = generated.and_then(|generated| generated.key()) {
+                    in_flight.generated(key, now);
+                }
+                in_flight.complete(now);
             }
         }
         if let Some(prefill) = self.prefill.take()
@@ -337,7 +356,9 @@ impl Exchange {
     }
 
     /// Another worker goes on with it.
-    pub(crate) fn continued(&self) {
+    pub(crate) fn continued(&mut self) {
+        // What was generated before is part of a prompt now, and nobody's answer.
+        self.generated = None;
         self.families().streams_continued.inc();
     }
 

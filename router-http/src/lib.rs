@@ -30,6 +30,7 @@ mod faults;
 mod fleet;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod generated;
 mod headers;
 mod housekeeping;
 mod http2;

@@ -29,6 +29,7 @@ use crate::decode::{self, RouteKind};
 use crate::error::{Failure, Shape};
 use crate::exchange::Exchange;
 use crate::fleet;
+use crate::generated::Generated;
 use crate::headers::{self, HeaderExtractor, HeaderInjector};
 use crate::housekeeping::keep_house;
 use crate::kept::Place;
@@ -297,6 +298,7 @@ impl Service {
         let (plane, now) = (&*self.plane, self.plane.clock.now());
         let facts = decode::facts(arrived.kind, &arrived.headers, &arrived.body)?;
         let key = crate::key::key(&plane.router, &facts);
+        exchange.claims(Generated::of(&plane.router, &facts, key.as_ref()));
         let place = match only {
             Some(worker) => Some(Place { worker, rank: None }),
             None if arrived.kind.generates() => {
