@@ -19,6 +19,7 @@ use crate::exchange::Exchange;
 use crate::metrics::Outcome;
 use crate::upstream::WorkerBody;
 use crate::usage::UsageSearch;
+use crate::wire::client::BrokenOff;
 
 /// A response body of the data plane.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ struct Passing {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BrokenBody {
     #[error("the worker broke off its answer: {0}")]
-    Broken(#[from] hyper::Error),
+    Broken(#[from] BrokenOff),
     #[error("the worker was silent for {} s in the middle of its answer", .0.as_secs())]
     Silent(Duration),
     #[error("the answer was not complete within the time that the request was given")]

@@ -28,6 +28,7 @@ mod faults;
 mod fleet;
 mod headers;
 mod housekeeping;
+mod http2;
 mod kept;
 mod key;
 mod learn;
@@ -43,6 +44,7 @@ mod service;
 mod shared;
 mod upstream;
 mod usage;
+mod wire;
 
 pub use admission::AdmissionConfig;
 pub use budget::RetryConfig;

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
 use opentelemetry::global;
 use router_core::{Router, WorkerId};
 use tokio::sync::Notify;
@@ -35,7 +34,7 @@ use crate::learn::{Learning, What};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
 use crate::own;
 use crate::pd::{self, Served};
-use crate::receive;
+use crate::receive::{self, Inbound};
 use crate::route::{self, Handling, Route};
 use crate::shared::Shared;
 use crate::upstream::Upstream;
@@ -101,7 +100,7 @@ impl Service {
     /// `client`: its address, as a header names it.
     pub(crate) async fn serve(
         self,
-        request: Request<Incoming>,
+        request: Request<Inbound>,
         client: Option<HeaderValue>,
     ) -> Response<Body> {
         let path = addressee::plain_path(request.uri());
@@ -128,7 +127,7 @@ impl Service {
     async fn answer(
         self,
         route: &'static Route,
-        request: Request<Incoming>,
+        request: Request<Inbound>,
         client: Option<HeaderValue>,
     ) -> Response<Body> {
         let plane = &self.plane;
@@ -145,15 +144,24 @@ impl Service {
                 response
             }
             Err(failure) => {
-                let mut response = failure.response(shape);
+                let mut response = self.fail(&failure, shape);
                 response.headers_mut().insert(headers::REQUEST_ID, exchange.request_id().clone());
-                let verdict = failure.verdict();
-                let labels = FailureLabels { code: verdict.code, source: verdict.source.name() };
-                plane.metrics.families.failures.get_or_create(&labels).inc();
                 exchange.refused(response.status());
                 response
             }
         }
+    }
+
+    /// The answer to what is no request.
+    pub(crate) fn refuse(&self, failure: &Failure) -> Response<Body> {
+        self.fail(failure, Shape::Native)
+    }
+
+    fn fail(&self, failure: &Failure, shape: Shape) -> Response<Body> {
+        let verdict = failure.verdict();
+        let labels = FailureLabels { code: verdict.code, source: verdict.source.name() };
+        self.plane.metrics.families.failures.get_or_create(&labels).inc();
+        failure.response(shape)
     }
 
     /// The head of a worker's answer, with what is told of its decision, and until when the rest of it must be there; or the answer
@@ -161,7 +169,7 @@ impl Service {
     async fn exchange(
         &self,
         route: &Route,
-        request: Request<Incoming>,
+        request: Request<Inbound>,
         client: Option<HeaderValue>,
         exchange: &mut Exchange,
     ) -> Result<Reply, Failure> {
@@ -285,7 +293,7 @@ impl Service {
         snapshot.fleet.workers.iter().any(|worker| worker.serves(&model)).then_some(model)
     }
 
-    async fn receive(&self, kind: RouteKind, request: Request<Incoming>) -> Result<Arrived, Failure> {
+    async fn receive(&self, kind: RouteKind, request: Request<Inbound>) -> Result<Arrived, Failure> {
         let (head, body) = request.into_parts();
         let config = &self.plane.config;
         let body = receive::whole(body, config.max_body_bytes, config.upload_idle_timeout).await?;

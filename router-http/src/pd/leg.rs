@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
-use hyper::body::Frame;
 use router_core::{FaultKind, InFlight, WorkerId};
 use tokio::sync::oneshot;
 

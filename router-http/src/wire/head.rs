@@ -58,6 +58,8 @@ pub(crate) enum HeadError {
     Host,
     #[error("Content-Length is not one number, or stands beside Transfer-Encoding")]
     Length,
+    #[error("a change of protocol that nobody asked for")]
+    Unasked,
     #[error("no Transfer-Encoding but chunked, once, in HTTP/1.1, is understood")]
     Coding,
 }
@@ -104,6 +106,9 @@ pub(crate) fn take_request(
     // An empty line before a request is passed over (RFC 9112 §2.2): old clients end a body with one.
     while finder.seen == 0 && buffer.starts_with(b"\r\n") {
         buffer.advance(2);
+    }
+    if **buffer == *b"\r" {
+        return Ok(None);
     }
     let Some(end) = finder.find(buffer)? else { return Ok(None) };
     // Its own bytes, which its values share, so that the buffer stays where it is.
@@ -164,10 +169,7 @@ fn response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
 }
 
 /// All of the head must have been one.
-fn complete(
-    parsed: Result<httparse::Status<usize>, httparse::Error>,
-    head: &[u8],
-) -> Result<(), HeadError> {
+fn complete(parsed: Result<httparse::Status<usize>, httparse::Error>, head: &[u8]) -> Result<(), HeadError> {
     match parsed {
         Ok(httparse::Status::Complete(length)) if length == head.len() => Ok(()),
         Ok(_) => Err(HeadError::Header),
@@ -252,24 +254,13 @@ impl Lines {
 }
 
 impl HeadError {
-    /// What a client is answered that sent such a head.
-    pub(crate) fn status(self) -> StatusCode {
+    /// The status and the code with which a client is answered that sent such a head.
+    pub(crate) fn verdict(self) -> (u16, &'static str) {
         match self {
-            Self::TooLarge | Self::TooMany => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            Self::Coding => StatusCode::NOT_IMPLEMENTED,
-            Self::LineEnd | Self::FirstLine | Self::Target | Self::Header | Self::Host | Self::Length => {
-                StatusCode::BAD_REQUEST
-            }
-        }
-    }
-
-    pub(crate) fn code(self) -> &'static str {
-        match self {
-            Self::TooLarge | Self::TooMany => "head_too_large",
-            Self::Version => "version_not_served",
-            Self::Coding => "coding_not_served",
-            _ => "malformed_request",
+            Self::TooLarge | Self::TooMany => (431, "head_too_large"),
+            Self::Version => (505, "version_not_served"),
+            Self::Coding => (501, "coding_not_served"),
+            _ => (400, "malformed_request"),
         }
     }
 }

@@ -1,31 +1,35 @@
 //! HTTP/1.1 as this proxy speaks it: no task and no channel between a socket and the request that uses it.
 //!
-//! [`head`] reads heads, [`chunked`] bodies in chunks, [`inbound`] a client's body. [`server`] serves one client's connection,
-//! [`client`] asks one worker over one connection, and [`write`] sends what either has to say in as few calls as it takes. What
-//! two readers could understand differently is refused: a proxy that guesses lets one request hide in another (RFC 9112 §11.2).
+//! [`head`] reads heads, [`chunked`] bodies in chunks, and [`write`] sends what there is to say in as few calls as it takes.
+//! [`server`] serves one client's connection, from which [`inbound`] reads bodies and to which [`response`] frames answers;
+//! [`client`] asks a worker over one connection. What two readers could understand differently is refused: a proxy that guesses
+//! lets one request hide in another (RFC 9112 §11.2).
 
 pub(crate) mod chunked;
 pub(crate) mod client;
 pub(crate) mod head;
 pub(crate) mod inbound;
+mod read;
 mod response;
 pub(crate) mod server;
-mod tunnel;
 mod write;
 
-use std::io;
-use std::pin::pin;
-use std::task::{Context, Poll};
+use bytes::{BufMut as _, BytesMut};
+use http::HeaderMap;
 
-use bytes::BytesMut;
-use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
+/// Writes header lines as they stand.
+fn put_headers(head: &mut BytesMut, headers: &HeaderMap) {
+    for (name, value) in headers {
+        head.put_slice(name.as_str().as_bytes());
+        head.put_slice(b": ");
+        head.put_slice(value.as_bytes());
+        head.put_slice(b"\r\n");
+    }
+}
 
-/// Reads what has come; 0 at the end.
-fn poll_read(
-    stream: &mut TcpStream,
-    buffer: &mut BytesMut,
-    context: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    pin!(stream.read_buf(buffer)).poll(context)
+/// Writes the header line that says how long a body is.
+fn put_length(head: &mut BytesMut, length: u64) {
+    head.put_slice(b"content-length: ");
+    head.put_slice(itoa::Buffer::new().format(length).as_bytes());
+    head.put_slice(b"\r\n");
 }
