@@ -120,7 +120,7 @@ async fn try_at(
     let pin_rank = arrived.kind.takes_rank() && wanted.rank.is_none();
     let attempt = async {
         let request = (&arrived.method, &arrived.path);
-        let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
+        let (headers, body) = (&arrived.headers, arrived.body.clone());
         let response = plane.upstream.send(in_flight, request, headers, body, pin_rank).await?;
         begin(plane, arrived, response).await
     };

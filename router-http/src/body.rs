@@ -19,7 +19,7 @@ use crate::exchange::Exchange;
 use crate::metrics::Outcome;
 use crate::upstream::WorkerBody;
 use crate::usage::UsageSearch;
-use crate::wire::client::BrokenOff;
+use crate::wire::client::{BrokenOff, Link};
 
 /// A response body of the data plane.
 #[derive(Debug)]
@@ -41,8 +41,10 @@ struct Passing {
     /// An event may be put after what was cut off.
     takes_event: bool,
     idle_timeout: Option<Duration>,
-    /// Runs from the first silence on.
+    /// Runs from the first silence on, and is only set anew when it rings too early.
     idle: Option<Pin<Box<Sleep>>>,
+    /// When something came last, once [`idle`](Self::idle) runs.
+    heard: Instant,
     /// Runs from the request's head on.
     deadline: Option<Pin<Box<Sleep>>>,
     ended: bool,
@@ -85,12 +87,33 @@ impl Body {
             takes_event,
             idle_timeout,
             idle: None,
+            heard: Instant::now(),
             deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
             ended: false,
             broken: None,
         };
         passing.end_if_complete();
         Self(Kind::Passing(Box::new(passing)))
+    }
+}
+
+/// What a connection goes on as once it is no HTTP any more.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) link: Link,
+    pub(crate) exchange: Exchange,
+    /// Longest silence in both directions.
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Body {
+    /// What is left of an answer that changes the protocol: its connection. `None` if it is no such answer.
+    pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
+        let Kind::Passing(passing) = self.0 else { return None };
+        let Passing { inner, exchange, idle_timeout, deadline, .. } = *passing;
+        let deadline = deadline.map(|sleep| sleep.deadline());
+        Some(Tunnel { link: inner.into_link()?, exchange, idle_timeout, deadline })
     }
 }
 
@@ -134,8 +157,8 @@ impl Passing {
                 self.exchange.used(usage);
             }
         }
-        if let (Some(timeout), Some(sleep)) = (self.idle_timeout, &mut self.idle) {
-            sleep.as_mut().reset(tokio::time::Instant::now() + timeout);
+        if self.idle.is_some() {
+            self.heard = Instant::now();
         }
         self.end_if_complete();
     }
@@ -150,11 +173,18 @@ impl Passing {
 
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         let Some(timeout) = self.idle_timeout else { return Poll::Pending };
-        let sleep = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        match sleep.as_mut().poll(context) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => self.break_off(BrokenBody::Silent(timeout), context),
+        if self.idle.is_none() {
+            self.heard = Instant::now();
         }
+        let sleep = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        while sleep.as_mut().poll(context).is_ready() {
+            let due = self.heard + timeout;
+            if Instant::now() >= due {
+                return self.break_off(BrokenBody::Silent(timeout), context);
+            }
+            sleep.as_mut().reset(due);
+        }
+        Poll::Pending
     }
 
     /// The worker's answer ends too early. A stream says so in an event, after the end of whatever was cut; any other body

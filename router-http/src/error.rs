@@ -32,10 +32,6 @@ pub(crate) enum Failure {
     UploadSilent { seconds: u64 },
     #[error("CONNECT is not served: requests are routed here, not tunnelled")]
     Tunnel,
-    #[error(
-        "upgrades of the connection, to WebSocket for example, are not passed on yet; connect to a worker itself for this route"
-    )]
-    Upgrade,
     #[error("the API key is missing or wrong; send `Authorization: Bearer KEY`")]
     Unauthorized,
     #[error(
@@ -142,7 +138,6 @@ impl Failure {
             Self::HeadSilent { .. } => (408, "head_timeout", Client, None),
             Self::UploadSilent { .. } => (408, "body_timeout", Client, None),
             Self::Tunnel => (405, "connect_not_served", Client, None),
-            Self::Upgrade => (501, "upgrade_not_served", Router, None),
             Self::Unauthorized => (401, "invalid_api_key", Client, None),
             Self::NotAdmin => (401, "invalid_admin_api_key", Client, None),
             Self::UnknownWorker => (404, "unknown_worker", Client, None),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use router_core::policy::Reason;
 use router_core::{FaultKind, InFlight, Time, Usage};
 
@@ -61,6 +61,12 @@ struct Decided {
     /// The worker and rank that prefill, if they are others.
     prefill: Option<(Arc<str>, u32)>,
 }
+
+const X_WORKER: HeaderName = HeaderName::from_static("x-espalier-worker");
+const X_DP_RANK: HeaderName = HeaderName::from_static("x-espalier-dp-rank");
+const X_PREDICTED_TOKENS: HeaderName = HeaderName::from_static("x-espalier-predicted-tokens");
+const X_PREFILL_WORKER: HeaderName = HeaderName::from_static("x-espalier-prefill-worker");
+const X_PREFILL_DP_RANK: HeaderName = HeaderName::from_static("x-espalier-prefill-dp-rank");
 
 /// How a stream begins that is an error.
 const ERROR_EVENT: &[u8] = b"data: {\"error\"";
@@ -213,16 +219,16 @@ impl Exchange {
     pub(crate) fn describe(&self, headers: &mut HeaderMap) {
         let Some(decided) = &self.decided else { return };
         if let Ok(worker) = HeaderValue::from_str(&decided.worker) {
-            headers.insert("x-espalier-worker", worker);
+            headers.insert(X_WORKER, worker);
         }
-        headers.insert("x-espalier-dp-rank", HeaderValue::from(decided.rank));
-        headers.insert("x-espalier-predicted-tokens", HeaderValue::from(decided.predicted_tokens));
+        headers.insert(X_DP_RANK, HeaderValue::from(decided.rank));
+        headers.insert(X_PREDICTED_TOKENS, HeaderValue::from(decided.predicted_tokens));
         headers.insert(crate::headers::REQUEST_ID, self.request_id.clone());
         let Some((prefill, rank)) = &decided.prefill else { return };
         if let Ok(worker) = HeaderValue::from_str(prefill) {
-            headers.insert("x-espalier-prefill-worker", worker);
+            headers.insert(X_PREFILL_WORKER, worker);
         }
-        headers.insert("x-espalier-prefill-dp-rank", HeaderValue::from(*rank));
+        headers.insert(X_PREFILL_DP_RANK, HeaderValue::from(*rank));
     }
 
     /// The worker answers. `streaming`: with server-sent events.
@@ -305,6 +311,11 @@ impl Exchange {
             self.refused_in_stream || self.status.is_server_error() || self.status.is_client_error();
         let outcome = if refused { Outcome::WorkerError } else { Outcome::Answered };
         self.end(outcome);
+    }
+
+    /// The tunnel that the answer opened has ended.
+    pub(crate) fn tunnelled(mut self) {
+        self.complete();
     }
 
     /// The worker broke off in the middle.

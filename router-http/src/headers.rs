@@ -59,6 +59,12 @@ pub(crate) fn to_worker(
     }
 }
 
+/// Says that the connection is to go on with another protocol.
+pub(crate) fn offer_upgrade(headers: &mut HeaderMap, protocols: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocols);
+}
+
 /// Puts a client after those that it speaks for.
 fn forwarded_for(headers: &mut HeaderMap, client: &HeaderValue) {
     // Several lines of one name are one list (RFC 9110 §5.2).

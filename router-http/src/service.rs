@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
+use http::header::UPGRADE;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use opentelemetry::global;
 use router_core::{Router, WorkerId};
 use tokio::sync::Notify;
@@ -176,7 +177,8 @@ impl Service {
         let plane = &*self.plane;
         let arrived_at = tokio::time::Instant::now();
         self.authorize(route, request.method(), request.headers())?;
-        own::refuse_tunnels(&request)?;
+        own::refuse_connect(request.method())?;
+        let upgrade = own::upgrade_of(&request);
         let mut arrived = self.receive(route.kind(), request).await?;
         let own = deadline::take(&mut arrived.headers)?;
         let standing = Standing::take(&mut arrived.headers, &plane.config.admission.tenant_header)?;
@@ -192,6 +194,9 @@ impl Service {
         if let Handling::Many(concern) = route.handling {
             return fleet::answer(&self.plane, route, concern, arrived, only).await.map(Reply::Joined);
         }
+        if let Some(protocols) = upgrade {
+            headers::offer_upgrade(&mut arrived.headers, protocols);
+        }
         let began = Instant::now();
         let mut wanted = self.decide_by(route, &mut arrived, only, exchange)?;
         wanted.standing = standing;
@@ -205,8 +210,9 @@ impl Service {
         let deadline = arrived_at + given;
         let answered = tokio::time::timeout_at(deadline, answer).await;
         let answered = answered.map_err(|_| Failure::Deadline { seconds: given.as_secs_f64() })??;
-        // A stream that has begun goes on for as long as it says something, unless its client itself said how long.
-        let bound = own.is_some() || !is_stream(answered.response.headers());
+        // A stream or tunnel that has begun goes on for as long as it says something, unless its client itself said how long.
+        let goes_on = is_stream(answered.response.headers()) || is_tunnel(&answered);
+        let bound = own.is_some() || !goes_on;
         Ok(Reply::Passing(answered, bound.then_some(deadline)))
     }
 
@@ -312,8 +318,13 @@ impl Service {
         mut exchange: Exchange,
         deadline: Option<tokio::time::Instant>,
     ) -> Response<Body> {
+        let protocol =
+            if is_tunnel(&answered) { answered.response.headers().get(UPGRADE).cloned() } else { None };
         let (mut head, body) = answered.response.into_parts();
         headers::strip_hop_by_hop(&mut head.headers);
+        if let Some(protocol) = protocol {
+            headers::offer_upgrade(&mut head.headers, protocol);
+        }
         exchange.describe(&mut head.headers);
         let streaming = is_stream(&head.headers);
         exchange.answered(head.status, streaming);
@@ -322,4 +333,8 @@ impl Service {
         let body = Body::passing(body, answered.first, exchange, takes_event, idle_timeout, deadline);
         Response::from_parts(head, body)
     }
+}
+
+fn is_tunnel(answered: &Answered) -> bool {
+    answered.response.status() == StatusCode::SWITCHING_PROTOCOLS
 }

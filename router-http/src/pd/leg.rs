@@ -127,7 +127,7 @@ async fn prefill(
     several: bool,
 ) -> Result<(), Ended> {
     let Outgoing { method, path, headers, body } = outgoing;
-    let sent = plane.upstream.send(&in_flight, (&method, &path), headers, body, false).await;
+    let sent = plane.upstream.send(&in_flight, (&method, &path), &headers, body, false).await;
     let mut response = match sent {
         Ok(response) => response,
         Err(attempt) => {

@@ -210,7 +210,7 @@ async fn try_pair(
     let mut leg = PrefillLeg::start(plane.clone(), prefill, outgoing, wanted.several);
     let decode = exchange.sent(decode);
     let decoded = async {
-        let sent = plane.upstream.send(decode, (&arrived.method, &arrived.path), headers, body, false);
+        let sent = plane.upstream.send(decode, (&arrived.method, &arrived.path), &headers, body, false);
         attempts::begin(plane, arrived, sent.await?).await
     };
     let decoded = tokio::select! {

@@ -35,6 +35,11 @@ impl WorkerBody {
         body
     }
 
+    /// The connection, if the answer has not come to its end.
+    pub(crate) fn into_link(self) -> Option<Link> {
+        self.link
+    }
+
     /// A body of known length need not be asked again after its last byte.
     fn end_if_done(&mut self) {
         if self.framing.is_done()

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Response};
+use http::{HeaderMap, Method, Response, header};
 use hyper_util::client::legacy::connect::HttpConnector;
 use router_core::{InFlight, WorkerId};
 use tower_service::Service as _;
@@ -60,13 +60,13 @@ impl Upstream {
         Self { connector, pool, head_timeout: config.head_timeout }
     }
 
-    /// Sends a request to the target of `in_flight` and waits for the head of the answer. `pin_rank`: its body is an object of
-    /// an API that takes a dp rank.
+    /// Sends a request to the target of `in_flight` and waits for the head of the answer. Of headers that concern one connection
+    /// only those of an upgrade may be among them. `pin_rank`: its body is an object of an API that takes a dp rank.
     pub(crate) async fn send(
         &self,
         in_flight: &InFlight,
         (method, path): (&Method, &PathAndQuery),
-        headers: HeaderMap,
+        headers: &HeaderMap,
         body: Bytes,
         pin_rank: bool,
     ) -> Result<Response<WorkerBody>, Attempt> {
@@ -74,7 +74,7 @@ impl Upstream {
         let unusable = || Attempt::unsent("its URL is not usable".to_owned());
         let origin = self.pool.origin(worker).ok_or_else(unusable)?;
         let body = if pin_rank { pinned(body, in_flight) } else { body };
-        let response = self.exchange(worker.id, &origin, (method, path), &headers, body);
+        let response = self.exchange(worker.id, &origin, (method, path), headers, body);
         match self.head_timeout {
             None => response.await,
             Some(timeout) => tokio::time::timeout(timeout, response).await.unwrap_or_else(|_| {
@@ -110,7 +110,7 @@ impl Upstream {
                 host: &origin.host,
                 headers,
                 body: body.clone(),
-                upgrades: false,
+                upgrades: headers.contains_key(header::UPGRADE),
             };
             let failure = match link.send(request).await {
                 Ok(head) => {

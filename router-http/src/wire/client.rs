@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use super::chunked::{ChunkError, Decoded, Decoder};
 use super::head::{Finder, HeadError, Length, ResponseHead, take_response};
 use super::read::Incoming;
+use super::tunnel::Side;
 use super::write::Outgoing;
 
 /// See the module.
@@ -165,6 +166,11 @@ impl Link {
                 Err(error) => return Poll::Ready(Some(Err(error.into()))),
             }
         }
+    }
+
+    /// The connection as it is.
+    pub(super) fn into_side(self) -> Side {
+        Side { stream: self.stream, incoming: self.incoming, outgoing: self.outgoing }
     }
 
     /// Goes on sending the request. A worker that does not listen any more may have said why.

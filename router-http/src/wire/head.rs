@@ -163,7 +163,15 @@ fn response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
     let bodiless = *method == Method::HEAD
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let length = if bodiless { Length::Known(0) } else { announced.unwrap_or(Length::UntilClose) };
+    // What follows is of another protocol, for as long as it is spoken.
+    let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+    let length = if switches {
+        Length::UntilClose
+    } else if bodiless {
+        Length::Known(0)
+    } else {
+        announced.unwrap_or(Length::UntilClose)
+    };
     let keep_alive = lines.keep_alive(version == 1) && length != Length::UntilClose;
     Ok(ResponseHead { status, headers: lines.headers, length, keep_alive })
 }

@@ -2,16 +2,18 @@
 //!
 //! [`head`] reads heads, [`chunked`] bodies in chunks, and [`write`] sends what there is to say in as few calls as it takes.
 //! [`server`] serves one client's connection, from which [`inbound`] reads bodies and to which [`response`] frames answers;
-//! [`client`] asks a worker over one connection. What two readers could understand differently is refused: a proxy that guesses
+//! [`client`] asks a worker over one connection; [`tunnel`] makes one of both. What two readers could understand differently is refused: a proxy that guesses
 //! lets one request hide in another (RFC 9112 §11.2).
 
 pub(crate) mod chunked;
 pub(crate) mod client;
 pub(crate) mod head;
 pub(crate) mod inbound;
+mod patience;
 mod read;
 mod response;
 pub(crate) mod server;
+mod tunnel;
 mod write;
 
 use bytes::{BufMut as _, BytesMut};

@@ -1,23 +1,25 @@
 //! One client's connection: one request after the other, each served to its end before the next is looked at.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::head::{Finder, RequestHead, take_request};
 use super::inbound::{Shared, Upload};
+use super::patience::Patience;
 use super::response::{Asked, Encoding};
+use super::tunnel;
 use super::write::Outgoing;
-use crate::body::Body;
+use crate::body::{Body, Tunnel};
 use crate::error::Failure;
 use crate::receive::Inbound;
 use crate::service::Service;
@@ -56,12 +58,10 @@ enum Next {
     Closed,
 }
 
-/// Waits for a time that is moved often and reached seldom: the timer is only set anew when it rings too early.
-#[derive(Debug)]
-struct Patience {
-    bound: Duration,
-    due: Instant,
-    sleep: Pin<Box<Sleep>>,
+/// What follows an answer.
+enum After {
+    Request,
+    Tunnel(Box<Tunnel>),
 }
 
 /// How a client of HTTP/2 begins (RFC 9113 §3.4).
@@ -100,8 +100,13 @@ impl Connection {
             match self.next().await {
                 Next::Request(head) => {
                     self.is_new = false;
-                    if self.exchange(*head).await.is_none() {
-                        return End::Closed;
+                    match self.exchange(*head).await {
+                        Some(After::Request) => {}
+                        Some(After::Tunnel(tunnel)) => {
+                            self.join(*tunnel).await;
+                            return End::Closed;
+                        }
+                        None => return End::Closed,
                     }
                 }
                 Next::Failed(failure) => {
@@ -165,7 +170,7 @@ impl Connection {
     }
 
     /// Serves one request. `None`: it was the last.
-    async fn exchange(&mut self, head: RequestHead) -> Option<()> {
+    async fn exchange(&mut self, head: RequestHead) -> Option<After> {
         let asked = Asked { head_only: head.method == Method::HEAD, is_1_1: head.is_1_1 };
         let close = !head.keep_alive;
         let upload = Upload::new(self.wire.clone(), head.length, head.expects_continue);
@@ -173,6 +178,7 @@ impl Connection {
         *request.method_mut() = head.method;
         *request.uri_mut() = head.uri;
         *request.headers_mut() = head.headers;
+        *request.version_mut() = if head.is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
         let response = {
             let mut serving = pin!(self.service.clone().serve(request, self.client.clone()));
             poll_fn(|context| match serving.as_mut().poll(context) {
@@ -185,9 +191,13 @@ impl Connection {
     }
 
     /// Sends an answer. `None`: nothing can follow it.
-    async fn respond(&mut self, response: Response<Body>, asked: Asked, close: bool) -> Option<()> {
+    async fn respond(&mut self, response: Response<Body>, asked: Asked, close: bool) -> Option<After> {
         let unread = self.wire.lock().unread;
         let (parts, mut body) = response.into_parts();
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            Encoding::None.put_head(self.outgoing.small(), &parts, asked, None, false);
+            return body.into_tunnel().map(|tunnel| After::Tunnel(Box::new(tunnel)));
+        }
         let exact = body.size_hint().exact();
         let mut encoding = Encoding::of(asked, &parts, exact);
         let close = close || unread || encoding == Encoding::UntilClose || self.token.is_cancelled();
@@ -220,10 +230,32 @@ impl Connection {
         // It may be what keeps a worker's connection.
         drop(body);
         if !close {
-            return Some(());
+            return Some(After::Request);
         }
         self.close(unread).await;
         None
+    }
+
+    /// Makes the connection one with a worker's.
+    async fn join(mut self, Tunnel { link, exchange, idle_timeout, deadline }: Tunnel) {
+        // The request has ended, so that nobody else has it.
+        let Some(wire) = self.wire.into_inner() else { return };
+        let client = tunnel::Side {
+            stream: wire.stream,
+            incoming: wire.incoming,
+            outgoing: std::mem::take(&mut self.outgoing),
+        };
+        let joined = tunnel::join(client, link.into_side(), idle_timeout);
+        let joined = match deadline {
+            None => joined.await,
+            Some(deadline) => tokio::time::timeout_at(deadline, joined)
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        };
+        if let Err(error) = joined {
+            tracing::debug!(%error, "a tunnel broke");
+        }
+        exchange.tunnelled();
     }
 
     /// Says that nothing follows. What the client still sends is read for a while: closing over it would tear down the answer too.
@@ -247,26 +279,6 @@ impl Connection {
             read.await;
         };
         let _ = tokio::time::timeout(LINGER, closing).await;
-    }
-}
-
-impl Patience {
-    fn new(bound: Duration) -> Self {
-        Self { bound, due: Instant::now() + bound, sleep: Box::pin(tokio::time::sleep(bound)) }
-    }
-
-    fn renew(&mut self) {
-        self.due = Instant::now() + self.bound;
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(self.sleep.as_mut().poll(context));
-            if Instant::now() >= self.due {
-                return Poll::Ready(());
-            }
-            self.sleep.as_mut().reset(self.due);
-        }
     }
 }
 
