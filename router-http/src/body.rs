@@ -44,7 +44,7 @@ struct Passing {
     /// Runs from the first silence on, and is only set anew when it rings too early.
     idle: Option<Pin<Box<Sleep>>>,
     /// When something came last, once [`idle`](Self::idle) runs.
-    heard: Instant,
+    heard: Option<Instant>,
     /// Runs from the request's head on.
     deadline: Option<Pin<Box<Sleep>>>,
     ended: bool,
@@ -87,7 +87,7 @@ impl Body {
             takes_event,
             idle_timeout,
             idle: None,
-            heard: Instant::now(),
+            heard: None,
             deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
             ended: false,
             broken: None,
@@ -158,7 +158,7 @@ impl Passing {
             }
         }
         if self.idle.is_some() {
-            self.heard = Instant::now();
+            self.heard = Some(Instant::now());
         }
         self.end_if_complete();
     }
@@ -173,12 +173,9 @@ impl Passing {
 
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         let Some(timeout) = self.idle_timeout else { return Poll::Pending };
-        if self.idle.is_none() {
-            self.heard = Instant::now();
-        }
         let sleep = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         while sleep.as_mut().poll(context).is_ready() {
-            let due = self.heard + timeout;
+            let due = self.heard.map_or(sleep.deadline(), |heard| heard + timeout);
             if Instant::now() >= due {
                 return self.break_off(BrokenBody::Silent(timeout), context);
             }

@@ -26,6 +26,8 @@ mod error;
 mod exchange;
 mod faults;
 mod fleet;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod headers;
 mod housekeeping;
 mod http2;

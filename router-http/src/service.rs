@@ -39,6 +39,7 @@ use crate::receive::{self, Inbound};
 use crate::route::{self, Handling, Route};
 use crate::shared::Shared;
 use crate::upstream::Upstream;
+use crate::wire;
 
 /// Serves the requests of one thread. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -205,7 +206,9 @@ impl Service {
         }
         let answer = self.answer_one(&arrived, &mut wanted, began, exchange);
         let Some(given) = own.or(plane.config.request_timeout) else {
-            return Ok(Reply::Passing(answer.await?, None));
+            let answered = answer.await?;
+            wire::head::give_back(arrived.headers);
+            return Ok(Reply::Passing(answered, None));
         };
         let deadline = arrived_at + given;
         let answered = tokio::time::timeout_at(deadline, answer).await;

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{BufMut as _, Bytes};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::net::TcpStream;
 
@@ -97,7 +97,7 @@ impl Link {
     /// Sends a request and waits for the head of its answer.
     pub(crate) async fn send(&mut self, request: Request<'_>) -> Result<ResponseHead, SendError> {
         let (method, upgrades) = (request.method, request.upgrades);
-        write_head(&mut self.outgoing, &request);
+        put_head(self.outgoing.small(), &request);
         self.outgoing.put(request.body);
         let whole = self.outgoing.len();
         let mut sent_any = false;
@@ -206,8 +206,15 @@ impl Framing {
     }
 }
 
-fn write_head(outgoing: &mut Outgoing, request: &Request<'_>) {
-    let head = outgoing.small();
+/// The head of a request as it is sent.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn put_request(request: &Request<'_>) -> BytesMut {
+    let mut head = BytesMut::new();
+    put_head(&mut head, request);
+    head
+}
+
+fn put_head(head: &mut BytesMut, request: &Request<'_>) {
     let lines: usize =
         request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     head.reserve(128 + request.prefix.len() + request.path.len() + request.host.len() + lines);

@@ -1,8 +1,21 @@
 //! Heads of requests and answers: found, parsed and held against the rules, before anything is believed of them.
 
+use std::cell::RefCell;
+
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use memchr::memchr_iter;
+
+thread_local! {
+    /// Maps that are empty again: making and growing one takes as long as filling it.
+    static SPARE: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Maps that a thread keeps.
+const MOST_SPARE: usize = 64;
+
+/// Headers that a kept map has room for.
+const MOST_ROOM: usize = 64;
 
 /// How a body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,9 +124,8 @@ pub(crate) fn take_request(
         return Ok(None);
     }
     let Some(end) = finder.find(buffer)? else { return Ok(None) };
-    // Its own bytes, which its values share, so that the buffer stays where it is.
-    let head = Bytes::copy_from_slice(&buffer[..end]);
-    buffer.advance(end);
+    // Its values share these bytes. Nobody keeps one of them for long, so that the buffer is soon alone again.
+    let head = buffer.split_to(end).freeze();
     *finder = Finder::default();
     request(&head).map(Some)
 }
@@ -125,10 +137,21 @@ pub(crate) fn take_response(
     method: &Method,
 ) -> Result<Option<ResponseHead>, HeadError> {
     let Some(end) = finder.find(buffer)? else { return Ok(None) };
-    let head = Bytes::copy_from_slice(&buffer[..end]);
-    buffer.advance(end);
+    let head = buffer.split_to(end).freeze();
     *finder = Finder::default();
     response(&head, method).map(Some)
+}
+
+/// Takes back headers that nobody needs any more.
+pub(crate) fn give_back(mut headers: HeaderMap) {
+    if headers.capacity() <= MOST_ROOM {
+        headers.clear();
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < MOST_SPARE {
+                spare.push(headers);
+            }
+        });
+    }
 }
 
 fn request(head: &Bytes) -> Result<RequestHead, HeadError> {
@@ -210,8 +233,9 @@ struct Lines {
 
 impl Lines {
     fn collect(head: &Bytes, lines: &[httparse::Header<'_>]) -> Result<Self, HeadError> {
+        let mut headers = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
         // Room for what a proxy adds.
-        let headers = HeaderMap::with_capacity(lines.len() + 8);
+        headers.reserve(lines.len() + 4);
         let mut all = Self { headers, hosts: 0, lengths: 0, codings: 0 };
         for line in lines {
             let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| HeadError::Header)?;

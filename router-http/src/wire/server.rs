@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::head::{Finder, RequestHead, take_request};
+use super::head::{self, Finder, RequestHead, take_request};
 use super::inbound::{Shared, Upload};
 use super::patience::Patience;
 use super::response::{Asked, Encoding};
@@ -202,7 +202,7 @@ impl Connection {
         let mut encoding = Encoding::of(asked, &parts, exact);
         let close = close || unread || encoding == Encoding::UntilClose || self.token.is_cancelled();
         encoding.put_head(self.outgoing.small(), &parts, asked, exact, close);
-        drop(parts);
+        head::give_back(parts.headers);
         let mut ended = encoding == Encoding::None;
         poll_fn(|context| {
             loop {
