@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use router_core::policy::Reason;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use router_core::{FaultKind, InFlight, Time, Usage};
 
 use crate::clock::Clock;
+use crate::decided::Decided;
 use crate::decode::RouteKind;
 use crate::faults;
 use crate::generated::Generated;
@@ -57,22 +57,6 @@ pub(crate) struct Aside {
     in_flight: InFlight,
     decided: Option<Decided>,
 }
-
-#[derive(Clone, Debug)]
-struct Decided {
-    worker: Arc<str>,
-    rank: u32,
-    reason: Reason,
-    predicted_tokens: u64,
-    /// The worker and rank that prefill, if they are others.
-    prefill: Option<(Arc<str>, u32)>,
-}
-
-const X_WORKER: HeaderName = HeaderName::from_static("x-espalier-worker");
-const X_DP_RANK: HeaderName = HeaderName::from_static("x-espalier-dp-rank");
-const X_PREDICTED_TOKENS: HeaderName = HeaderName::from_static("x-espalier-predicted-tokens");
-const X_PREFILL_WORKER: HeaderName = HeaderName::from_static("x-espalier-prefill-worker");
-const X_PREFILL_DP_RANK: HeaderName = HeaderName::from_static("x-espalier-prefill-dp-rank");
 
 /// How a stream begins that is an error.
 const ERROR_EVENT: &[u8] = b"data: {\"error\"";
@@ -237,17 +221,8 @@ impl Exchange {
     /// Says in the answer's headers what was decided.
     pub(crate) fn describe(&self, headers: &mut HeaderMap) {
         let Some(decided) = &self.decided else { return };
-        if let Ok(worker) = HeaderValue::from_str(&decided.worker) {
-            headers.insert(X_WORKER, worker);
-        }
-        headers.insert(X_DP_RANK, HeaderValue::from(decided.rank));
-        headers.insert(X_PREDICTED_TOKENS, HeaderValue::from(decided.predicted_tokens));
+        decided.describe(headers);
         headers.insert(crate::headers::REQUEST_ID, self.request_id.clone());
-        let Some((prefill, rank)) = &decided.prefill else { return };
-        if let Ok(worker) = HeaderValue::from_str(prefill) {
-            headers.insert(X_PREFILL_WORKER, worker);
-        }
-        headers.insert(X_PREFILL_DP_RANK, HeaderValue::from(*rank));
     }
 
     /// The worker answers. `streaming`: with server-sent events.

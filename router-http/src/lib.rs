@@ -23,6 +23,7 @@ mod clock;
 mod config;
 mod continuation;
 mod deadline;
+mod decided;
 mod error;
 mod events;
 mod exchange;

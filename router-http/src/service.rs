@@ -221,7 +221,7 @@ impl Service {
         let answer = self.answer_one(&arrived, &mut wanted, began, exchange);
         let Some(given) = own.or(plane.config.request_timeout) else {
             let answered = answer.await?;
-            let continuation = self.continuation(route, &arrived, &wanted, &answered);
+            let continuation = Continuation::of(self, route, &arrived, &wanted, &answered);
             wire::head::give_back(arrived.headers);
             return Ok(Reply::Passing { answered, deadline: None, continuation });
         };
@@ -231,7 +231,7 @@ impl Service {
         // A stream or tunnel that has begun goes on for as long as it says something, unless its client itself said how long.
         let goes_on = is_stream(answered.response.headers()) || is_tunnel(&answered);
         let bound = own.is_some() || !goes_on;
-        let continuation = self.continuation(route, &arrived, &wanted, &answered);
+        let continuation = Continuation::of(self, route, &arrived, &wanted, &answered);
         Ok(Reply::Passing { answered, deadline: bound.then_some(deadline), continuation })
     }
 
@@ -253,23 +253,6 @@ impl Service {
             }
         }
         attempts::answer(&self.plane, arrived, wanted, &[], decided, began, exchange).await
-    }
-
-    /// How a stream goes on if its worker is lost, where that was asked for and can be done.
-    fn continuation(
-        &self,
-        route: &'static Route,
-        arrived: &Arrived,
-        wanted: &Wanted,
-        answered: &Answered,
-    ) -> Option<Continuation> {
-        let plane = &*self.plane;
-        let head = &answered.response;
-        // Who names a worker means that one; a pair of workers is not put together anew.
-        let free = wanted.only.is_none() && arrived.may_repeat() && !plane.router.has_pools();
-        let stream = head.status().is_success() && is_stream(head.headers()) && takes_event(head.headers());
-        let may = plane.config.continue_streams && free && stream;
-        may.then(|| Continuation::of(self, route, arrived, &wanted.standing)).flatten()
     }
 
     /// Another worker's answer to a request for the rest of a stream, those that were `lost` being asked at last.

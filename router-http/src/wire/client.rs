@@ -92,6 +92,7 @@ impl Link {
     /// Nothing is to be expected for some time.
     pub(crate) fn rest(&mut self) {
         self.incoming.shrink();
+        self.outgoing.shrink();
     }
 
     /// Sends a request and waits for the head of its answer.

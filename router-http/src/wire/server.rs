@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -115,7 +115,8 @@ impl Connection {
                     let response = self.service.refuse(&failure);
                     let asked = Asked { head_only: false, is_1_1: true };
                     let _ = self.respond(response, asked, true).await;
-                    return if self.is_new { End::Silent } else { End::Closed };
+                    let silent = self.is_new && matches!(failure, Failure::HeadSilent { .. });
+                    return if silent { End::Silent } else { End::Closed };
                 }
                 Next::Silent => return if self.is_new { End::Silent } else { End::Closed },
                 Next::Closed => return End::Closed,
@@ -154,6 +155,7 @@ impl Connection {
             let idle = wire.incoming.bytes.is_empty();
             if idle {
                 wire.incoming.shrink();
+                self.outgoing.shrink();
                 if self.shutdown.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Next::Closed);
                 }
@@ -193,10 +195,14 @@ impl Connection {
     /// Sends an answer. `None`: nothing can follow it.
     async fn respond(&mut self, response: Response<Body>, asked: Asked, close: bool) -> Option<After> {
         let unread = self.wire.lock().unread;
-        let (parts, mut body) = response.into_parts();
+        let (mut parts, mut body) = response.into_parts();
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             Encoding::None.put_head(self.outgoing.small(), &parts, asked, None, false);
             return body.into_tunnel().map(|tunnel| After::Tunnel(Box::new(tunnel)));
+        }
+        if parts.status == StatusCode::NO_CONTENT {
+            // A reader that does not know this status would wait for what it announces (RFC 9110 §8.6).
+            parts.headers.remove(header::CONTENT_LENGTH);
         }
         let exact = body.size_hint().exact();
         let mut encoding = Encoding::of(asked, &parts, exact);

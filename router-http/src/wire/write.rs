@@ -21,6 +21,9 @@ pub(crate) struct Outgoing {
 /// Largest piece that is copied beside others: to name one more to the kernel costs about as much.
 const MOST_COPIED: usize = 2048;
 
+/// Room for small pieces that a connection without work keeps.
+const MOST_ROOM: usize = 8 << 10;
+
 /// Pieces that are handed over at once.
 const MOST_SLICES: usize = 32;
 
@@ -55,6 +58,13 @@ impl Outgoing {
         self.queue.clear();
         self.queued = 0;
         self.tail.clear();
+    }
+
+    /// Gives up room that a connection without work does not need.
+    pub(crate) fn shrink(&mut self) {
+        if self.is_empty() && self.tail.capacity() > MOST_ROOM {
+            *self = Self::default();
+        }
     }
 
     /// Sends until nothing is left.
