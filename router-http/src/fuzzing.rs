@@ -5,15 +5,24 @@ use http::{HeaderMap, HeaderValue, Method, header};
 
 use crate::decode::{self, RouteKind};
 use crate::usage::UsageSearch;
-use crate::wire::chunked::{Decoded, Decoder};
+use crate::wire::chunked::{ChunkError, Decoded, Decoder};
 use crate::wire::client::{Request, put_request};
-use crate::wire::head::{Finder, Length, take_request, take_response};
+use crate::wire::head::{Finder, HeadError, Length, take_request, take_response};
 
 /// What one reader makes of the messages of a connection: each one's head and body, and what is wrong in the end.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Read {
     messages: Vec<(String, HeaderMap, Vec<u8>)>,
-    wrong: Option<String>,
+    wrong: Option<Wrong>,
+}
+
+/// Why a reader goes no further.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Wrong {
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
 }
 
 /// Where a reader is.
@@ -30,8 +39,8 @@ type Head = (String, HeaderMap, Length);
 /// Requests over one connection. The first byte says how they are cut into reads: that must not matter. What is understood is
 /// understood the same way by whoever reads what would be sent to a worker.
 pub fn requests(bytes: &[u8]) {
-    fn head(finder: &mut Finder, buffer: &mut BytesMut) -> Result<Option<Head>, String> {
-        let head = take_request(finder, buffer).map_err(|error| error.to_string())?;
+    fn head(finder: &mut Finder, buffer: &mut BytesMut) -> Result<Option<Head>, Wrong> {
+        let head = take_request(finder, buffer)?;
         Ok(head.map(|head| {
             if let Some(path) = head.uri.path_and_query().filter(|_| head.method != Method::CONNECT) {
                 passed_on(&head.method, path.as_str(), head.headers.clone());
@@ -44,8 +53,8 @@ pub fn requests(bytes: &[u8]) {
 
 /// The same for answers.
 pub fn answers(bytes: &[u8]) {
-    fn head(finder: &mut Finder, buffer: &mut BytesMut) -> Result<Option<Head>, String> {
-        let head = take_response(finder, buffer, &Method::GET).map_err(|error| error.to_string())?;
+    fn head(finder: &mut Finder, buffer: &mut BytesMut) -> Result<Option<Head>, Wrong> {
+        let head = take_response(finder, buffer, &Method::GET)?;
         Ok(head.map(|head| (format!("{} {}", head.status, head.keep_alive), head.headers, head.length)))
     }
     cut_anyhow(bytes, head);
@@ -68,7 +77,7 @@ pub fn usage(bytes: &[u8]) {
     }
 }
 
-fn cut_anyhow(bytes: &[u8], head: fn(&mut Finder, &mut BytesMut) -> Result<Option<Head>, String>) {
+fn cut_anyhow(bytes: &[u8], head: fn(&mut Finder, &mut BytesMut) -> Result<Option<Head>, Wrong>) {
     let Some((step, bytes)) = bytes.split_first() else { return };
     let whole = read(bytes, bytes.len().max(1), head);
     let cut = read(bytes, usize::from(*step) + 1, head);
@@ -78,7 +87,7 @@ fn cut_anyhow(bytes: &[u8], head: fn(&mut Finder, &mut BytesMut) -> Result<Optio
 fn read(
     bytes: &[u8],
     step: usize,
-    head: fn(&mut Finder, &mut BytesMut) -> Result<Option<Head>, String>,
+    head: fn(&mut Finder, &mut BytesMut) -> Result<Option<Head>, Wrong>,
 ) -> Read {
     let (mut read, mut buffer) = (Read::default(), BytesMut::new());
     let mut place = Place::Head(Finder::default());
@@ -96,8 +105,8 @@ fn go_on(
     read: &mut Read,
     buffer: &mut BytesMut,
     place: &mut Place,
-    head: fn(&mut Finder, &mut BytesMut) -> Result<Option<Head>, String>,
-) -> Result<(), String> {
+    head: fn(&mut Finder, &mut BytesMut) -> Result<Option<Head>, Wrong>,
+) -> Result<(), Wrong> {
     loop {
         let data = match place {
             Place::Head(finder) => {
@@ -124,7 +133,7 @@ fn go_on(
                 buffer.split_to(here).freeze()
             }
             Place::UntilClose => buffer.split().freeze(),
-            Place::Chunks(decoder) => match decoder.decode(buffer).map_err(|error| error.to_string())? {
+            Place::Chunks(decoder) => match decoder.decode(buffer)? {
                 Decoded::Data(data) => data,
                 Decoded::More => return Ok(()),
                 Decoded::End => {

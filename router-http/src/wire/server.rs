@@ -64,6 +64,16 @@ enum After {
     Tunnel(Box<Tunnel>),
 }
 
+/// How far the body of an answer has come.
+#[derive(Clone, Copy)]
+enum Progress {
+    More,
+    /// More is to come.
+    Waits,
+    Ended,
+    Broken,
+}
+
 /// How a client of HTTP/2 begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -209,26 +219,23 @@ impl Connection {
         let close = close || unread || encoding == Encoding::UntilClose || self.token.is_cancelled();
         encoding.put_head(self.outgoing.small(), &parts, asked, exact, close);
         head::give_back(parts.headers);
-        let mut ended = encoding == Encoding::None;
+        let mut next = if encoding == Encoding::None { Progress::Ended } else { Progress::More };
         poll_fn(|context| {
             loop {
-                let waits = match ended {
-                    true => false,
-                    false => {
-                        match poll_body(&mut body, &mut encoding, &mut self.outgoing, &mut ended, context) {
-                            Some(waits) => waits,
-                            // What was right so far has been sent, as far as it could be.
-                            None => return Poll::Ready(None),
-                        }
-                    }
-                };
+                if matches!(next, Progress::More | Progress::Waits) {
+                    next = poll_body(&mut body, &mut encoding, &mut self.outgoing, context);
+                }
                 let wire = &mut *self.wire.lock();
-                let flushed = self.outgoing.poll_flush(&mut wire.stream, context);
-                match flushed {
-                    Poll::Ready(Ok(())) if ended => return Poll::Ready(Some(())),
-                    Poll::Ready(Ok(())) if !waits => {}
-                    Poll::Ready(Err(_)) => return Poll::Ready(None),
-                    Poll::Ready(Ok(())) | Poll::Pending => return wire.poll_gone(context).map(|()| None),
+                match (self.outgoing.poll_flush(&mut wire.stream, context), next) {
+                    (Poll::Ready(Ok(())), Progress::More) => {}
+                    (Poll::Ready(Ok(())), Progress::Ended) => return Poll::Ready(Some(())),
+                    // What was right so far has been sent.
+                    (Poll::Ready(Ok(())), Progress::Broken) | (Poll::Ready(Err(_)), _) => {
+                        return Poll::Ready(None);
+                    }
+                    (Poll::Ready(Ok(())), Progress::Waits) | (Poll::Pending, _) => {
+                        return wire.poll_gone(context).map(|()| None);
+                    }
                 }
             }
         })
@@ -267,6 +274,7 @@ impl Connection {
     /// Says that nothing follows. What the client still sends is read for a while: closing over it would tear down the answer too.
     async fn close(&mut self, unread: bool) {
         let wire = self.wire.clone();
+        let unread = unread || !wire.lock().incoming.bytes.is_empty();
         let closing = async {
             let shut = poll_fn(|context| pin!(wire.lock().stream.shutdown()).poll(context)).await;
             if !unread || shut.is_err() {
@@ -288,29 +296,29 @@ impl Connection {
     }
 }
 
-/// Takes what there is of a body. `None` if it broke off; else whether more is to be waited for.
+/// Takes what there is of a body.
 fn poll_body(
     body: &mut Body,
     encoding: &mut Encoding,
     outgoing: &mut Outgoing,
-    ended: &mut bool,
     context: &mut Context<'_>,
-) -> Option<bool> {
+) -> Progress {
     while outgoing.len() < HIGH_WATER {
-        let frame = match Pin::new(&mut *body).poll_frame(context) {
-            Poll::Pending => return Some(true),
-            Poll::Ready(Some(frame)) => frame.ok()?,
+        let put = match Pin::new(&mut *body).poll_frame(context) {
+            Poll::Pending => return Progress::Waits,
+            Poll::Ready(Some(Err(_))) => return Progress::Broken,
             Poll::Ready(None) => {
-                *ended = true;
-                encoding.put_end(outgoing).ok()?;
-                return Some(false);
+                return encoding.put_end(outgoing).map_or(Progress::Broken, |()| Progress::Ended);
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                frame.into_data().map_or(Ok(()), |data| encoding.put_data(outgoing, data))
             }
         };
-        if let Ok(data) = frame.into_data() {
-            encoding.put_data(outgoing, data).ok()?;
+        if put.is_err() {
+            return Progress::Broken;
         }
     }
-    Some(false)
+    Progress::More
 }
 
 /// Whether it could be the beginning of HTTP/2.
