@@ -1,6 +1,6 @@
 //! HTTP/1.1 as this proxy speaks it: no task and no channel between a socket and the request that uses it.
 //!
-//! [`head`] reads heads, [`chunked`] bodies in chunks, and [`write`] sends what there is to say in as few calls as it takes.
+//! [`head`] reads heads, [`chunked`] bodies in chunks, and [`write`](mod@write) sends what there is to say in as few calls as it takes.
 //! [`server`] serves one client's connection, from which [`inbound`] reads bodies and to which [`response`] frames answers;
 //! [`client`] asks a worker over one connection; [`tunnel`] makes one of both. What two readers could understand differently is refused: a proxy that guesses
 //! lets one request hide in another (RFC 9112 §11.2).
