@@ -86,6 +86,7 @@ pub mod key;
 pub mod policy;
 
 mod candidates;
+mod chat;
 mod digest;
 mod explain;
 mod fleet;
@@ -103,6 +104,7 @@ mod timing;
 mod update;
 mod writer;
 
+pub use chat::{ChatTemplate, NoTemplate, NotRendered};
 pub use digest::SetDigest;
 pub use explain::{CandidateView, Excluded, Explanation};
 pub use fleet::{

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::chat::ChatTemplate;
 use crate::digest::SetDigest;
 use crate::fleet::{Incarnation, ReportLevel, WorkerId, WorkerProfile};
 use crate::key::{BlockHash, Unit};
@@ -27,6 +28,8 @@ pub struct Introduction {
     pub resume: Vec<(u32, u64)>,
     /// The units that it names blocks in, at a level that has blocks.
     pub units: Units,
+    /// The template that the engine renders chats with.
+    pub chat_template: Option<Arc<dyn ChatTemplate>>,
 }
 
 /// Units that an agent names blocks in.

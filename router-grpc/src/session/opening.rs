@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use espalier_proto::agent_message::Message;
-use espalier_proto::{Accept, AgentMessage, Hello};
+use espalier_proto::{Accept, AgentMessage, ChatTemplate as WireTemplate, Hello};
 use router_core::key::Unit;
 use router_core::{
-    EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Units, Update, WorkerId,
+    ChatTemplate, EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Units, Update,
+    WorkerId,
 };
 use tokio_stream::StreamExt as _;
 use tonic::{Status, Streaming};
@@ -51,7 +52,7 @@ impl AgentService {
         inbound: &mut Streaming<AgentMessage>,
         outbox: &Outbox,
     ) -> Result<Agreed, Status> {
-        let Message::Hello(hello) = first(inbound, "Hello").await? else {
+        let Message::Hello(mut hello) = first(inbound, "Hello").await? else {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let greeting = convert::hello(&hello)?;
@@ -65,7 +66,10 @@ impl AgentService {
             level = ReportLevel::Counts;
         }
         let (resume, fingerprint) = self.resumable(&hello);
-        let mut agent = Introduction { url, incarnation, profile, resume, units: Units::default() };
+        let chat_template = hello.chat_template.take().filter(|_| units.contains(Unit::Text));
+        let chat_template = chat_template.and_then(|offered| self.template(&url, offered));
+        let units = Units::default();
+        let mut agent = Introduction { url, incarnation, profile, resume, units, chat_template };
         agent.resume = self.consider(&agent).await?;
         let welcome = convert::welcome(&self.terms, level, &spaces, (&agent.resume, fingerprint));
         outbox.send(Ok(welcome)).await.map_err(|_| Status::cancelled("the agent went away"))?;
@@ -85,6 +89,15 @@ impl AgentService {
         }
         let hashes = agent.units != Units::default();
         Ok(Agreed { agent, level: if hashes { level } else { ReportLevel::Counts } })
+    }
+
+    /// The template that an agent offers; `None`, with the reason in the log, where it cannot be used.
+    fn template(&self, url: &Arc<str>, offered: WireTemplate) -> Option<Arc<dyn ChatTemplate>> {
+        let compiled = self.chat_templates.compile(offered).inspect_err(|error| {
+            let worker = &**url;
+            tracing::warn!(worker, %error, "the chat template that the agent offers cannot be used: chats are not rendered");
+        });
+        compiled.ok()
     }
 
     /// From now on the session speaks for its worker.

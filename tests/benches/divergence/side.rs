@@ -82,6 +82,7 @@ impl Side {
                 profile,
                 resume: Vec::new(),
                 units: router_core::Units::TOKENS,
+                chat_template: None,
             };
             let session = SessionId(engine as u64);
             let join = FleetUpdate::Join { agent, session, level, at: start, done: Done::ignore() };

@@ -10,10 +10,10 @@ use std::time::Duration;
 use super::Writer;
 use crate::key::{BlockHash, PrefixKey, Salt, Unit};
 use crate::{
-    AgentReport, BlockRun, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight, Incarnation,
-    Introduction, JoinError, Joined, MispredictionCause, Notice, Query, ReportLevel, RouteError,
-    RouteRequest, Router, SessionEnd, SessionId, SetDigest, Settings, TargetId, Time, Units, Update, Usage,
-    WorkerId, WorkerProfile, WorkerState,
+    AgentReport, BlockRun, ChatTemplate, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight,
+    Incarnation, Introduction, JoinError, Joined, MispredictionCause, NoTemplate, NotRendered, Notice, Query,
+    ReportLevel, RouteError, RouteRequest, Router, SessionEnd, SessionId, SetDigest, Settings, TargetId,
+    Time, Units, Update, Usage, WorkerId, WorkerProfile, WorkerState,
 };
 
 /// Tokens in a block of the tests' key space.
@@ -113,7 +113,14 @@ impl Story {
         let worker = snapshot.fleet.workers.iter().find(|known| known.id == worker).unwrap();
         let (url, profile) = (worker.url.clone(), worker.profile.clone());
         let units = Units::TOKENS;
-        Introduction { url, incarnation: Incarnation(incarnation), profile, resume, units }
+        Introduction {
+            url,
+            incarnation: Incarnation(incarnation),
+            profile,
+            resume,
+            units,
+            chat_template: None,
+        }
     }
 
     fn baseline(&mut self, worker: WorkerId, session: u64, seq: u64, stored: Vec<BlockRun>) -> Vec<Notice> {
