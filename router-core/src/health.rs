@@ -373,7 +373,7 @@ mod tests {
     fn being_reachable_again_undoes_what_being_unreachable_did_and_no_more() {
         let (health, ill) = (Health::default(), ejected());
         let faults = [FaultKind::Broken, FaultKind::Lost, FaultKind::Connect];
-        faults.map(|kind| health.failed(kind, false, at(1), &settings()));
+        faults.into_iter().for_each(|kind| _ = health.failed(kind, false, at(1), &settings()));
         assert!(!health.state(at(2)).takes_requests());
         health.came_back(at(2));
         ill.came_back(at(2));

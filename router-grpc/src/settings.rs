@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use router_core::Settings;
 use router_core::key::{KeySpace, Unit};
+use router_core::{ReportLevel, Settings};
 use router_http::{DataPlaneConfig, Secret, SecretProblem};
 
-use crate::config::{ConfigError, RouterConfig};
+use crate::config::{ConfigError, LevelName, RouterConfig};
 
 /// The core's settings.
 pub(crate) fn core(config: &RouterConfig) -> Result<Settings, ConfigError> {
@@ -44,9 +44,10 @@ pub(crate) fn data_plane(config: &RouterConfig, listen: SocketAddr) -> Result<Da
         max_body_bytes: config.max_payload_size,
         max_connections: config.max_connections,
         max_attempts: config.max_attempts,
-        head_timeout: seconds(config.request_timeout_secs),
+        head_timeout: seconds(config.answer_timeout_secs),
         request_timeout: config.faults.request_timeout(),
         retry: config.faults.retry(),
+        asks_usage: !config.api.disable_stream_usage,
         continue_streams: config.faults.continue_streams,
         admission: config.admission.settings(),
         idle_timeout: seconds(config.idle_timeout_secs),
@@ -94,4 +95,24 @@ fn read(flag: &'static str, path: &Path) -> Result<String, ConfigError> {
 
 fn content(flag: &'static str, path: &Path, problem: &'static str) -> ConfigError {
     ConfigError::Content { flag, path: PathBuf::from(path), problem }
+}
+
+/// What agents are told.
+impl RouterConfig {
+    pub(crate) fn level(&self) -> ReportLevel {
+        match self.report_level {
+            LevelName::Counts => ReportLevel::Counts,
+            LevelName::Removals => ReportLevel::Removals,
+            LevelName::Full => ReportLevel::Full,
+        }
+    }
+
+    /// `None`: only what was lost is looked for.
+    pub(crate) fn reconcile_interval(&self) -> Option<Duration> {
+        (self.reconcile_interval_secs > 0.0).then(|| Duration::from_secs_f64(self.reconcile_interval_secs))
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        Duration::from_secs_f64(self.lease_secs)
+    }
 }

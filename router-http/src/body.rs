@@ -19,6 +19,7 @@ use crate::continuation::{Continuable, Continuation};
 use crate::decode::RouteKind;
 use crate::exchange::Exchange;
 use crate::metrics::Outcome;
+use crate::stream_usage::Withheld;
 use crate::upstream::WorkerBody;
 use crate::usage::UsageSearch;
 
@@ -41,6 +42,8 @@ pub(crate) struct Passing {
     first: Option<Frame<Bytes>>,
     exchange: Exchange,
     search: UsageSearch,
+    /// Keeps from the client what it did not ask for.
+    withheld: Option<Withheld>,
     on_break: OnBreak,
     idle_timeout: Option<Duration>,
     /// Runs from the first silence on.
@@ -50,6 +53,14 @@ pub(crate) struct Passing {
     ended: bool,
     /// What is said next, once all before it is on its way.
     broken: Option<BrokenBody>,
+}
+
+/// What the client gets of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    All,
+    /// The router asked for usage in the stream, and the client did not.
+    AllButUsage,
 }
 
 /// What becomes of an answer that its worker breaks off.
@@ -97,12 +108,13 @@ impl Body {
         inner: WorkerBody,
         first: Option<Frame<Bytes>>,
         exchange: Exchange,
+        told: Told,
         takes_event: bool,
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
     ) -> Self {
         let on_break = if takes_event { OnBreak::Event } else { OnBreak::Break };
-        let passing = Passing::new(inner, first, exchange, on_break, idle_timeout, deadline);
+        let passing = Passing::new(inner, first, exchange, told, on_break, idle_timeout, deadline);
         Self(Kind::Passing(Box::new(passing)))
     }
 
@@ -111,11 +123,12 @@ impl Body {
         inner: WorkerBody,
         first: Option<Frame<Bytes>>,
         exchange: Exchange,
+        told: Told,
         continuation: Continuation,
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
     ) -> Self {
-        let passing = Passing::held(inner, first, exchange, idle_timeout, deadline);
+        let passing = Passing::held(inner, first, exchange, told, idle_timeout, deadline);
         Self(Kind::Continuable(Box::new(Continuable::new(continuation, passing, idle_timeout, deadline))))
     }
 }
@@ -125,6 +138,7 @@ impl Passing {
         inner: WorkerBody,
         first: Option<Frame<Bytes>>,
         exchange: Exchange,
+        told: Told,
         on_break: OnBreak,
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
@@ -135,6 +149,7 @@ impl Passing {
             first,
             exchange,
             search,
+            withheld: (told == Told::AllButUsage).then(Withheld::default),
             on_break,
             idle_timeout,
             idle: None,
@@ -151,10 +166,11 @@ impl Passing {
         inner: WorkerBody,
         first: Option<Frame<Bytes>>,
         exchange: Exchange,
+        told: Told,
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
     ) -> Self {
-        Self::new(inner, first, exchange, OnBreak::Tell, idle_timeout, deadline)
+        Self::new(inner, first, exchange, told, OnBreak::Tell, idle_timeout, deadline)
     }
 
     pub(crate) fn into_exchange(self) -> Exchange {
@@ -182,31 +198,43 @@ impl Passing {
             self.ended = true;
             return Poll::Ready(Some(Err(error)));
         }
-        if let Some(frame) = self.first.take() {
-            self.pass(&frame);
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(context).is_ready()
-        {
-            return self.break_off(BrokenBody::Deadline, context);
-        }
-        match Pin::new(&mut self.inner).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.pass(&frame);
-                Poll::Ready(Some(Ok(frame)))
+        loop {
+            let polled = match self.first.take() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => self.poll_worker(context),
+            };
+            match polled {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Some(frame) = self.pass(frame) {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => return self.break_off(error, context),
+                Poll::Ready(None) => {
+                    self.ended = true;
+                    self.exchange.complete();
+                    return Poll::Ready(self.withheld.as_mut().and_then(Withheld::rest).map(Ok));
+                }
+                Poll::Pending => return Poll::Pending,
             }
-            Poll::Ready(Some(Err(error))) => self.break_off(error.into(), context),
-            Poll::Ready(None) => {
-                self.ended = true;
-                self.exchange.complete();
-                Poll::Ready(None)
-            }
-            Poll::Pending => self.poll_idle(context),
         }
     }
 
-    fn pass(&mut self, frame: &Frame<Bytes>) {
+    /// What comes next from the worker, which may be that it is silent for too long.
+    fn poll_worker(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Some(Err(BrokenBody::Deadline)));
+        }
+        match Pin::new(&mut self.inner).poll_frame(context) {
+            Poll::Pending => self.poll_idle(context).map(|error| Some(Err(error))),
+            polled => polled.map_err(BrokenBody::from),
+        }
+    }
+
+    /// Takes note of what passes; returns what the client gets of it.
+    fn pass(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
         if let Some(data) = frame.data_ref() {
             self.exchange.passed(data);
             if let Some(usage) = self.search.look(data) {
@@ -217,6 +245,10 @@ impl Passing {
             sleep.as_mut().reset(tokio::time::Instant::now() + timeout);
         }
         self.end_if_complete();
+        match &mut self.withheld {
+            None => Some(frame),
+            Some(withheld) => withheld.pass(frame),
+        }
     }
 
     /// A body of known length need not be asked again after its last byte.
@@ -227,13 +259,10 @@ impl Passing {
         }
     }
 
-    fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+    fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<BrokenBody> {
         let Some(timeout) = self.idle_timeout else { return Poll::Pending };
         let sleep = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        match sleep.as_mut().poll(context) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => self.break_off(BrokenBody::Silent(timeout), context),
-        }
+        sleep.as_mut().poll(context).map(|()| BrokenBody::Silent(timeout))
     }
 
     /// The worker's answer ends too early. A stream says so in an event, after the end of whatever was cut; any other body

@@ -24,6 +24,7 @@ mod config;
 mod continuation;
 mod deadline;
 mod error;
+mod events;
 mod exchange;
 mod faults;
 mod fleet;
@@ -42,6 +43,7 @@ mod route;
 mod server;
 mod service;
 mod shared;
+mod stream_usage;
 mod upstream;
 mod usage;
 

@@ -19,7 +19,7 @@ use crate::addressee;
 use crate::admission::Standing;
 use crate::arrived::{Arrived, Wanted};
 use crate::attempts::{self, Answered, is_stream, takes_event};
-use crate::body::Body;
+use crate::body::{Body, Told};
 use crate::budget::RetryBudget;
 use crate::clock::Clock;
 use crate::config::DataPlaneConfig;
@@ -318,6 +318,7 @@ impl Service {
             key,
             rank: facts.rank,
             several: facts.several,
+            asks_usage: plane.config.asks_usage && facts.quiet_stream,
             model: facts.model.or_else(|| self.model_elsewhere(arrived)).map(Cow::into_owned),
             only: place.map(|place| place.worker),
             only_rank: place.and_then(|place| place.rank),
@@ -365,12 +366,14 @@ impl Service {
         exchange.answered(head.status, streaming);
         let takes_event = streaming && takes_event(&head.headers);
         let (first, idle_timeout) = (answered.first, self.plane.config.idle_timeout);
+        // Nothing can be taken out of compressed data.
+        let told = if answered.asked_usage && takes_event { Told::AllButUsage } else { Told::All };
         let body = match continuation {
             Some(continuation) => {
                 head.headers.insert(headers::CONTINUABLE, HeaderValue::from_static("true"));
-                Body::continuable(body, first, exchange, continuation, idle_timeout, deadline)
+                Body::continuable(body, first, exchange, told, continuation, idle_timeout, deadline)
             }
-            None => Body::passing(body, first, exchange, takes_event, idle_timeout, deadline),
+            None => Body::passing(body, first, exchange, told, takes_event, idle_timeout, deadline),
         };
         Response::from_parts(head, body)
     }

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use http_body::Frame;
 use tokio::time::Instant;
 
-use super::events::Events;
 use super::progress::Progress;
 use super::{Asking, Continuation, Gone};
 use crate::attempts::{Answered, is_stream, takes_event};
-use crate::body::{BrokenBody, Passing, error_event};
+use crate::body::{BrokenBody, Passing, Told, error_event};
+use crate::events::Events;
 use crate::exchange::Exchange;
 use crate::metrics::Outcome;
 
@@ -161,8 +161,9 @@ impl Continuable {
     fn join(&mut self, answered: Answered, exchange: Exchange) -> Bytes {
         exchange.continued();
         let said = exchange.worker_url().map(|worker| format!(": continued at {worker}\n\n"));
+        let told = if answered.asked_usage { Told::AllButUsage } else { Told::All };
         let body = answered.response.into_body();
-        let passing = Passing::held(body, answered.first, exchange, self.idle_timeout, self.deadline);
+        let passing = Passing::held(body, answered.first, exchange, told, self.idle_timeout, self.deadline);
         let gone = passing.worker().map(|worker| self.continuation.gone(worker));
         self.joined = Some(self.progress.clone());
         self.state = State::Passing(Box::new(passing), gone);

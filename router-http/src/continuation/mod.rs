@@ -6,7 +6,6 @@
 //! what is not as it would have been.
 
 mod body;
-mod events;
 mod original;
 mod progress;
 

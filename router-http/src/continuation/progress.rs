@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::events;
 use crate::decode::RouteKind;
+use crate::events;
 
 /// What has been generated so far.
 #[derive(Clone, Debug)]

@@ -2,6 +2,7 @@
 
 mod addressed;
 mod fleet;
+mod reconciled;
 mod sessions;
 
 use std::sync::mpsc;
@@ -104,7 +105,8 @@ impl Story {
     }
 
     fn consider(&mut self, agent: Introduction) -> Result<Vec<(u32, u64)>, JoinError> {
-        self.ask(|done| Update::Fleet(FleetUpdate::Consider { agent, done }))
+        let considered = self.ask(|done| Update::Fleet(FleetUpdate::Consider { agent, done }));
+        considered.map(|considered| considered.resume)
     }
 
     /// The agent of a registered worker, with nothing new to say about its engine.
@@ -118,7 +120,9 @@ impl Story {
             incarnation: Incarnation(incarnation),
             profile,
             resume,
+            reconcile: Vec::new(),
             units,
+            reconciles: false,
             chat_template: None,
         }
     }

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 /// Cuts a stream of bytes into whole events.
 #[derive(Debug, Default)]
-pub(super) struct Events {
+pub(crate) struct Events {
     /// Of an event whose end has not come.
     begun: BytesMut,
 }
@@ -14,7 +14,7 @@ const END: &[u8] = b"\n\n";
 
 impl Events {
     /// Takes what came next; returns all events that are whole by now, without a copy where `data` holds nothing else.
-    pub(super) fn push(&mut self, data: Bytes) -> Bytes {
+    pub(crate) fn push(&mut self, data: Bytes) -> Bytes {
         if self.begun.is_empty() {
             let whole = end_of_last(&data);
             self.begun.extend_from_slice(&data[whole..]);
@@ -27,13 +27,13 @@ impl Events {
     }
 
     /// What is left at the end of the stream, or of a connection.
-    pub(super) fn take_rest(&mut self) -> Bytes {
+    pub(crate) fn take_rest(&mut self) -> Bytes {
         self.begun.split().freeze()
     }
 }
 
 /// The events of some whole ones, each with its end.
-pub(super) fn each(mut whole: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn each(mut whole: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let end = memchr::memmem::find(whole, END)? + END.len();
         let (event, rest) = whole.split_at(end);
@@ -43,7 +43,7 @@ pub(super) fn each(mut whole: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The data of an event that has one line of it.
-pub(super) fn data(event: &[u8]) -> Option<&[u8]> {
+pub(crate) fn data(event: &[u8]) -> Option<&[u8]> {
     let data = event.strip_prefix(b"data:")?.trim_ascii();
     (!data.contains(&b'\n')).then_some(data)
 }
