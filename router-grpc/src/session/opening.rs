@@ -101,8 +101,12 @@ impl AgentService {
     /// The template that an agent offers; `None`, with the reason in the log, where it cannot be used.
     fn template(&self, url: &Arc<str>, offered: WireTemplate) -> Option<Arc<dyn ChatTemplate>> {
         let compiled = self.chat_templates.compile(offered).inspect_err(|error| {
-            let worker = &**url;
-            tracing::warn!(worker, %error, "the chat template that the agent offers cannot be used: chats are not rendered");
+            let (worker, reason) = (&**url, shown(&error.to_string()));
+            tracing::warn!(
+                worker,
+                reason,
+                "the chat template that the agent offers cannot be used: chats are not rendered"
+            );
         });
         compiled.ok()
     }
