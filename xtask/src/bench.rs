@@ -57,7 +57,7 @@ const MEASUREMENTS: &[Measurement] = &[
         name: "chats",
         what: "rendering chats with a template, beside the canonical serialisation",
         measures: None,
-        arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "chats", "--"],
+        arguments: &["bench", "--quiet", "--package", "router-http", "--bench", "chats", "--"],
     },
     Measurement {
         name: "faults",

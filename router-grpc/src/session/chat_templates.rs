@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
 use chat_template::{CompileError, Source};
-use espalier_proto::ChatTemplate as WireTemplate;
 use router_core::{ChatTemplate, NotRendered};
 
 /// Those in use, by fingerprint. Cheap to clone.
@@ -18,13 +17,11 @@ pub(crate) struct ChatTemplates {
 struct Compiled(chat_template::ChatTemplate);
 
 impl ChatTemplates {
-    /// The template that an agent offers.
+    /// The template that somebody offers.
     ///
     /// # Errors
     /// It is too large, or cannot be read.
-    pub(super) fn compile(&self, offered: WireTemplate) -> Result<Arc<dyn ChatTemplate>, CompileError> {
-        let WireTemplate { source, special_tokens, leading } = offered;
-        let source = Source { source, special_tokens: special_tokens.into_iter().collect(), leading };
+    pub(super) fn compile(&self, source: Source) -> Result<Arc<dyn ChatTemplate>, CompileError> {
         let fingerprint = source.fingerprint();
         let known = |templates: &Self| templates.lock().get(&fingerprint).and_then(Weak::upgrade);
         if let Some(known) = known(self) {
@@ -57,9 +54,9 @@ impl ChatTemplate for Compiled {
 mod tests {
     use super::*;
 
-    fn offered(source: &str) -> WireTemplate {
+    fn offered(source: &str) -> Source {
         let special_tokens = [("bos_token".to_owned(), "<s>".to_owned())].into();
-        WireTemplate { source: source.to_owned(), special_tokens, leading: String::new() }
+        Source { source: source.to_owned(), special_tokens, leading: String::new() }
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chat_template::Source;
 use espalier_proto::agent_message::Message;
-use espalier_proto::{Accept, AgentMessage, ChatTemplate as WireTemplate, Hello};
+use espalier_proto::{Accept, AgentMessage, Hello};
 use router_core::key::Unit;
 use router_core::{
     ChatTemplate, Considered, EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Units,
@@ -71,7 +72,8 @@ impl AgentService {
         }
         let (resume, fingerprint) = self.resumable(&hello);
         let chat_template = hello.chat_template.take().filter(|_| units.contains(Unit::Text));
-        let chat_template = chat_template.and_then(|offered| self.template(&url, offered));
+        let chat_template =
+            chat_template.and_then(|offered| self.template(&url, convert::chat_template(offered)));
         let reconciles = reconciles && level > ReportLevel::Counts;
         let (reconcile, units) = (Vec::new(), Units::default());
         let mut agent =
@@ -99,7 +101,7 @@ impl AgentService {
     }
 
     /// The template that an agent offers; `None`, with the reason in the log, where it cannot be used.
-    fn template(&self, url: &Arc<str>, offered: WireTemplate) -> Option<Arc<dyn ChatTemplate>> {
+    fn template(&self, url: &Arc<str>, offered: Source) -> Option<Arc<dyn ChatTemplate>> {
         let compiled = self.chat_templates.compile(offered).inspect_err(|error| {
             let (worker, reason) = (&**url, shown(&error.to_string()));
             tracing::warn!(

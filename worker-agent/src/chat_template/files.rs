@@ -1,13 +1,12 @@
 //! Files of a model: its chat template, special tokens and architecture.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{ChatSetup, TemplateError};
+use super::{ChatSetup, SpecialTokens, TemplateError};
 
 /// Largest file that is read.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -93,10 +92,7 @@ pub(super) fn source(directory: &Path, config: &Value, named: Option<&str>) -> R
 }
 
 /// The special tokens that a template may name.
-pub(super) fn special_tokens(
-    directory: &Path,
-    config: &Value,
-) -> Result<BTreeMap<String, String>, TemplateError> {
+pub(super) fn special_tokens(directory: &Path, config: &Value) -> Result<SpecialTokens, TemplateError> {
     // The library reads the older file only where the configuration does not list all added tokens.
     let map = match config.get("added_tokens_decoder") {
         Some(_) => Value::Null,
@@ -182,7 +178,7 @@ mod tests {
         let several = json!([{"name": "a", "template": "A"}, {"name": "b", "template": "B"}]);
         let several = ("tokenizer_config.json", json!({"chat_template": several}));
         assert_eq!(Model::with(&[file.clone(), string.clone()]).source(None).unwrap(), "file");
-        assert_eq!(Model::with(&[string.clone()]).source(Some("x")).unwrap(), "string");
+        assert_eq!(Model::with(&[string]).source(Some("x")).unwrap(), "string");
         let several = Model::with(&[several]);
         assert_eq!(
             (several.source(None).unwrap(), several.source(Some("b")).unwrap()),

@@ -14,13 +14,16 @@ use std::sync::Arc;
 use crate::tokenizer::Vocabulary;
 pub use setup::ChatSetup;
 
+/// Special tokens by their names: `bos_token` and its like.
+pub type SpecialTokens = BTreeMap<String, String>;
+
 /// A model's chat template.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ChatTemplate {
     /// In Jinja.
     pub source: String,
     /// Special tokens that it may name.
-    pub special_tokens: BTreeMap<String, String>,
+    pub special_tokens: SpecialTokens,
     /// The text of what the tokenizer puts before every text by itself.
     pub leading: String,
 }

@@ -206,7 +206,9 @@ fn chat(body: OpenAiBody, raw: &[u8], tokenizer: &Tokenizer) -> Result<Parsed, B
     let messages = body.messages.ok_or_else(|| BadRequest::new("messages: Field required"))?;
     let prompt = match (body.input_ids, tokenizer.render(raw)) {
         (Some(ids), _) => ids,
-        (None, Some(rendered)) => tokenizer.encode_part(&rendered.map_err(BadRequest::new)?),
+        (None, Some(rendered)) => {
+            tokenizer.encode_part(&rendered.map_err(|error| BadRequest::new(error.to_string()))?)
+        }
         (None, None) => tokenizer.encode_part(&render(&messages, body.tools.as_ref())),
     };
     let most = body.max_completion_tokens.or(body.max_tokens);

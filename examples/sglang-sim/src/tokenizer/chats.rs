@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
-use chat_template::{ChatTemplate, Source};
+use chat_template::{ChatTemplate, RenderError, Source};
 use serde_json::Value;
 
 /// A chat template. Cheap to clone.
@@ -36,7 +36,7 @@ impl Chats {
     }
 
     /// The prompt of a request's chat; the error says why it cannot be rendered.
-    pub(super) fn render(&self, body: &[u8]) -> Result<String, String> {
-        self.0.render(body).map_err(|error| error.to_string())
+    pub(super) fn render(&self, body: &[u8]) -> Result<String, RenderError> {
+        self.0.render(body)
     }
 }

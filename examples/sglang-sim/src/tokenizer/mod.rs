@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bpe::Bpe;
+use chat_template::RenderError;
 pub(crate) use chats::Chats;
 
 /// The tokenizer of a simulated server. Cheap to clone.
@@ -36,7 +37,7 @@ impl Tokenizer {
     }
 
     /// The prompt that a chat request's body comes to; `None` without a template, and an error that says why it cannot be rendered.
-    pub(crate) fn render(&self, body: &[u8]) -> Option<Result<String, String>> {
+    pub(crate) fn render(&self, body: &[u8]) -> Option<Result<String, RenderError>> {
         self.chats.as_ref().map(|chats| chats.render(body))
     }
 

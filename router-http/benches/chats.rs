@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 /// Templates of the shapes of Llama 3 and of ChatML, from the fixtures of `chat-template`.
 const TEMPLATES: [(&str, &str); 2] = [
-    ("llama", include_str!("../../../chat-template/tests/fixtures/llama.jinja")),
-    ("chatml", include_str!("../../../chat-template/tests/fixtures/chatml.jinja")),
+    ("llama", include_str!("../../chat-template/tests/fixtures/llama.jinja")),
+    ("chatml", include_str!("../../chat-template/tests/fixtures/chatml.jinja")),
 ];
 
 /// Messages and bytes of the chats.
