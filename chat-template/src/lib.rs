@@ -25,7 +25,6 @@ mod request;
 use std::collections::BTreeMap;
 
 use minijinja::{Environment, Value};
-use xxhash_rust::xxh3::Xxh3;
 
 use content_format::ContentFormat;
 use request::Chat;
@@ -63,7 +62,6 @@ pub struct ChatTemplate {
     format: ContentFormat,
     /// The template reads a mark of little effort that SGLang makes from `reasoning_effort`.
     marks_low_effort: bool,
-    fingerprint: u64,
 }
 
 /// A template that cannot be used.
@@ -115,7 +113,6 @@ impl ChatTemplate {
     /// # Errors
     /// It is too large, or cannot be read.
     pub fn compile(source: Source) -> Result<Self, CompileError> {
-        let fingerprint = source.fingerprint();
         let Source { source, special_tokens, leading } = source;
         let long = |text: &String| text.len() > MAX_TOKEN_BYTES;
         if source.len() > MAX_SOURCE_BYTES
@@ -130,12 +127,7 @@ impl ChatTemplate {
         let mut environment = environment::environment();
         let source = environment::without_generation_marks(&source);
         environment.add_template_owned(NAME, source).map_err(CompileError::Syntax)?;
-        Ok(Self { environment, special_tokens, leading, format, marks_low_effort, fingerprint })
-    }
-
-    /// Names the template and its tokens: equal ones render alike.
-    pub fn fingerprint(&self) -> u64 {
-        self.fingerprint
+        Ok(Self { environment, special_tokens, leading, format, marks_low_effort })
     }
 
     /// The text of a chat request's body.
@@ -164,23 +156,5 @@ impl ChatTemplate {
             None if self.leading.is_empty() => rendered,
             None => text.to_owned(),
         })
-    }
-}
-
-impl Source {
-    /// Names it; see [`ChatTemplate::fingerprint`].
-    pub fn fingerprint(&self) -> u64 {
-        let mut hash = Xxh3::new();
-        let mut add = |text: &str| {
-            hash.update(&(text.len() as u64).to_le_bytes());
-            hash.update(text.as_bytes());
-        };
-        add(&self.source);
-        add(&self.leading);
-        for (name, text) in &self.special_tokens {
-            add(name);
-            add(text);
-        }
-        hash.digest()
     }
 }

@@ -165,9 +165,43 @@ impl Writer<'_> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+
+    fn any_json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(serde_json::Value::from),
+            any::<i64>().prop_map(serde_json::Value::from),
+            any::<f64>().prop_map(serde_json::Value::from),
+            any::<String>().prop_map(serde_json::Value::from),
+        ];
+        leaf.prop_recursive(4, 40, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(serde_json::Value::from),
+                prop::collection::hash_map(any::<String>(), inner, 0..6)
+                    .prop_map(|members| members.into_iter().collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_says_what_was_read(
+            value in any_json(),
+            indent in prop::option::of(0_usize..5),
+            ascii in any::<bool>(),
+            sorted in any::<bool>(),
+        ) {
+            let read: Value = serde_json::from_value(value.clone()).unwrap();
+            let written = json(&read, &JsonStyle { ascii, indent, separators: None, sorted }).unwrap();
+            prop_assert!(!ascii || written.is_ascii());
+            let again: serde_json::Value = serde_json::from_str(&written).unwrap();
+            prop_assert_eq!(again, value);
+        }
+    }
 
     #[test]
     fn json_is_written_as_python_does() {

@@ -10,8 +10,8 @@ use crate::fleet::{Fleet, Role, WorkerState};
 
 /// A compiled template. Rendering must not wait for anything.
 pub trait ChatTemplate: fmt::Debug + Send + Sync {
-    /// Names it: two with the same name render alike.
-    fn fingerprint(&self) -> u64;
+    /// Names it among all that are in use: two of the same name render alike.
+    fn id(&self) -> u64;
 
     /// The prompt that a chat request's body comes to, without the special tokens that the tokenizer puts before every text by itself.
     ///
@@ -53,7 +53,7 @@ impl Fleet {
                 continue;
             }
             let template = worker.chat_template.as_ref().ok_or(NoTemplate::NotOffered)?;
-            if agreed.is_some_and(|agreed| agreed.fingerprint() != template.fingerprint()) {
+            if agreed.is_some_and(|agreed| agreed.id() != template.id()) {
                 return Err(NoTemplate::Different);
             }
             agreed = Some(template);

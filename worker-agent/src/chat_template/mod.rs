@@ -14,6 +14,9 @@ use std::sync::Arc;
 use crate::tokenizer::Vocabulary;
 pub use setup::ChatSetup;
 
+/// Largest template that is offered: what routers take, and far less than a message may have.
+const MAX_SOURCE_BYTES: usize = 256 << 10;
+
 /// Special tokens by their names: `bos_token` and its like.
 pub type SpecialTokens = BTreeMap<String, String>;
 
@@ -63,6 +66,9 @@ pub enum TemplateError {
     /// The server was told to use one of several, which is not there.
     #[error("the model has no chat template named {0:?}")]
     Named(String),
+    /// It is larger than routers take.
+    #[error("the chat template has more than {MAX_SOURCE_BYTES} bytes")]
+    Size,
     /// Its tokenizer begins texts with something that is not text.
     #[error("what the tokenizer puts before every text is not text")]
     Leading,
@@ -86,6 +92,9 @@ impl ChatTemplate {
             Some(path) => setup.as_given(files::text(path)?),
             None => files::source(&directory, &config, setup.named.as_deref())?,
         };
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(TemplateError::Size);
+        }
         let leading = vocabulary.leading().iter().map(|token| vocabulary.bytes(*token));
         let leading = leading.collect::<Option<Vec<_>>>().ok_or(TemplateError::Leading)?.concat();
         let leading = String::from_utf8(leading).map_err(|_| TemplateError::Leading)?;

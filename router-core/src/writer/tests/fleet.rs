@@ -254,7 +254,7 @@ fn figures_of_a_large_fleet_are_published_once_more_and_no_oftener() {
 struct Named(u64);
 
 impl ChatTemplate for Named {
-    fn fingerprint(&self) -> u64 {
+    fn id(&self) -> u64 {
         self.0
     }
 
@@ -267,8 +267,7 @@ impl ChatTemplate for Named {
 fn a_template_counts_where_all_workers_of_a_model_offer_it() {
     let mut story = Story::with_workers(3);
     let ids: Vec<_> = story.router.snapshot().fleet.workers.iter().map(|worker| worker.id).collect();
-    let found =
-        |story: &Story, model| story.router.chat_template(model).map(|template| template.fingerprint());
+    let found = |story: &Story, model| story.router.chat_template(model).map(|template| template.id());
     for (worker, model) in ids.iter().zip(["a", "a", "b"]) {
         let models = vec![model.into()];
         story.profile(*worker, WorkerProfile { models, ..WorkerProfile::default() }).unwrap();
