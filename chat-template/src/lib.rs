@@ -10,7 +10,7 @@
 //! assert_eq!(template.render(body)?, "<|user|>hi");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-//! The way is SGLang's: [`request`] reads what its protocol takes of a request and normalises it, [`environment`] is the Jinja of
+//! The way is SGLang's: `request` reads what its protocol takes of a request and normalises it, `environment` is the Jinja of
 //! Hugging Face's library (`trim_blocks`, `lstrip_blocks`, loop controls, `raise_exception`, its `tojson`). What is not known to come
 //! out alike is not rendered, and [`RenderError`] says why: images, templates that use the time, requests that SGLang would refuse.
 //!
