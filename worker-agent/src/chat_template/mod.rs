@@ -1,7 +1,7 @@
 //! The template that an engine renders chats with, as routers are offered it.
 //!
 //! Nothing is rendered here. The template is looked for where Hugging Face's library does, beside the tokenizer, and is offered only if
-//! nothing that the engine says of itself ([`setup`]) and nothing in the model's configuration speaks for another way from chats to
+//! nothing that the engine says of itself (`setup`) and nothing in the model's configuration speaks for another way from chats to
 //! prompts.
 
 mod files;
