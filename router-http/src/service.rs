@@ -33,6 +33,7 @@ use crate::generated::Generated;
 use crate::headers::{self, HeaderExtractor, HeaderInjector};
 use crate::housekeeping::keep_house;
 use crate::kept::Place;
+use crate::key::Keyed;
 use crate::learn::{Learning, What};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
 use crate::own;
@@ -280,7 +281,10 @@ impl Service {
     ) -> Result<Wanted, Failure> {
         let (plane, now) = (&*self.plane, self.plane.clock.now());
         let facts = decode::facts(arrived.kind, &arrived.headers, &arrived.body)?;
-        let key = crate::key::key(&plane.router, &facts);
+        let Keyed { key, chat } = crate::key::key(&plane.router, &facts, &arrived.body);
+        if let Some(chat) = chat {
+            plane.metrics.chat(&chat);
+        }
         exchange.claims(Generated::of(&plane.router, &facts, key.as_ref()));
         let place = match only {
             Some(worker) => Some(Place { worker, rank: None }),

@@ -54,6 +54,12 @@ const MEASUREMENTS: &[Measurement] = &[
         arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "divergence", "--"],
     },
     Measurement {
+        name: "chats",
+        what: "rendering chats with a template, beside the canonical serialisation",
+        measures: None,
+        arguments: &["bench", "--quiet", "--package", "router-http", "--bench", "chats", "--"],
+    },
+    Measurement {
         name: "faults",
         what: "what becomes of requests when workers are killed, stopped, slow, failing, or restarted in turn",
         measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),
