@@ -105,7 +105,7 @@ impl Admin for AdminService {
         let kind = RouteKind::of(&Method::POST, path);
         let facts = decode::facts(kind, &HeaderMap::new(), body.as_bytes());
         let facts = facts.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let Keyed { key, chat } = router_http::key(&self.router, &facts, body.as_bytes());
+        let Keyed { key, chat, .. } = router_http::key(&self.router, &facts, body.as_bytes());
         let wanted = RouteRequest {
             key: key.as_ref(),
             model: facts.model.as_deref(),

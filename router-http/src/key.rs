@@ -15,6 +15,8 @@ pub struct Keyed {
     pub key: Option<PrefixKey>,
     /// How its chat was keyed, if it is one.
     pub chat: Option<ChatKeyed>,
+    /// What of a rendered chat follows its last full block.
+    pub(crate) rendered_tail: Option<Vec<u8>>,
 }
 
 /// How a chat was keyed.
@@ -45,10 +47,17 @@ pub fn key(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Keyed {
         RouteKind::Generate | RouteKind::Completions | RouteKind::Vertex => Keyed::plain(Some(of_text(text))),
         // Elsewhere the engine makes the prompt by the model's template.
         RouteKind::Chat => match rendered(router, facts, body) {
-            Ok(prompt) => Keyed { key: Some(of_text(&prompt)), chat: Some(ChatKeyed::Rendered) },
-            Err(reason) => {
-                Keyed { key: Some(of_text(text).unnamed()), chat: Some(ChatKeyed::Canonical { reason }) }
+            Ok(prompt) => {
+                let key = of_text(&prompt);
+                let full = key.hashes().len() * router.key_space(Unit::Text).block_size() as usize;
+                let rendered_tail = prompt.as_bytes().get(full..).map(<[u8]>::to_vec);
+                Keyed { key: Some(key), chat: Some(ChatKeyed::Rendered), rendered_tail }
             }
+            Err(reason) => Keyed {
+                key: Some(of_text(text).unnamed()),
+                chat: Some(ChatKeyed::Canonical { reason }),
+                rendered_tail: None,
+            },
         },
         // A chat is serialised here in the router's own way: no agent can name its blocks.
         _ => Keyed::plain(Some(of_text(text).unnamed())),
@@ -63,7 +72,7 @@ fn rendered(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Result<String, A
 
 impl Keyed {
     fn plain(key: Option<PrefixKey>) -> Self {
-        Self { key, chat: None }
+        Self { key, chat: None, rendered_tail: None }
     }
 }
 

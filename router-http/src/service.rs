@@ -33,7 +33,6 @@ use crate::generated::Generated;
 use crate::headers::{self, HeaderExtractor, HeaderInjector};
 use crate::housekeeping::keep_house;
 use crate::kept::Place;
-use crate::key::Keyed;
 use crate::learn::{Learning, What};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
 use crate::own;
@@ -281,11 +280,12 @@ impl Service {
     ) -> Result<Wanted, Failure> {
         let (plane, now) = (&*self.plane, self.plane.clock.now());
         let facts = decode::facts(arrived.kind, &arrived.headers, &arrived.body)?;
-        let Keyed { key, chat } = crate::key::key(&plane.router, &facts, &arrived.body);
-        if let Some(chat) = chat {
-            plane.metrics.chat(&chat);
+        let keyed = crate::key::key(&plane.router, &facts, &arrived.body);
+        if let Some(chat) = &keyed.chat {
+            plane.metrics.chat(chat);
         }
-        exchange.claims(Generated::of(&plane.router, &facts, key.as_ref()));
+        exchange.claims(Generated::of(&plane.router, &facts, &keyed));
+        let key = keyed.key;
         let place = match only {
             Some(worker) => Some(Place { worker, rank: None }),
             None if arrived.kind.generates() => {
