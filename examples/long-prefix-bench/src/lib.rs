@@ -1,0 +1,4 @@
+//! The long-prefix benchmark.
+
+pub mod engine;
+pub mod sequence;

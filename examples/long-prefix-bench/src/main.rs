@@ -1,0 +1,3 @@
+//! The command `long-prefix-bench`.
+
+fn main() {}
