@@ -1,4 +1,6 @@
 //! The long-prefix benchmark.
 
 pub mod engine;
+pub mod reference;
 pub mod sequence;
+pub mod workload;
