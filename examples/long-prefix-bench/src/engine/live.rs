@@ -72,7 +72,11 @@ impl Live {
         // Hashes name all before them, so that equality ends once and for good.
         while same < most {
             let middle = (same + most).div_ceil(2);
-            if self.sequence.block(middle - 1) == other.block(middle - 1) { same = middle } else { most = middle - 1 }
+            if self.sequence.block(middle - 1) == other.block(middle - 1) {
+                same = middle
+            } else {
+                most = middle - 1
+            }
         }
         same
     }

@@ -392,7 +392,9 @@ impl Engine {
     /// Puts back the running request that loses least: the fewest outputs, the longest prompt among those.
     fn retract(&mut self) {
         let loss = |live: &Live| (live.produced, usize::MAX - live.sequence.prompt_tokens());
-        let Some(at) = (0..self.running.len()).min_by_key(|index| loss(&self.running[*index])) else { return };
+        let Some(at) = (0..self.running.len()).min_by_key(|index| loss(&self.running[*index])) else {
+            return;
+        };
         let mut live = self.running.remove(at);
         live.put_back(&mut self.memory.borrow_mut());
         self.totals.retracted += 1;

@@ -108,7 +108,8 @@ struct Case {
 
 fn cases() -> impl Strategy<Value = Vec<Case>> {
     let case = (0..400_u64, 0..4_u32, 0..1_200_usize, 1..600_usize, 1..200_usize);
-    let case = case.prop_map(|(gap_ms, family, shared, own, output)| Case { gap_ms, family, shared, own, output });
+    let case =
+        case.prop_map(|(gap_ms, family, shared, own, output)| Case { gap_ms, family, shared, own, output });
     proptest::collection::vec(case, 1..40)
 }
 

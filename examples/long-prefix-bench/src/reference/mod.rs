@@ -91,7 +91,11 @@ impl Accesses {
         let (mut held, mut farthest, mut hits) = (0, 0, 0);
         for uses in &self.requests {
             let blocks = &self.blocks[uses.begin..uses.end];
-            hits += blocks.iter().take(uses.matchable).take_while(|block| expected[**block as usize] != NONE).count();
+            hits += blocks
+                .iter()
+                .take(uses.matchable)
+                .take_while(|block| expected[**block as usize] != NONE)
+                .count();
             for (depth, (block, next)) in blocks.iter().zip(&next[uses.begin..uses.end]).enumerate() {
                 held += usize::from(expected[*block as usize] == NONE);
                 expected[*block as usize] = *next;
@@ -129,9 +133,9 @@ impl Accesses {
         let mut following = vec![self.requests.len() as u32; self.distinct];
         let mut next = vec![0; self.blocks.len()];
         for (number, uses) in self.requests.iter().enumerate().rev() {
-            for at in uses.begin..uses.end {
-                let block = self.blocks[at] as usize;
-                next[at] = std::mem::replace(&mut following[block], number as u32);
+            let blocks = &self.blocks[uses.begin..uses.end];
+            for (block, next) in blocks.iter().zip(&mut next[uses.begin..uses.end]) {
+                *next = std::mem::replace(&mut following[*block as usize], number as u32);
             }
         }
         next

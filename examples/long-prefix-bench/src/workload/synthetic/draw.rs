@@ -71,7 +71,13 @@ impl Draw {
     }
 
     /// A session of one request: shared texts by name and length, then a text of its own.
-    pub(super) fn single(&mut self, starts: f64, shared: &[(u64, usize)], own: usize, output: usize) -> DraftSession {
+    pub(super) fn single(
+        &mut self,
+        starts: f64,
+        shared: &[(u64, usize)],
+        own: usize,
+        output: usize,
+    ) -> DraftSession {
         let mut session = self.growing();
         for (name, len) in shared {
             session.hear(*name, *len);

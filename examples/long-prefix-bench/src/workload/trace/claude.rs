@@ -66,7 +66,8 @@ pub(super) fn read(text: &Text, most: usize, seed: u64) -> Result<Draft, TraceEr
     };
     let lens: Vec<usize> = all.iter().map(len).collect();
     let chosen = super::chosen(&lens, most, seed);
-    let mut reader = Reader { hasher: Hasher::new(), rng: fastrand::Rng::with_seed(seed), sessions: Vec::new() };
+    let mut reader =
+        Reader { hasher: Hasher::new(), rng: fastrand::Rng::with_seed(seed), sessions: Vec::new() };
     for ((line, session), _) in all.iter().zip(&chosen).filter(|(_, chosen)| **chosen) {
         reader.take(*line as u64, session);
     }
@@ -190,7 +191,10 @@ mod tests {
     #[test]
     fn bad_sessions_are_named() {
         let error = |text: &str| read(&Text::of(text), 100, 1).unwrap_err().to_string();
-        assert!(error(&line().replace("[[1,3]]", "[[1,2]]")).contains("line 1: request 0: 2 blocks in runs for 200"));
+        assert!(
+            error(&line().replace("[[1,3]]", "[[1,2]]"))
+                .contains("line 1: request 0: 2 blocks in runs for 200")
+        );
         assert!(error(&line().replace(":64,", ":16,")).contains("line 1: block_size is 16"));
         assert!(error(&line().replace("\"after\":0", "\"after\":2")).contains("after request 2 of 2"));
         assert!(error(&line().replace("700.0", "-1")).contains("request 1: think is not a time"));

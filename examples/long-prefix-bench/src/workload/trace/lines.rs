@@ -41,7 +41,9 @@ impl Text {
     }
 
     /// Every line that is not blank, parsed.
-    pub(super) fn rows<T: DeserializeOwned>(&self) -> impl Iterator<Item = Result<(usize, T), TraceError>> + '_ {
+    pub(super) fn rows<T: DeserializeOwned>(
+        &self,
+    ) -> impl Iterator<Item = Result<(usize, T), TraceError>> + '_ {
         let lines = self.text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         lines.map(|(index, line)| match serde_json::from_str(line) {
             Ok(row) => Ok((index + 1, row)),

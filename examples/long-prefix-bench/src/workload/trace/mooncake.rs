@@ -150,7 +150,10 @@ mod tests {
     fn bad_rows_are_named() {
         let good = r#"{"timestamp":0,"input_length":6,"output_length":1,"hash_ids":[1]}"#;
         assert!(error(&format!("{good}\n\nnonsense\n")).starts_with("test.jsonl, line 3: expected"));
-        assert!(error(&good.replace("[1]", "[1,2]")).ends_with("line 1: 2 hash_ids for 6 tokens; a block has 512"));
+        assert!(
+            error(&good.replace("[1]", "[1,2]"))
+                .ends_with("line 1: 2 hash_ids for 6 tokens; a block has 512")
+        );
         assert!(error(&good.replace(":6", ":0")).contains("line 1: a prompt has at least one token"));
         assert!(error(&good.replace("timestamp", "time")).contains("line 1: missing field `timestamp`"));
         assert_eq!(error("\n"), "test.jsonl has no requests");

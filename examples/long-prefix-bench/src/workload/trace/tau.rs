@@ -87,7 +87,9 @@ fn parse(row: &RawValue) -> Result<Line, serde_json::Error> {
     }
     match serde_json::from_str::<Tools>(row.get()) {
         Ok(Tools { tools }) => Ok(Line::Tools { tools }),
-        Err(_) => serde_json::from_str::<Session>(row.get()).map(|Session { messages }| Line::Session { messages }),
+        Err(_) => {
+            serde_json::from_str::<Session>(row.get()).map(|Session { messages }| Line::Session { messages })
+        }
     }
 }
 
