@@ -54,6 +54,12 @@ const MEASUREMENTS: &[Measurement] = &[
         arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "divergence", "--"],
     },
     Measurement {
+        name: "policy",
+        what: "routing policies on simulated fleets (docs/benchmark.md): an hour, with --quick some minutes",
+        measures: None,
+        arguments: &["run", "--quiet", "--release", "--package", "long-prefix-bench", "--", "run", "--rows"],
+    },
+    Measurement {
         name: "proxy",
         what: "CPU, latency and memory of the data plane, beside nginx and other proxies that are installed",
         measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),

@@ -23,7 +23,7 @@ enum Chore {
     Bench {
         /// The measurement.
         name: Option<String>,
-        /// Fewer runs: under two minutes.
+        /// Fewer runs: two minutes, five for `policy`.
         #[arg(long)]
         quick: bool,
         /// Print one JSON document instead of a table.

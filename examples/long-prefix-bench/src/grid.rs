@@ -62,7 +62,7 @@ impl Suite {
     pub fn seeds(self) -> u64 {
         match self {
             Self::Smoke => 2,
-            Self::Quick => 3,
+            Self::Quick => 5,
             Self::Full => 5,
         }
     }
@@ -79,7 +79,7 @@ impl Suite {
                 Self::Full => &[(0.25, 0.5), (0.5, 0.5), (1.0, 0.3), (1.0, 0.5), (1.0, 0.7), (2.0, 0.5)],
                 Self::Smoke | Self::Quick => &[(0.5, 0.5), (1.0, 0.5)],
             };
-            let requests = if self == Self::Full { 6_000 } else { 1_000 };
+            let requests = if self == Self::Full { 6_000 } else { 2_000 };
             for trace in Trace::ALL.into_iter().filter(|trace| *trace != Trace::Sample) {
                 cells.extend(
                     points
@@ -99,13 +99,13 @@ fn smoke() -> Vec<Plan> {
 
 fn quick() -> Vec<Plan> {
     let mut cells: Vec<Plan> =
-        Pattern::ALL.into_iter().map(|pattern| Plan::generated(pattern, 1.0, 0.5, 8, 1_500)).collect();
+        Pattern::ALL.into_iter().map(|pattern| Plan::generated(pattern, 1.0, 0.5, 8, 3_000)).collect();
     for (kappa, rho) in [(0.25, 0.5), (0.5, 0.5), (2.0, 0.5), (1.0, 0.3), (1.0, 0.8)] {
-        cells.push(Plan::new(Workload::Generated(Pattern::Agents), kappa, rho, 8, 1_500));
+        cells.push(Plan::new(Workload::Generated(Pattern::Agents), kappa, rho, 8, 3_000));
     }
     let sample = Workload::Real(Trace::Sample);
     for (kappa, rho) in [(0.25, 0.5), (0.5, 0.5), (1.0, 0.5), (2.0, 0.5), (1.0, 0.3), (1.0, 0.8)] {
-        cells.push(Plan::new(sample, kappa, rho, 8, 1_214));
+        cells.push(Plan::new(sample, kappa, rho, 4, 1_214));
     }
     cells
 }

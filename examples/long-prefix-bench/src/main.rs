@@ -2,14 +2,14 @@
 
 use std::error::Error;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use long_prefix_bench::grid::Suite;
 use long_prefix_bench::report;
-use long_prefix_bench::result::Report;
+use long_prefix_bench::result::{self, Report};
 use long_prefix_bench::rows::rows;
 use long_prefix_bench::runner::Job;
 
@@ -26,6 +26,9 @@ enum Command {
     Show {
         /// A result.
         result: PathBuf,
+        /// Writes its page there too.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
     },
     /// Prints what one result is relative to another.
     Compare {
@@ -47,7 +50,7 @@ struct Run {
     /// A directory with trace files (docs/benchmark.md names them); without it the sample in the repository is the only one.
     #[arg(long, value_name = "DIR")]
     traces: Option<PathBuf>,
-    /// Seeds: 2, 3 or 5 by default.
+    /// Seeds: 2 for smoke, 5 for the others by default.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     seeds: Option<u64>,
     /// Only cells whose name contains this.
@@ -69,15 +72,13 @@ type Failure = Box<dyn Error + Send + Sync>;
 fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::Run(run) => run.run(),
-        Command::Show { result } => {
-            Report::read(&result).map_err(Failure::from).and_then(|result| show(&result))
-        }
+        Command::Show { result, html } => reread(&result, html.as_deref()),
         Command::Compare { a, b } => compare(&a, &b),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("long-prefix-bench: {error}");
+            note(&format!("long-prefix-bench: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -109,23 +110,33 @@ impl Run {
         let file = self.out.join("result.json");
         report.write(&file)?;
         if self.rows {
-            eprintln!("{}{}", report::cells(&report), report::standings(&report));
+            note(&format!("{}{}", report::cells(&report), report::standings(&report)));
             for row in rows(&report)? {
-                println!("{row}");
+                say(&format!("{row}\n"))?;
             }
         } else {
             show(&report)?;
         }
-        eprintln!("{}", file.display());
+        let page = self.out.join("report.html");
+        result::write(&page, &report::page(&report))?;
+        note(&format!("{}\n{}", file.display(), page.display()));
         Ok(())
     }
+}
+
+fn reread(path: &Path, html: Option<&Path>) -> Result<(), Failure> {
+    let report = Report::read(path)?;
+    if let Some(html) = html {
+        result::write(html, &report::page(&report))?;
+    }
+    show(&report)
 }
 
 fn show(report: &Report) -> Result<(), Failure> {
     say(&format!("{}{}", report::cells(report), report::standings(report)))
 }
 
-fn compare(a: &std::path::Path, b: &std::path::Path) -> Result<(), Failure> {
+fn compare(a: &Path, b: &Path) -> Result<(), Failure> {
     say(&report::compare(&Report::read(a)?, &Report::read(b)?)?)
 }
 
@@ -135,4 +146,9 @@ fn say(text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// For people who watch; nothing is lost if nobody does.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -77,7 +77,7 @@ pub struct Cell {
     pub workers: usize,
     /// Cache of the fleet relative to what a pooled LRU needs for 90 % of the ideal hits, as asked for.
     pub kappa: Option<f64>,
-    /// Share of the fleet's time that prefill takes with an infinite cache, as asked for.
+    /// Share of the fleet's time that prefill with an infinite cache and decoding in batches of 16 take, as asked for.
     pub rho: f64,
     /// The traffic of each seed.
     pub seeds: Vec<Seed>,

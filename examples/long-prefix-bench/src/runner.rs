@@ -55,8 +55,11 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 /// Hits of the ideal that define the working set.
 const W90_SHARE: f64 = 0.9;
 
-/// An engine holds at least this many of the longest sequence.
+/// An engine holds at least this many of the longest sequence,
 const LEAST_SEQUENCES: f64 = 1.5;
+
+/// and so many tokens: with less it is memory for what runs that is short, not cache.
+const LEAST_TOKENS: f64 = 131_072.0;
 
 /// One cell with one seed.
 struct Measured {
@@ -168,7 +171,7 @@ impl Job<'_> {
     }
 }
 
-/// In whole pages, and never so few that the longest sequence does not fit.
+/// In whole pages, and never less than an engine needs to run anything.
 fn capacity_tokens(plan: &Plan, traffic: &Traffic, w90_tokens: usize) -> usize {
     let workers = plan.workers as f64;
     let wanted = match plan.capacity {
@@ -184,7 +187,7 @@ fn capacity_tokens(plan: &Plan, traffic: &Traffic, w90_tokens: usize) -> usize {
             live as f64 / (share * workers)
         }
     };
-    let least = LEAST_SEQUENCES * traffic.longest_tokens() as f64;
+    let least = LEAST_TOKENS.max(LEAST_SEQUENCES * traffic.longest_tokens() as f64);
     (wanted.max(least) as usize).next_multiple_of(BLOCK_TOKENS)
 }
 

@@ -22,14 +22,16 @@ pub(super) struct Live {
     pub(super) produced: usize,
     /// Tokens to be computed before it decodes: the prompt, and after a retraction what was produced before it.
     pub(super) prefill_end: usize,
+    /// Prompt tokens that are expected to be cached when its turn comes.
+    pub(super) expected: usize,
     /// Prompt tokens that were cached at its first admission.
     pub(super) found: Option<usize>,
 }
 
 impl Live {
-    pub(super) fn new(id: RequestId, sequence: Arc<Sequence>) -> Self {
+    pub(super) fn new(id: RequestId, sequence: Arc<Sequence>, expected: usize) -> Self {
         let prefill_end = sequence.prompt_tokens();
-        Self { id, sequence, hold: Hold::default(), produced: 0, prefill_end, found: None }
+        Self { id, sequence, hold: Hold::default(), produced: 0, prefill_end, expected, found: None }
     }
 
     /// Tokens of the prompt and of what was produced.

@@ -131,9 +131,9 @@ impl Engine {
         }
     }
 
-    /// Queues a request.
-    pub fn submit(&mut self, id: RequestId, sequence: Arc<Sequence>) {
-        self.waiting.push_back(Live::new(id, sequence));
+    /// Queues a request that is expected to find so many tokens of its prompt; only [`backlog`](Self::backlog) looks at that.
+    pub fn submit(&mut self, id: RequestId, sequence: Arc<Sequence>, expected_tokens: usize) {
+        self.waiting.push_back(Live::new(id, sequence, expected_tokens));
     }
 
     /// Ends a request early; what it computed stays cached.
@@ -220,11 +220,12 @@ impl Engine {
         queued.map(|live| live.in_common(sequence)).fold(cached, usize::max) * BLOCK_TOKENS
     }
 
-    /// Time to prefill all that waits, as if each found what is cached now, and what runs and is not prefilled.
+    /// Time to prefill all that waits, each request finding what is cached now or what it was expected to find, and what runs and is not
+    /// prefilled.
     pub fn backlog(&self) -> Duration {
         let memory = self.memory.borrow();
         let waiting = self.waiting.iter().map(|live| {
-            let cached = memory.cached_of(&live.sequence) * BLOCK_TOKENS;
+            let cached = live.expected.max(memory.cached_of(&live.sequence) * BLOCK_TOKENS);
             self.timing.prefill(live.tokens() - cached, cached)
         });
         let running = self.running.iter().filter(|live| live.is_prefilling());

@@ -33,7 +33,7 @@ fn drain(engine: &mut Engine, mut now: Duration) -> (Vec<Produced>, Duration) {
 #[test]
 fn times_are_the_model_s() {
     let mut engine = engine(1_000, 8_192, 8);
-    engine.submit(RequestId(1), sequence(&tokens(1, 10_000), 4));
+    engine.submit(RequestId(1), sequence(&tokens(1, 10_000), 4), 0);
     let chunk = |new: f64, context: f64| new / 10_000.0 * (1.0 + (context + new / 2.0) / 53_000.0);
     let first = engine.begin(Duration::ZERO).unwrap().as_secs_f64();
     assert!((first - chunk(8_192.0, 0.0)).abs() < 1e-6);
@@ -51,13 +51,13 @@ fn times_are_the_model_s() {
 #[test]
 fn an_arrival_cuts_a_stretch_at_the_end_of_its_step() {
     let mut engine = engine(1_000, 8_192, 8);
-    engine.submit(RequestId(1), sequence(&tokens(1, 64), 101));
+    engine.submit(RequestId(1), sequence(&tokens(1, 64), 101), 0);
     let began = engine.begin(Duration::ZERO).unwrap();
     engine.end();
     let all = engine.begin(began).unwrap();
     let step = |n: u64| Duration::from_nanos(n * 12_200_000 + 20 * (n * 65 + n * (n - 1) / 2));
     assert_eq!(all, began + step(100));
-    engine.submit(RequestId(2), sequence(&tokens(2, 64), 1));
+    engine.submit(RequestId(2), sequence(&tokens(2, 64), 1), 0);
     assert_eq!(engine.interrupt(began + step(7) + Duration::from_nanos(1)), Some(began + step(8)));
     assert_eq!(engine.interrupt(began + step(7) + Duration::from_nanos(1)), None, "it is cut already");
     assert_eq!(engine.end().0, []);
@@ -71,12 +71,12 @@ fn an_arrival_cuts_a_stretch_at_the_end_of_its_step() {
 fn outputs_are_cached_and_an_abort_keeps_what_was_computed() {
     let mut engine = engine(100, 512, 8);
     let all = tokens(1, 400);
-    engine.submit(RequestId(1), Arc::new(Hasher::new().sequence(&all[..100], &all[100..200])));
+    engine.submit(RequestId(1), Arc::new(Hasher::new().sequence(&all[..100], &all[100..200])), 0);
     drain(&mut engine, Duration::ZERO);
     assert_eq!(engine.memory().borrow().cached_blocks(), 3, "199 tokens have KV");
-    engine.submit(RequestId(2), sequence(&all, 1));
+    engine.submit(RequestId(2), sequence(&all, 1), 0);
     assert_eq!(drain(&mut engine, Duration::ZERO).0[0].cached_tokens, 192);
-    engine.submit(RequestId(3), sequence(&tokens(3, 1_000), 5));
+    engine.submit(RequestId(3), sequence(&tokens(3, 1_000), 5), 0);
     engine.begin(Duration::ZERO);
     engine.abort(RequestId(3));
     engine.end();
@@ -88,12 +88,15 @@ fn outputs_are_cached_and_an_abort_keeps_what_was_computed() {
 fn what_is_queued_counts_as_a_match_to_come() {
     let mut engine = engine(1_000, 8_192, 8);
     let long = tokens(1, 6_400);
-    engine.submit(RequestId(1), sequence(&long, 1));
+    engine.submit(RequestId(1), sequence(&long, 1), 0);
     let mut other = long[..3_200].to_vec();
     other.extend(tokens(2, 640));
     assert_eq!(engine.will_match_tokens(&sequence(&other, 1)), 3_200);
     assert_eq!(engine.backlog(), Timing::default().prefill(6_400, 0));
     assert_eq!(engine.queued_tokens(), 6_400);
+    engine.submit(RequestId(2), sequence(&other, 1), 3_200);
+    let both = Timing::default().prefill(6_400, 0) + Timing::default().prefill(640, 3_200);
+    assert_eq!(engine.backlog(), both, "it will find what the first one leaves");
 }
 
 /// A request of the comparison: when it comes, what it shares, how long it is.
@@ -175,7 +178,7 @@ fn by_the_lab(cases: &[Case], limits: SimLimits) -> (Seen, u64, u64) {
     let submit = |engine: &mut Engine, next: usize, prompt: &[u32]| {
         // What the simulator answers is shared with nobody, like this.
         let sequence = hasher.sequence(prompt, &tokens(1_000 + next as u32, cases[next].output));
-        engine.submit(RequestId(next as u32), Arc::new(sequence));
+        engine.submit(RequestId(next as u32), Arc::new(sequence), 0);
     };
     let (mut next, mut seen, prompts) = (0, Vec::new(), prompts(cases));
     let mut now = Duration::ZERO;
@@ -223,7 +226,7 @@ proptest! {
     fn memory_is_never_exceeded_and_comes_back(cases in cases()) {
         let mut engine = engine(48, 512, 6);
         for (number, prompt) in prompts(&cases).iter().enumerate() {
-            engine.submit(RequestId(number as u32), sequence(prompt, cases[number].output));
+            engine.submit(RequestId(number as u32), sequence(prompt, cases[number].output), 0);
         }
         let mut now = Duration::ZERO;
         while let Some(ends) = engine.begin(now) {

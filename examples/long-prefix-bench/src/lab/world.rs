@@ -226,11 +226,13 @@ impl World<'_> {
 
     fn send(&mut self, request: usize, session: usize) -> Result<(), LabError> {
         let sequence = &self.traffic.requests[request];
+        let mut expected = Vec::new();
         if matches!(self.rule, Rule::Exact) {
-            let engines = self.engines.iter().enumerate();
-            self.side.tell_truth(engines.map(|(number, engine)| {
-                (number, engine.will_match_tokens(sequence) as u64, engine.backlog())
-            }));
+            expected = self.engines.iter().map(|engine| engine.will_match_tokens(sequence)).collect();
+            let engines = self.engines.iter().zip(&expected).enumerate();
+            let truth =
+                engines.map(|(number, (engine, matched))| (number, *matched as u64, engine.backlog()));
+            self.side.tell_truth(truth);
         }
         let only = self.asking[session].engine.filter(|_| matches!(self.rule, Rule::Sticky));
         let (engine, in_flight) = self.side.route(sequence.prompt(), only, self.now)?;
@@ -244,7 +246,11 @@ impl World<'_> {
         self.in_flight[request] = Some(in_flight);
         self.unsent -= 1;
         self.open += 1;
-        self.engines[engine].submit(RequestId(request as u32), sequence.clone());
+        self.engines[engine].submit(
+            RequestId(request as u32),
+            sequence.clone(),
+            expected.get(engine).copied().unwrap_or(0),
+        );
         if let Some(ends) = self.engines[engine].interrupt(self.now) {
             self.at(ends, Event::PassEnd { engine });
         }

@@ -1,7 +1,7 @@
 //! What is asked for, and when: sessions of turns, generated or read from traces.
 //!
 //! A [`Draft`] has its times relative to a span that is not known yet; [`Draft::at_load`] fits it to a fleet, so that prefill with one
-//! infinite cache would take the share ρ of the fleet's time. Sessions start open loop; a turn is sent after the answer to the
+//! infinite cache and decoding in moderate batches would take the share ρ of the fleet's time. Sessions start open loop; a turn is sent after the answer to the
 //! one before and its think time. All of it follows from the seed.
 
 mod synthetic;
@@ -86,6 +86,9 @@ pub struct Turn {
 /// Nominal time of an output token: a decode step of a moderate batch.
 const NOMINAL_DECODE: Duration = Duration::from_millis(16);
 
+/// Requests that decode together where ρ is defined.
+const NOMINAL_BATCH: usize = 16;
+
 /// The span is at least this share of the time that ρ asks for, however long sessions last.
 const LEAST_SPAN_SHARE: f64 = 0.3;
 
@@ -95,9 +98,8 @@ impl Draft {
         let order = self.schedule(Duration::from_secs(3_600));
         let accesses = Accesses::new(&order.requests);
         let matched = accesses.infinite();
-        let ideal = order.requests.iter().zip(&matched).map(|(sequence, matched)| {
-            timing.prefill(sequence.prompt_tokens() - matched, *matched).as_secs_f64()
-        });
+        let ideal =
+            order.requests.iter().zip(&matched).map(|(sequence, matched)| work_s(sequence, *matched, timing));
         let needed = ideal.sum::<f64>() / (workers as f64 * rho);
         let lasting = self.sessions.iter().map(|session| session.lasts().as_secs_f64()).sum::<f64>();
         let lasting = lasting / self.sessions.len().max(1) as f64;
@@ -144,6 +146,14 @@ impl Draft {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Time of an engine that a request takes with so many tokens cached, its share of decode steps included.
+fn work_s(sequence: &Sequence, matched: usize, timing: &Timing) -> f64 {
+    let prefill = timing.prefill(sequence.prompt_tokens() - matched, matched);
+    let context = sequence.prompt_tokens() * NOMINAL_BATCH;
+    let step = timing.decode(NOMINAL_BATCH, context).as_secs_f64() / NOMINAL_BATCH as f64;
+    prefill.as_secs_f64() + step * sequence.output_tokens() as f64
 }
 
 impl DraftSession {

@@ -42,16 +42,16 @@ pub(super) fn moving_hot(draw: &mut Draw, requests: usize) -> Vec<DraftSession> 
     (0..requests).map(request).collect()
 }
 
-/// A4: documents of 8k tokens; at any time the same twentieth of all is in use, a new one comes as an old one goes.
+/// A4: documents of 16k tokens; at any time half of all are in use, a new one comes as an old one goes.
 pub(super) fn sliding(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
-    let documents = draw.names((requests / 8).max(20));
-    let window = documents.len() as f64 / 20.0;
+    let documents = draw.names((requests / 5).max(20));
+    let window = documents.len() as f64 / 2.0;
     let request = |_| {
         let starts = draw.rng.f64();
         let place = starts * (documents.len() as f64 - window) + draw.rng.f64() * window;
         let name = documents[(place as usize).min(documents.len() - 1)];
         let (own, output) = (draw.between(64, 512), draw.output(120.0));
-        draw.single(starts, &[(name, 8_192)], own, output)
+        draw.single(starts, &[(name, 16_384)], own, output)
     };
     (0..requests).map(request).collect()
 }
