@@ -28,7 +28,7 @@ pub(super) fn heat_map(report: &Report) -> String {
     const LABEL: f64 = 170.0;
     const WIDTH: f64 = 46.0;
     const HEIGHT: f64 = 26.0;
-    const HEAD: f64 = 190.0;
+    const HEAD: f64 = 250.0;
     let routers: Vec<&str> = report
         .contestants
         .iter()
@@ -72,7 +72,7 @@ pub(super) fn heat_map(report: &Report) -> String {
         );
     }
     // Room for the last head, which leans to the right.
-    let width = LABEL + WIDTH * report.cells.len() as f64 + 110.0;
+    let width = LABEL + WIDTH * report.cells.len() as f64 + 150.0;
     let height = HEAD + HEIGHT * routers.len() as f64 + 6.0;
     format!(
         r#"<svg class="heat" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">{body}</svg>"#
