@@ -21,6 +21,8 @@ pub(crate) struct Candidates {
     targets: Vec<(u32, u32)>,
     /// Of what was looked at, targets that only their failures exclude.
     ejected: usize,
+    /// And targets that only have no room.
+    at_bound: usize,
     /// Too many are ejected to believe it.
     ignores_ejections: bool,
 }
@@ -44,6 +46,7 @@ pub(crate) enum Exclusion<'a> {
     OtherWorker,
     Tried,
     Unhealthy(HealthState),
+    AtBound(u64),
     SlowStart,
 }
 
@@ -74,7 +77,7 @@ impl Candidates {
         reach: Reach<'_>,
     ) -> Result<(), RouteError> {
         self.ignores_ejections = false;
-        self.ejected = 0;
+        (self.ejected, self.at_bound) = (0, 0);
         self.seen.clear();
         self.targets.clear();
         // What a decode worker needs of a prompt is handed over to it, whatever it holds.
@@ -95,7 +98,7 @@ impl Candidates {
             }
         }
         if self.seen.is_empty() {
-            self.ejected = 0;
+            (self.ejected, self.at_bound) = (0, 0);
             (0..targets).for_each(|index| self.consider(snapshot, settings, request, now, index));
             self.ignore_if_too_many(snapshot, settings, request, now);
         }
@@ -103,7 +106,11 @@ impl Candidates {
             self.hold_back(snapshot, settings, now);
         }
         if self.seen.is_empty() {
-            return Err(no_candidates(snapshot, request, settings));
+            return Err(if self.at_bound > 0 {
+                RouteError::AtBound
+            } else {
+                no_candidates(snapshot, request, settings)
+            });
         }
         Ok(())
     }
@@ -139,11 +146,13 @@ impl Candidates {
         request: &RouteRequest<'_>,
         now: Time,
     ) {
-        let most = (self.ejected + self.seen.len()) as f64 * settings.ejection.most_share;
-        if self.ejected == 0 || (!self.seen.is_empty() && self.ejected as f64 <= most) {
+        let healthy = self.seen.len() + self.at_bound;
+        let most = (self.ejected + healthy) as f64 * settings.ejection.most_share;
+        if self.ejected == 0 || (healthy > 0 && self.ejected as f64 <= most) {
             return;
         }
         self.ignores_ejections = true;
+        self.at_bound = 0;
         self.seen.clear();
         self.targets.clear();
         (0..snapshot.fleet.targets.len())
@@ -237,7 +246,9 @@ impl Candidates {
             Some(Exclusion::Unhealthy(HealthState::Ejected { .. } | HealthState::HalfOpen { .. }))
         );
         self.ejected += usize::from(ejected && !self.ignores_ejections);
-        if excluded.is_none() || (ejected && self.ignores_ejections) {
+        self.at_bound += usize::from(matches!(excluded, Some(Exclusion::AtBound(_))));
+        let full = || !request.unbounded && target.load.in_flight() >= settings.limits.per_target;
+        if excluded.is_none() || (ejected && self.ignores_ejections && !full()) {
             let unknown = target.doubtful || request.is_blind_to(target);
             let blocks = if unknown { 0 } else { self.matches.blocks(target.slot) };
             self.seen.push(candidate(snapshot, settings, request.key, target, blocks));
@@ -274,7 +285,11 @@ pub(crate) fn exclusion<'a>(
     }
     let state = target.load.health().state(now);
     // Who names a worker means that one, whatever others met there.
-    (request.only.is_none() && !state.takes_requests()).then_some(Exclusion::Unhealthy(state))
+    if request.only.is_none() && !state.takes_requests() {
+        return Some(Exclusion::Unhealthy(state));
+    }
+    let most = settings.limits.per_target;
+    (!request.unbounded && target.load.in_flight() >= most).then_some(Exclusion::AtBound(most))
 }
 
 impl fmt::Display for Exclusion<'_> {
@@ -287,6 +302,7 @@ impl fmt::Display for Exclusion<'_> {
             Self::OtherWorker => f.write_str("another worker was asked for"),
             Self::Tried => f.write_str("has been tried"),
             Self::Unhealthy(state) => state.fmt(f),
+            Self::AtBound(most) => write!(f, "has {most} requests in flight, and takes no more at once"),
             Self::SlowStart => f.write_str("starts slowly, and carries its share for now"),
         }
     }

@@ -1,7 +1,7 @@
 //! Passive health of a target: what its own failures say about it, without a lock or a clock.
 //!
 //! ```text
-//!            failures in a row reach the limit
+//!     failures in a row, or their share, reach the limit
 //!   closed ─────────────────────────────────────▶ ejected ◀──────────────┐
 //!     ▲                                              │ its time is over  │ the trial fails: twice as long,
 //!     │ slow start                                   ▼                   │ up to the bound
@@ -10,17 +10,26 @@
 //! The names are those of a circuit breaker. Time is an argument; a reading that another thread overtakes decides one request more
 //! or less, never the state itself, which changes by compare-and-exchange alone.
 
+mod rate;
+
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use self::rate::FailureRate;
 use crate::time::Time;
 
 /// How failures of a target are judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EjectionSettings {
-    /// Failures in a row after which a target is ejected; 0 ejects nobody.
+    /// Failures in a row after which a target is ejected; 0 ejects nobody for that.
     pub failures: u32,
+    /// Share of the recent requests, 0 to 1, that must fail for a target to be ejected; above 1 nobody is for that.
+    pub failure_rate: f64,
+    /// Requests of which it must be a share,
+    pub rate_requests: u32,
+    /// and what recent is: those of the time before count half as much each time.
+    pub rate_window: Duration,
     /// Length of the first ejection; it doubles with every failed trial,
     pub base: Duration,
     /// up to this.
@@ -90,6 +99,7 @@ pub struct Health {
     ramp_from: AtomicU64,
     /// Ejections ever.
     ejected: AtomicU64,
+    rate: FailureRate,
 }
 
 /// Most doublings: more would not fit, and the bound is reached before.
@@ -99,10 +109,13 @@ const MOST_DOUBLINGS: u32 = 20;
 const FIRST_SHARE: f64 = 0.1;
 
 impl Default for EjectionSettings {
-    /// 5 failures, 5 s to 5 min, half of the targets, 10 s of slow start.
+    /// 5 failures, or half of at least 20 requests in 10 s; 5 s to 5 min, half of the targets, 10 s of slow start.
     fn default() -> Self {
         Self {
             failures: 5,
+            failure_rate: 0.5,
+            rate_requests: 20,
+            rate_window: Duration::from_secs(10),
             base: Duration::from_secs(5),
             most: Duration::from_secs(300),
             most_share: 0.5,
@@ -151,7 +164,10 @@ impl Health {
     }
 
     /// A request succeeded. Without a trial it says nothing about an ejection: it may have begun before.
-    pub(crate) fn succeeded(&self, trial: bool, now: Time) {
+    pub(crate) fn succeeded(&self, trial: bool, now: Time, settings: &EjectionSettings) {
+        if settings.counts_rate() {
+            self.rate(false, now, settings);
+        }
         // Every request ends here: what is zero is not written, so that the line stays shared.
         if self.failures.load(Relaxed) > 0 {
             self.failures.store(0, Relaxed);
@@ -174,8 +190,11 @@ impl Health {
     ) -> bool {
         let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
         let until = self.ejected_until.load(Relaxed);
-        let due = if until > 0 { trial } else { failures >= settings.failures };
-        let ejects = settings.failures > 0 && due && self.eject(until, now, settings);
+        let too_many = settings.failures > 0 && failures >= settings.failures;
+        let too_often = settings.counts_rate()
+            && self.rate(true, now, settings).is_some_and(|share| share >= settings.failure_rate);
+        let due = if until > 0 { trial } else { too_many || too_often };
+        let ejects = due && self.eject(until, now, settings);
         if ejects {
             self.ill.store(!matches!(kind, FaultKind::Connect | FaultKind::Lost), Relaxed);
         }
@@ -183,6 +202,10 @@ impl Health {
             self.end_trial();
         }
         ejects
+    }
+
+    fn rate(&self, failed: bool, now: Time, settings: &EjectionSettings) -> Option<f64> {
+        self.rate.count(failed, now, settings.rate_window, u64::from(settings.rate_requests))
     }
 
     fn eject(&self, before: u64, now: Time, settings: &EjectionSettings) -> bool {
@@ -194,6 +217,8 @@ impl Health {
         if ejects {
             self.ejections.fetch_add(1, Relaxed);
             self.ejected.fetch_add(1, Relaxed);
+            // What led to it does not count again.
+            self.rate.clear();
         }
         ejects
     }
@@ -224,6 +249,12 @@ impl Health {
         let passed = now.since(Time::from_micros(from));
         let ramps = passed < settings.slow_start;
         ramps.then(|| (passed.as_secs_f64() / settings.slow_start.as_secs_f64()).max(FIRST_SHARE))
+    }
+}
+
+impl EjectionSettings {
+    fn counts_rate(&self) -> bool {
+        self.failure_rate <= 1.0
     }
 }
 
@@ -274,7 +305,12 @@ mod tests {
     }
 
     fn settings() -> EjectionSettings {
-        EjectionSettings { failures: 3, most: Duration::from_secs(15), ..EjectionSettings::default() }
+        EjectionSettings {
+            failures: 3,
+            failure_rate: 2.0,
+            most: Duration::from_secs(15),
+            ..EjectionSettings::default()
+        }
     }
 
     fn ejected() -> Health {
@@ -291,7 +327,7 @@ mod tests {
         for _ in 0..10 {
             assert!(!health.failed(FaultKind::Status, false, at(1), &settings()));
             assert!(!health.failed(FaultKind::Status, false, at(1), &settings()));
-            health.succeeded(false, at(1));
+            health.succeeded(false, at(1), &settings());
         }
         assert_eq!(health.state(at(1)), HealthState::Closed);
         assert_eq!(ejected().state(at(2)), HealthState::Ejected { remaining: Duration::from_secs(4) });
@@ -305,13 +341,13 @@ mod tests {
         assert!(!health.state(at(6)).takes_requests());
         health.end_trial();
         assert_eq!(health.admit(at(6)), Some(true), "a client that went away says nothing");
-        health.succeeded(false, at(6));
+        health.succeeded(false, at(6), &settings());
         assert_eq!(
             health.state(at(6)),
             HealthState::HalfOpen { trial: true },
             "it began before the ejection"
         );
-        health.succeeded(true, at(6));
+        health.succeeded(true, at(6), &settings());
         assert_eq!(health.state(at(6)), HealthState::Closed);
     }
 
@@ -327,7 +363,7 @@ mod tests {
             now = now + remaining;
         }
         assert_eq!(health.admit(now), Some(true));
-        health.succeeded(true, now);
+        health.succeeded(true, now, &settings);
         (0..3).for_each(|_| _ = health.failed(FaultKind::Status, false, now, &settings));
         assert_eq!(health.state(now), HealthState::Ejected { remaining: settings.base });
         assert_eq!(health.ejections(), 5);
@@ -342,6 +378,27 @@ mod tests {
         ill.came_back(at(2));
         assert_eq!(health.state(at(2)), HealthState::Closed);
         assert!(!ill.state(at(2)).takes_requests());
+    }
+
+    #[test]
+    fn failing_often_ejects_though_never_in_a_row() {
+        let settings = EjectionSettings { failure_rate: 0.5, ..settings() };
+        let health = Health::default();
+        for _ in 0..9 {
+            health.succeeded(false, at(1), &settings);
+            assert!(!health.failed(FaultKind::Status, false, at(1), &settings));
+        }
+        health.succeeded(false, at(1), &settings);
+        assert!(health.failed(FaultKind::Status, false, at(1), &settings), "10 of 20");
+        assert_eq!(health.admit(at(6)), Some(true));
+        health.succeeded(true, at(6), &settings);
+        assert!(!health.failed(FaultKind::Status, false, at(6), &settings), "what was is forgotten");
+        let never = EjectionSettings { failure_rate: f64::INFINITY, ..settings };
+        let health = Health::default();
+        for _ in 0..100 {
+            health.succeeded(false, at(1), &never);
+            assert!(!health.failed(FaultKind::Status, false, at(1), &never));
+        }
     }
 
     #[test]
@@ -379,7 +436,7 @@ mod tests {
                 if !running.is_empty() && rng.bool() {
                     let trial = running.swap_remove(rng.usize(..running.len()));
                     match rng.u8(..3) {
-                        0 => health.succeeded(trial, now),
+                        0 => health.succeeded(trial, now, &settings),
                         1 => _ = health.failed(FaultKind::Status, trial, now, &settings),
                         _ if trial => health.end_trial(),
                         _ => {}

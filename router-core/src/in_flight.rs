@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admission::Entered;
 use crate::fleet::{Slot, Target, TargetId, Tenure, Worker};
 use crate::health::{EjectionSettings, FaultKind};
 use crate::key::PrefixKey;
@@ -33,6 +34,18 @@ pub struct InFlight {
     /// It decides whether its target is let back in.
     trial: bool,
     ejection: EjectionSettings,
+    /// Dropped last: by then its target has the room.
+    entered: Option<Entered>,
+}
+
+/// How a request was let in.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    /// It decides whether its target is let back in.
+    pub(crate) trial: bool,
+    /// Requests that its target may then have at most.
+    pub(crate) most: u64,
+    pub(crate) entered: Option<Entered>,
 }
 
 /// What a response says about its prompt.
@@ -65,16 +78,15 @@ enum Phase {
 }
 
 impl InFlight {
-    /// Counts the request and claims its blocks.
-    ///
-    /// `trial`: it decides whether its target is let back in.
+    /// Counts the request and claims its blocks, unless its target has as many as it may have: then it is as if it had not been
+    /// admitted.
     pub(crate) fn start(
         target: &Target,
         routed: Routed,
         updates: Option<UpdateSender>,
         ejection: EjectionSettings,
-        trial: bool,
-    ) -> Self {
+        admitted: Admitted,
+    ) -> Result<Self, Admitted> {
         let new = routed.prompt_tokens.saturating_sub(routed.predicted_tokens);
         let prefill = target.prefill.prefill_time(routed.prompt_tokens, routed.predicted_tokens);
         let share = Share {
@@ -84,7 +96,13 @@ impl InFlight {
         };
         let alone = target.load.read().in_prefill == 0
             && target.reported.is_none_or(|reported| reported.waiting_requests == 0);
-        target.load.start(share);
+        if !target.load.start(share, admitted.most) {
+            if admitted.trial {
+                target.load.health().end_trial();
+            }
+            return Err(admitted);
+        }
+        let Admitted { trial, entered, .. } = admitted;
         let in_flight = Self {
             target: target.id,
             slot: target.slot,
@@ -98,9 +116,19 @@ impl InFlight {
             phase: Phase::Prefill,
             trial,
             ejection,
+            entered,
         };
         in_flight.tell(TrafficEvent::Routed);
-        in_flight
+        Ok(in_flight)
+    }
+
+    /// It is not sent after all: as if it had never been routed.
+    pub(crate) fn take_back(mut self) {
+        let entered = self.entered.take();
+        drop(self);
+        if let Some(entered) = entered {
+            entered.leave_silently();
+        }
     }
 
     /// The target.
@@ -145,7 +173,7 @@ impl InFlight {
             self.counters.end_prefill(self.share);
             self.tell(TrafficEvent::Prefilled { at: now });
             let trial = std::mem::take(&mut self.trial);
-            self.counters.health().succeeded(trial, now);
+            self.counters.health().succeeded(trial, now, &self.ejection);
         }
     }
 

@@ -79,6 +79,7 @@
 
 #![warn(clippy::unwrap_used)]
 
+pub mod admission;
 pub mod docs;
 pub mod index;
 pub mod key;

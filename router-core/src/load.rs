@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
 
+use crate::admission::count_below;
 use crate::health::Health;
 
 /// Counters of one target that every request touches. They are the one thing a decision reads outside the snapshot.
@@ -79,18 +80,27 @@ impl LoadCounters {
         }
     }
 
+    /// Requests routed and not completed.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.0.in_flight.load(Relaxed)
+    }
+
     /// What the target's failures say about it.
     pub fn health(&self) -> &Health {
         &self.1
     }
 
-    pub(crate) fn start(&self, share: Share) {
-        self.0.in_flight.fetch_add(1, Relaxed);
+    /// Counts a request, unless more than `most` would then be in flight.
+    pub(crate) fn start(&self, share: Share, most: u64) -> bool {
+        if !count_below(&self.0.in_flight, most) {
+            return false;
+        }
         self.0.in_prefill.fetch_add(1, Relaxed);
         self.0.prefill_tokens.fetch_add(share.prefill_tokens, Relaxed);
         self.0.prefill_prompt_tokens.fetch_add(share.context_tokens, Relaxed);
         self.0.backlog_us.fetch_add(share.prefill_us, Relaxed);
         self.0.context_tokens.fetch_add(share.context_tokens, Relaxed);
+        true
     }
 
     pub(crate) fn end_prefill(&self, share: Share) {

@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use crate::admission::{Entered, Limits, Occupancy};
 use crate::candidates::{Candidates, Exclusion, Reach, exclusion};
 use crate::explain::{CandidateView, Excluded, Explanation};
 use crate::fleet::{Role, Target, TargetId, WorkerId};
 use crate::health::FaultKind;
-use crate::in_flight::InFlight;
+use crate::in_flight::{Admitted, InFlight};
 use crate::key::{KeySpace, PrefixKey, Unit};
 use crate::policy::{KvSpace, Policy};
 use crate::settings::Settings;
@@ -42,6 +43,8 @@ pub struct RouteRequest<'a> {
     /// The request cannot tell the engine which dp rank was decided on: of a worker with several, nothing is matched and
     /// nothing predicted, since the engine chooses by itself.
     pub unpinned: bool,
+    /// It is sent whatever [`Settings::limits`] say: for control calls, which are no work.
+    pub unbounded: bool,
 }
 
 /// A request that can go nowhere.
@@ -90,6 +93,9 @@ pub enum RouteError {
     /// The one worker that would do is not registered.
     #[error("{0} is not registered, or not any more")]
     UnknownWorker(WorkerId),
+    /// Workers could take it, and have as much as they may have at once: see [`Settings::limits`].
+    #[error("every worker that could take it has as many requests as it may have at once")]
+    AtBound,
     /// Every worker that may be chosen has been tried.
     #[error("every worker that may be chosen has been tried")]
     AllTried,
@@ -102,9 +108,12 @@ pub(crate) struct Inner {
     updates: UpdateSender,
     ordinal: AtomicU64,
     orphaned: AtomicBool,
+    /// There if there are limits.
+    occupancy: Option<Arc<Occupancy>>,
 }
 
-/// Decisions that are made anew because another thread took a trial first; after them the request is sent all the same.
+/// Decisions that are made anew because another thread took a trial first, or the last room; after them the request is sent as no
+/// trial, and what is full is full.
 const MOST_ROUNDS: usize = 4;
 
 thread_local! {
@@ -117,6 +126,7 @@ impl Router {
         let (queue, updates) = crossbeam_channel::bounded(settings.queue_capacity);
         let writer = Writer::new(settings.clone(), updates);
         let inner = Inner {
+            occupancy: Occupancy::new(settings.limits),
             settings,
             cell: writer.cell(),
             updates: UpdateSender::new(queue),
@@ -186,43 +196,80 @@ impl Router {
         let policy = policy(snapshot, request.role);
         CANDIDATES.with_borrow_mut(|candidates| {
             let settings = &self.inner.settings;
-            let mut trial = None;
-            let mut choice;
-            let mut rounds = 0;
-            loop {
-                candidates.gather(snapshot, settings, request, now, Reach::Sampled(rng))?;
-                choice = policy.choose(&candidates.view(snapshot, request, ordinal), rng);
-                let (target, _) = candidates.target(snapshot, choice.index);
-                if !candidates.ignores_ejections() && request.only.is_none() {
-                    trial = target.load.health().admit(now);
+            let mut entered = match &self.inner.occupancy {
+                Some(occupancy) => Some(occupancy.enter(request.unbounded).ok_or(RouteError::AtBound)?),
+                None => None,
+            };
+            let most = if request.unbounded { u64::MAX } else { settings.limits.per_target };
+            for round in 1..=MOST_ROUNDS {
+                let gathered = candidates.gather(snapshot, settings, request, now, Reach::Sampled(rng));
+                if let Err(error) = gathered {
+                    leave_silently(&mut entered);
+                    return Err(error);
                 }
-                rounds += 1;
+                let view = candidates.view(snapshot, request, ordinal);
+                let choice = policy.choose(&view, rng);
+                let chosen = &view.candidates[choice.index];
+                let (target, matched_blocks) = candidates.target(snapshot, choice.index);
+                let judged = !candidates.ignores_ejections() && request.only.is_none();
+                let trial = if judged { target.load.health().admit(now) } else { Some(false) };
                 // Another thread has begun the trial that this one would have been: decide without that target.
-                if trial.is_some()
-                    || candidates.ignores_ejections()
-                    || request.only.is_some()
-                    || rounds == MOST_ROUNDS
-                {
-                    break;
+                if trial.is_none() && round < MOST_ROUNDS {
+                    continue;
+                }
+                let trial = trial.unwrap_or(false);
+                let routed = crate::in_flight::Routed {
+                    ordinal,
+                    epoch: snapshot.epoch,
+                    reason: choice.reason,
+                    matched_blocks,
+                    predicted_tokens: predicted_tokens(target, chosen.matched_tokens, view.prompt_tokens),
+                    prompt_tokens: view.prompt_tokens,
+                    decided_at: now,
+                    key: request.key.cloned(),
+                };
+                let predictions = self.predictions(request).filter(|_| !request.is_blind_to(target));
+                let admitted = Admitted { trial, most, entered: entered.take() };
+                match InFlight::start(target, routed, predictions, settings.ejection, admitted) {
+                    Ok(in_flight) => return Ok(in_flight),
+                    // Another thread has taken the last room.
+                    Err(full) => entered = full.entered,
                 }
             }
-            let view = candidates.view(snapshot, request, ordinal);
-            let chosen = &view.candidates[choice.index];
-            let (target, matched_blocks) = candidates.target(snapshot, choice.index);
-            let routed = crate::in_flight::Routed {
-                ordinal,
-                epoch: snapshot.epoch,
-                reason: choice.reason,
-                matched_blocks,
-                predicted_tokens: predicted_tokens(target, chosen.matched_tokens, view.prompt_tokens),
-                prompt_tokens: view.prompt_tokens,
-                decided_at: now,
-                key: request.key.cloned(),
-            };
-            let predictions = self.predictions(request).filter(|_| !request.is_blind_to(target));
-            let trial = trial.unwrap_or(false);
-            Ok(InFlight::start(target, routed, predictions, settings.ejection, trial))
+            leave_silently(&mut entered);
+            Err(RouteError::AtBound)
         })
+    }
+
+    /// Most tokens of the prompt that a target has cached that has room for the request: a decision that is not made. Nothing is
+    /// counted.
+    pub fn match_with_room(
+        &self,
+        request: &RouteRequest<'_>,
+        now: Time,
+        rng: &mut fastrand::Rng,
+    ) -> Result<u64, RouteError> {
+        if !request.unbounded && self.inner.occupancy.as_ref().is_some_and(|occupancy| occupancy.is_full()) {
+            return Err(RouteError::AtBound);
+        }
+        let snapshot = self.inner.cell.load();
+        CANDIDATES.with_borrow_mut(|candidates| {
+            candidates.gather(&snapshot, &self.inner.settings, request, now, Reach::Sampled(rng))?;
+            let view = candidates.view(&snapshot, request, 0);
+            Ok(view.candidates.iter().map(|candidate| candidate.matched_tokens).max().unwrap_or(0))
+        })
+    }
+
+    /// Has `told` called whenever a request ends, on the thread where it does; it must be quick, and must not route. Room also comes
+    /// without a call: when a worker joins, or is taken back after failures. False, and nothing is called, without
+    /// [limits](Settings::limits), or where somebody else has asked for it.
+    pub fn on_room(&self, told: impl Fn() + Send + Sync + 'static) -> bool {
+        self.inner.occupancy.as_ref().is_some_and(|occupancy| occupancy.on_room(Box::new(told)))
+    }
+
+    /// Whether there is a bound on what is in flight.
+    pub fn has_limits(&self) -> bool {
+        self.inner.settings.limits != Limits::NONE
     }
 
     /// The snapshot in force, borrowed.
@@ -287,6 +334,13 @@ impl Router {
         // A decode worker's cache is no business of the index: its prompts come and go with their requests.
         let key = request.key.filter(|_| request.role != Some(Role::Decode));
         key.map(|_| self.inner.updates.clone())
+    }
+}
+
+/// Nothing had been there: nobody need look for the room that it leaves.
+fn leave_silently(entered: &mut Option<Entered>) {
+    if let Some(entered) = entered.take() {
+        entered.leave_silently();
     }
 }
 

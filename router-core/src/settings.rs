@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::admission::Limits;
 use crate::health::EjectionSettings;
 use crate::key::{KeySpace, Unit};
 use crate::policy::PolicyConfig;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub correct_from_responses: bool,
     /// When targets that fail are left out, and how they come back.
     pub ejection: EjectionSettings,
+    /// Most requests in flight.
+    pub limits: Limits,
 }
 
 /// Most targets that a router can have: slots are dense and bitmaps stay small.
@@ -68,6 +71,7 @@ impl Settings {
             predict: true,
             correct_from_responses: true,
             ejection: EjectionSettings::default(),
+            limits: Limits::NONE,
         }
     }
 

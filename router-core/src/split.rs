@@ -39,9 +39,12 @@ impl Router {
             self.decide(&snapshot, &request, now, rng)
         };
         // The decode worker first: choosing it claims nothing that would have to be taken back.
-        let pair = decide(Role::Decode, None).and_then(|decode| {
-            let prefill = decide(Role::Prefill, request.rank)?;
-            Ok(Some(Pair { prefill, decode }))
+        let pair = decide(Role::Decode, None).and_then(|decode| match decide(Role::Prefill, request.rank) {
+            Ok(prefill) => Ok(Some(Pair { prefill, decode })),
+            Err(error) => {
+                decode.take_back();
+                Err(error)
+            }
         });
         let unified = RouteRequest { role: Some(Role::Unified), ..*request };
         pair.or_else(|error| match may_serve(&snapshot, &unified, self.settings(), now) {

@@ -1,5 +1,6 @@
 //! Every knob of the router, defined once: flag, environment variable, key of the configuration file, help and default.
 
+mod admission;
 mod api;
 mod faults;
 mod pools;
@@ -12,6 +13,7 @@ use router_core::ReportLevel;
 use router_core::policy::{CacheAwareSettings, PolicyConfig, ThresholdSettings};
 use router_http::{Secret, SecretProblem};
 
+pub use self::admission::AdmissionArgs;
 pub use self::api::ApiArgs;
 pub use self::faults::FaultConfig;
 pub use self::pools::PoolConfig;
@@ -114,6 +116,9 @@ pub struct RouterConfig {
     /// Retries, deadlines and ejections
     #[command(flatten)]
     pub faults: FaultConfig,
+    /// Bounds on what is in flight, and the queue
+    #[command(flatten)]
+    pub admission: AdmissionArgs,
     /// Address of the gRPC port: administration and agents
     #[arg(long, env = "ESPALIER_GRPC_HOST", default_value = "127.0.0.1")]
     pub grpc_host: String,
@@ -341,6 +346,7 @@ impl RouterConfig {
             range(flag, value.to_string(), good, "must be between 1 and 65536");
         }
         self.faults.check(&mut errors);
+        self.admission.check(&mut errors);
         if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
     }
 

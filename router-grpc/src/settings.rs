@@ -25,6 +25,7 @@ pub(crate) fn core(config: &RouterConfig) -> Result<Settings, ConfigError> {
         default_capacity_tokens: config.default_capacity_tokens,
         max_blocks: config.max_blocks,
         ejection: config.faults.ejection(),
+        limits: config.admission.limits(),
         ..Settings::new(seed)
     })
 }
@@ -46,6 +47,7 @@ pub(crate) fn data_plane(config: &RouterConfig, listen: SocketAddr) -> Result<Da
         head_timeout: seconds(config.request_timeout_secs),
         request_timeout: config.faults.request_timeout(),
         retry: config.faults.retry(),
+        admission: config.admission.settings(),
         idle_timeout: seconds(config.idle_timeout_secs),
         header_timeout: Duration::from_secs(config.header_timeout_secs),
         upload_idle_timeout: Duration::from_secs(config.upload_idle_timeout_secs),

@@ -6,6 +6,7 @@ use http::{HeaderMap, Method};
 use router_core::key::PrefixKey;
 use router_core::{Role, WorkerId};
 
+use crate::admission::{Standing, Wish};
 use crate::decode::RouteKind;
 
 /// A request once its body is here.
@@ -33,6 +34,24 @@ pub(crate) struct Wanted {
     pub(crate) only_rank: Option<u32>,
     /// The pool that may serve it; `None` for any worker.
     pub(crate) role: Option<Role>,
+    /// How it waits, if it has to.
+    pub(crate) standing: Standing,
+}
+
+impl Wanted {
+    /// The same, to be kept while it waits.
+    pub(crate) fn wish(&self, unpinned: bool, tried: &[WorkerId], paired: bool) -> Wish {
+        Wish {
+            key: self.key.clone(),
+            model: self.model.clone(),
+            rank: self.rank.or(self.only_rank),
+            role: self.role,
+            only: self.only,
+            unpinned,
+            tried: tried.to_vec(),
+            paired,
+        }
+    }
 }
 
 impl Arrived {

@@ -10,11 +10,13 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
-use router_core::{FaultKind, InFlight, RouteError, RouteRequest, WorkerId, WorkerState};
+use router_core::{FaultKind, InFlight, Pair, RouteError, RouteRequest, WorkerId, WorkerState};
 
+use crate::admission::{Admission, Granted};
 use crate::arrived::{Arrived, Wanted};
 use crate::error::Failure;
 use crate::exchange::{Aside, Exchange};
+use crate::faults;
 use crate::service::Plane;
 use crate::upstream::{Attempt, WorkerBody};
 
@@ -57,30 +59,28 @@ thread_local! {
 /// Longest time for which a worker's `Retry-After` is followed.
 const LONGEST_HOLD_OFF: Duration = Duration::from_secs(60);
 
-/// Tries one worker after the other until one answers.
+/// Tries one worker after the other until one answers. `decided`: for the first, if that has been done.
 pub(crate) async fn answer(
     plane: &Plane,
     arrived: &Arrived,
     wanted: &Wanted,
+    decided: Option<InFlight>,
     began: Instant,
     exchange: &mut Exchange,
 ) -> Result<Answered, Failure> {
     plane.budget.deposit(&plane.config.retry);
     let mut tries = Tries::default();
-    let mut next: Option<InFlight> = None;
+    let mut next = decided;
     let most = plane.config.max_attempts.max(1);
     for attempt in 1..=most {
         let routed = match next.take() {
             Some(in_flight) => Ok(in_flight),
-            None => tries.route(plane, arrived, wanted),
+            None => tries.route_or_wait(plane, arrived, wanted, (attempt == 1).then_some(began)).await,
         };
         let in_flight = match routed {
             Ok(in_flight) => in_flight,
-            Err(error) => return tries.give_up(Failure::Route(error), exchange),
+            Err(failure) => return tries.give_up(failure, exchange),
         };
-        if attempt == 1 {
-            plane.metrics.families.decision_s.observe(began.elapsed().as_secs_f64());
-        }
         tries.tried.push(in_flight.target().worker);
         let may_go_on = attempt < most;
         match try_at(plane, arrived, wanted, exchange.sent(in_flight), &tries.tried, may_go_on).await {
@@ -150,6 +150,7 @@ async fn another(
     worker: WorkerId,
     tried: &[WorkerId],
 ) -> InFlight {
+    let mut refused = false;
     loop {
         plane.bad_news.notified().await;
         let snapshot = plane.router.snapshot();
@@ -157,15 +158,56 @@ async fn another(
         if known.is_some_and(|known| known.state != WorkerState::Unreachable) {
             continue;
         }
-        if let Ok(other) = route(plane, arrived, wanted, tried)
-            && withdraw(plane)
-        {
+        let request = request(arrived, wanted, tried);
+        let now = plane.clock.now();
+        if RNG.with_borrow_mut(|rng| plane.router.match_with_room(&request, now, rng)).is_err() {
+            continue;
+        }
+        if !plane.budget.withdraw(&plane.config.retry, now) {
+            // Counted once, however long it goes on waiting.
+            if !std::mem::replace(&mut refused, true) {
+                plane.metrics.families.retries_refused.inc();
+            }
+            continue;
+        }
+        if let Ok(other) = route(plane, arrived, wanted, tried) {
             return other;
         }
     }
 }
 
 impl Tries {
+    /// Decides for a worker, if need be once one has room. `began`: when the first decision did.
+    async fn route_or_wait(
+        &mut self,
+        plane: &Plane,
+        arrived: &Arrived,
+        wanted: &Wanted,
+        began: Option<Instant>,
+    ) -> Result<InFlight, Failure> {
+        let admission = plane.shared.admission.as_deref();
+        // Whoever waits comes first.
+        let routed = match admission.is_none_or(Admission::is_idle) {
+            true => self.route(plane, arrived, wanted),
+            false => Err(RouteError::AtBound),
+        };
+        if let Some(began) = began {
+            plane.metrics.families.decision_s.observe(began.elapsed().as_secs_f64());
+        }
+        match (routed, admission) {
+            (Err(RouteError::AtBound), Some(admission)) => {
+                let unpinned = !arrived.kind.takes_rank();
+                let wish = wanted.wish(unpinned, &self.tried, false);
+                match admission.wait(wish, &wanted.standing).await? {
+                    Granted::One(in_flight) => Ok(in_flight),
+                    // What is not to be paired is not.
+                    Granted::Pair(Pair { decode, .. }) => Ok(decode),
+                }
+            }
+            (routed, _) => routed.map_err(Failure::Route),
+        }
+    }
+
     fn route(&mut self, plane: &Plane, arrived: &Arrived, wanted: &Wanted) -> Result<InFlight, RouteError> {
         match (route(plane, arrived, wanted, &self.tried), self.lost_at) {
             // Nobody else can do it.
@@ -186,18 +228,10 @@ impl Tries {
         exchange: &mut Exchange,
     ) -> Option<Failure> {
         let Attempt { failure, unsent } = attempt;
-        let kind = match failure {
-            Failure::Unreachable(_) => FaultKind::Connect,
-            Failure::Slow { .. } => FaultKind::Timeout,
-            _ => FaultKind::Lost,
-        };
-        let target = exchange.fault(kind);
-        exchange.failed_attempt();
-        if kind == FaultKind::Connect
-            && let Some(target) = target
-        {
-            plane.router.worker_failed(target, plane.clock.now());
+        if let Some(in_flight) = exchange.in_flight_mut() {
+            faults::count_failure(plane, in_flight, &failure);
         }
+        exchange.failed_attempt();
         let lost = matches!(failure, Failure::Lost) && arrived.may_repeat() && self.lost_at.is_none();
         if lost && withdraw(plane) {
             self.lost_at = self.tried.last().copied();
@@ -246,7 +280,7 @@ fn is_retried(plane: &Plane, status: StatusCode) -> bool {
 }
 
 /// Takes a retry out of the budget.
-fn withdraw(plane: &Plane) -> bool {
+pub(crate) fn withdraw(plane: &Plane) -> bool {
     let taken = plane.budget.withdraw(&plane.config.retry, plane.clock.now());
     if !taken {
         plane.metrics.families.retries_refused.inc();
@@ -287,7 +321,12 @@ fn route(
     wanted: &Wanted,
     tried: &[WorkerId],
 ) -> Result<InFlight, RouteError> {
-    let request = RouteRequest {
+    let request = request(arrived, wanted, tried);
+    RNG.with_borrow_mut(|rng| plane.router.route(&request, plane.clock.now(), rng))
+}
+
+fn request<'a>(arrived: &Arrived, wanted: &'a Wanted, tried: &'a [WorkerId]) -> RouteRequest<'a> {
+    RouteRequest {
         key: wanted.key.as_ref(),
         model: wanted.model.as_deref(),
         rank: wanted.rank.or(wanted.only_rank),
@@ -295,8 +334,8 @@ fn route(
         role: wanted.role,
         only: wanted.only,
         unpinned: !arrived.kind.takes_rank(),
-    };
-    RNG.with_borrow_mut(|rng| plane.router.route(&request, plane.clock.now(), rng))
+        unbounded: false,
+    }
 }
 
 /// The answer is a stream of server-sent events.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use crate::admission::AdmissionConfig;
 use crate::budget::RetryConfig;
 
 /// Bounds and habits of the data plane.
@@ -34,6 +35,8 @@ pub struct DataPlaneConfig {
     /// Longest time for all of a request, unless its header `x-request-timeout` says another; `None` for no bound. A stream that
     /// has begun is bound by its own header alone.
     pub request_timeout: Option<Duration>,
+    /// How requests wait where as many are in flight as may be.
+    pub admission: AdmissionConfig,
     /// What is tried again.
     pub retry: RetryConfig,
     /// Longest silence within a worker's answer, after its head; `None` for no bound.
@@ -109,6 +112,7 @@ impl Default for DataPlaneConfig {
             connect_timeout: Duration::from_secs(5),
             head_timeout: None,
             request_timeout: None,
+            admission: AdmissionConfig::default(),
             retry: RetryConfig::default(),
             idle_timeout: Some(Duration::from_secs(600)),
             header_timeout: Duration::from_secs(30),

@@ -64,6 +64,14 @@ pub(crate) enum Failure {
     RequestTimeout,
     #[error("the answer was not there within {seconds} s, the time that the request was given")]
     Deadline { seconds: f64 },
+    #[error("{waiting} requests are waiting for a worker, and no more may; try again in {retry_after_s} s")]
+    QueueFull { waiting: usize, retry_after_s: u32 },
+    #[error("no worker had room for it within {seconds} s; try again in {retry_after_s} s")]
+    QueueTimeout { seconds: f64, retry_after_s: u32 },
+    #[error("x-espalier-priority must be a whole number from -100 to 100")]
+    Priority,
+    #[error("{header} must name a tenant in at most 128 visible ASCII characters")]
+    Tenant { header: Box<str> },
     #[error("the worker did not begin to answer within {seconds} s")]
     Slow { seconds: u64 },
 }
@@ -136,6 +144,12 @@ impl Failure {
             Self::Route(RouteError::NoneReady { .. }) => (503, "no_worker_ready", Router, Some(1)),
             Self::Route(RouteError::PoolEmpty { .. }) => (503, "pool_empty", Router, Some(1)),
             Self::Route(RouteError::AllTried) => (502, "workers_failed", Worker, Some(1)),
+            // Nobody waits for a control call; everybody else did, or was told so.
+            Self::Route(RouteError::AtBound) => (503, "no_room", Router, Some(1)),
+            Self::QueueFull { retry_after_s, .. } => (429, "queue_full", Router, Some(*retry_after_s)),
+            Self::QueueTimeout { retry_after_s, .. } => (503, "queue_timeout", Router, Some(*retry_after_s)),
+            Self::Priority => (400, "invalid_priority", Client, None),
+            Self::Tenant { .. } => (400, "invalid_tenant", Client, None),
             Self::Unreachable(_) => (502, "worker_unreachable", Worker, Some(1)),
             Self::Lost => (502, "worker_lost", Worker, None),
             Self::RequestTimeout => (400, "invalid_request_timeout", Client, None),

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use router_core::policy::Reason;
-use router_core::{FaultKind, InFlight, TargetId, Time, Usage};
+use router_core::{FaultKind, InFlight, Time, Usage};
 
 use crate::clock::Clock;
 use crate::decode::RouteKind;
+use crate::faults;
 use crate::learn::Learning;
-use crate::metrics::{FaultLabels, HttpMetrics, Outcome, ThreadMetrics};
+use crate::metrics::{HttpMetrics, Outcome, ThreadMetrics};
 use crate::pd::PrefillLeg;
 use crate::rids::{Noted, Rids};
 
@@ -173,19 +174,17 @@ impl Exchange {
         }
     }
 
-    /// The worker failed it. Returns where.
-    pub(crate) fn fault(&mut self, kind: FaultKind) -> Option<TargetId> {
+    /// The worker failed it.
+    pub(crate) fn fault(&mut self, kind: FaultKind) {
         let now = self.clock.now();
-        let in_flight = self.in_flight.as_mut()?;
-        let (target, ejected) = (in_flight.target(), in_flight.failed(kind, now));
-        let families = &self.metrics.families;
-        families.faults.get_or_create(&FaultLabels { kind: kind.name() }).inc();
-        if ejected {
-            families.ejections.inc();
-            let worker = &*in_flight.worker().url;
-            tracing::warn!(worker, rank = target.rank, fault = kind.name(), "left out after failures");
+        if let Some(in_flight) = &mut self.in_flight {
+            faults::count(&self.metrics.families, in_flight, kind, now);
         }
-        Some(target)
+    }
+
+    /// The request in flight, if there is one.
+    pub(crate) fn in_flight_mut(&mut self) -> Option<&mut InFlight> {
+        self.in_flight.as_mut()
     }
 
     /// The worker asked to get no requests until then.

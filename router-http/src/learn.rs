@@ -109,7 +109,7 @@ mod tests {
     use crate::kept::tests::workers;
 
     fn learned(what: What, chunks: &[&str], id: &str) -> Option<Place> {
-        let shared = Arc::new(Shared::new(8, Duration::from_secs(9)));
+        let shared = Arc::new(Shared::new(8, Duration::from_secs(9), None));
         let opened = matches!(what, What::Opened);
         let target = TargetId { worker: workers(1)[0], rank: 1 };
         let metrics = HttpMetrics::register(&mut Registry::default());

@@ -35,6 +35,15 @@ pub struct HttpMetrics {
     pub(crate) fan_out_failures: Counter,
     pub(crate) ids_forgotten: Counter,
     pub(crate) rids_refused: Counter,
+    pub(crate) queue_waiting: Gauge,
+    pub(crate) queue_wait_s: Histogram,
+    pub(crate) queue_refused: Family<QueueLabels, Counter>,
+}
+
+/// Labels of one request that waited in vain, or could not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct QueueLabels {
+    pub(crate) reason: &'static str,
 }
 
 /// Labels of one request that no worker answered.
@@ -143,6 +152,9 @@ impl HttpMetrics {
             fan_out_failures: Counter::default(),
             ids_forgotten: Counter::default(),
             rids_refused: Counter::default(),
+            queue_waiting: Gauge::default(),
+            queue_wait_s: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
+            queue_refused: Family::default(),
         };
         let it = &metrics;
         registry.register("espalier_requests", "Requests by route and how they ended", it.requests.clone());
@@ -232,6 +244,22 @@ impl HttpMetrics {
             "espalier_rids_refused",
             "Requests whose own name was not noted for lack of room, so that an abort of one goes to every worker",
             it.rids_refused.clone(),
+        );
+        registry.register(
+            "espalier_queue_waiting_requests",
+            "Requests that wait because as many are in flight as may be",
+            it.queue_waiting.clone(),
+        );
+        registry.register(
+            "espalier_queue_wait_seconds",
+            "Time for which requests waited, also in vain",
+            it.queue_wait_s.clone(),
+        );
+        registry.register(
+            "espalier_queue_refused",
+            "Requests that were refused for want of room: the queue was full, others had more right to their place, or they had waited \
+             too long",
+            it.queue_refused.clone(),
         );
         metrics
     }

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::Accepting;
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::config::DataPlaneConfig;
 use crate::listen::listen;
@@ -87,7 +88,10 @@ impl Bound {
         let _ends = end.clone().drop_guard();
         let room = Arc::new(Semaphore::new(self.config.max_connections.min(Semaphore::MAX_PERMITS)));
         let died = Arc::new(AtomicBool::new(false));
-        let shared = Arc::new(Shared::new(self.config.api.max_kept_ids, self.config.api.kept_id_ttl));
+        let admission =
+            Admission::new(&self.config.admission, &self.router, self.clock, self.metrics.clone());
+        let api = &self.config.api;
+        let shared = Arc::new(Shared::new(api.max_kept_ids, api.kept_id_ttl, admission.clone()));
         let (ends, mut ended) = mpsc::unbounded_channel();
         for listener in self.listeners {
             let (config, router, clock) = (self.config.clone(), self.router.clone(), self.clock);
@@ -99,13 +103,25 @@ impl Bound {
             start(ends.clone(), move || run(listener, accepting, shutdown, end));
         }
         drop(ends);
-        while let Some(ended) = ended.recv().await {
-            if matches!(ended, Ended::Died) {
-                died.store(true, Relaxed);
-                tracing::error!(
-                    "a thread of the data plane has died; the others serve on: restart the router"
-                );
+        let all_ended = async {
+            while let Some(ended) = ended.recv().await {
+                if matches!(ended, Ended::Died) {
+                    died.store(true, Relaxed);
+                    tracing::error!(
+                        "a thread of the data plane has died; the others serve on: restart the router"
+                    );
+                }
             }
+        };
+        let give_room = async {
+            match admission {
+                Some(admission) => admission.run().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = all_ended => {}
+            () = give_room => {}
         }
     }
 }

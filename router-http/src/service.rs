@@ -16,6 +16,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::access;
 use crate::addressee;
+use crate::admission::Standing;
 use crate::arrived::{Arrived, Wanted};
 use crate::attempts::{self, Answered, is_stream, takes_event};
 use crate::body::Body;
@@ -33,7 +34,7 @@ use crate::kept::Place;
 use crate::learn::{Learning, What};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
 use crate::own;
-use crate::pd;
+use crate::pd::{self, Served};
 use crate::receive;
 use crate::route::{self, Handling, Route};
 use crate::shared::Shared;
@@ -170,6 +171,7 @@ impl Service {
         own::refuse_tunnels(&request)?;
         let mut arrived = self.receive(route.kind(), request).await?;
         let own = deadline::take(&mut arrived.headers)?;
+        let standing = Standing::take(&mut arrived.headers, &plane.config.admission.tenant_header)?;
         let only = addressee::named(&plane.router, &mut arrived.headers, &mut arrived.path)?;
         let key = access::exchange_keys(&plane.config, &arrived.method, route.access, &mut arrived.headers);
         headers::to_worker(&mut arrived.headers, client.as_ref(), exchange.request_id(), key);
@@ -184,6 +186,7 @@ impl Service {
         }
         let began = Instant::now();
         let mut wanted = self.decide_by(route, &mut arrived, only, exchange)?;
+        wanted.standing = standing;
         if wanted.several {
             exchange.has_several_prompts();
         }
@@ -208,13 +211,14 @@ impl Service {
         exchange: &mut Exchange,
     ) -> Result<Answered, Failure> {
         // Who names a worker means that one.
-        if wanted.only.is_none()
-            && self.plane.router.has_pools()
-            && let Some(answered) = pd::answer(&self.plane, arrived, wanted, began, exchange).await?
-        {
-            return Ok(answered);
+        let mut decided = None;
+        if wanted.only.is_none() && self.plane.router.has_pools() {
+            match pd::answer(&self.plane, arrived, wanted, began, exchange).await? {
+                Served::Answered(answered) => return Ok(answered),
+                Served::ByOne(in_flight) => decided = in_flight,
+            }
         }
-        attempts::answer(&self.plane, arrived, wanted, began, exchange).await
+        attempts::answer(&self.plane, arrived, wanted, decided, began, exchange).await
     }
 
     /// What a request is decided by, and what its answer will teach.
@@ -265,6 +269,7 @@ impl Service {
             only: place.map(|place| place.worker),
             only_rank: place.and_then(|place| place.rank),
             role: None,
+            standing: Standing::default(),
         };
         arrived.once = once;
         Ok(wanted)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use crate::admission::Admission;
 use crate::kept::Kept;
 use crate::rids::Rids;
 
@@ -25,13 +26,15 @@ pub(crate) struct Shared {
     pub(crate) rids: Arc<Rids>,
     /// Room for commands, which go on when their caller has gone.
     pub(crate) commands: Arc<Semaphore>,
+    /// Where requests wait for room, if there are bounds.
+    pub(crate) admission: Option<Arc<Admission>>,
 }
 
 impl Shared {
     /// `most`: ids of each kind that are kept, for `ttl` after their last use.
-    pub(crate) fn new(most: usize, ttl: Duration) -> Self {
+    pub(crate) fn new(most: usize, ttl: Duration, admission: Option<Arc<Admission>>) -> Self {
         let kept = || Kept::new(most, ttl);
         let (rids, commands) = (Arc::new(Rids::new(MOST_RIDS)), Arc::new(Semaphore::new(MOST_COMMANDS)));
-        Self { sessions: kept(), responses: kept(), rids, commands }
+        Self { sessions: kept(), responses: kept(), rids, commands, admission }
     }
 }

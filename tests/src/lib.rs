@@ -148,6 +148,7 @@ pub fn generate(prompt: &[u32], output_tokens: usize) -> Value {
 pub struct HttpClient {
     base: String,
     key: Option<String>,
+    headers: Vec<(&'static str, String)>,
     client: Client<HttpConnector, Full<Bytes>>,
 }
 
@@ -167,12 +168,23 @@ impl HttpClient {
     /// A client of whatever serves at a base URL.
     pub fn at(base: &str) -> Self {
         let base = base.to_owned();
-        Self { base, key: None, client: Client::builder(TokioExecutor::new()).build_http() }
+        Self {
+            base,
+            key: None,
+            headers: Vec::new(),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+        }
     }
 
     /// The same with a key to send.
     pub fn with_key(self, key: &str) -> Self {
         Self { key: Some(key.to_owned()), ..self }
+    }
+
+    /// The same with one more header.
+    pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
+        self
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
@@ -193,6 +205,8 @@ impl HttpClient {
             Some(key) => request.header("authorization", format!("Bearer {key}")),
             None => request,
         };
+        let request =
+            self.headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
         let request = request.header("content-type", "application/json").body(Full::from(body)).unwrap();
         tokio::time::timeout(PATIENCE, self.client.request(request)).await.unwrap().unwrap()
     }

@@ -51,9 +51,18 @@ async fn of_scripts(prefill: &[&Upstream], decode: &[&Upstream]) -> RunningRoute
         prefill_worker_urls: prefill.iter().map(|worker| format!("{}@7777", worker.url())).collect(),
         decode_worker_urls: decode.iter().map(|worker| worker.url()).collect(),
     };
-    let router = router_grpc::start(RouterConfig { pools, ..alert(Vec::new()) }).await.unwrap();
+    let mut config = RouterConfig { pools, ..alert(Vec::new()) };
+    config.faults.ejection_failures = 2;
+    config.faults.ejection_secs = 1_000.0;
+    config.faults.max_ejection_secs = 1_000.0;
+    let router = router_grpc::start(config).await.unwrap();
     until_ready(&router, prefill.len() + decode.len()).await;
     router
+}
+
+/// An error of the server.
+fn fails(_: &Seen) -> Vec<Act> {
+    vec![Act::Say(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n".to_vec())]
 }
 
 fn body(seen: &Seen) -> Value {
@@ -201,6 +210,34 @@ async fn a_prefill_worker_that_dies_takes_the_waiting_decode_half_with_it() {
     let rooms: Vec<_> = decode.requests().iter().map(|seen| body(seen)["bootstrap_room"].clone()).collect();
     assert!(rooms.len() == 2 && rooms[0] != rooms[1], "repeated once, in a new room: {rooms:?}");
     until_idle(&router).await;
+}
+
+#[tokio::test]
+async fn workers_of_either_pool_that_fail_are_left_out() {
+    let done = |_: &Seen| answer(&usage(0));
+    for bad_prefills in [true, false] {
+        let (bad, good) = (Upstream::start(1, fails).await, Upstream::start(1, done).await);
+        let other = Upstream::start(1, done).await;
+        let router = match bad_prefills {
+            true => of_scripts(&[&bad, &good], &[&other]).await,
+            false => of_scripts(&[&other], &[&bad, &good]).await,
+        };
+        let client = HttpClient::of(&router);
+        let mut first = 0;
+        until("it has failed twice", async || {
+            // Another prompt each time, lest all follow the first one's prefix.
+            first += 1;
+            client.post("/generate", &generate(&prompt(first, 256), 1)).await;
+            metrics(&router).await.contains("espalier_ejections_total 1")
+        })
+        .await;
+        let asked = bad.requests().len();
+        for first in 100..110 {
+            assert_eq!(client.post("/generate", &generate(&prompt(first, 256), 1)).await.status, 200);
+        }
+        assert_eq!(bad.requests().len(), asked);
+        until_idle(&router).await;
+    }
 }
 
 #[tokio::test]

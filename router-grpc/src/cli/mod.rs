@@ -95,18 +95,29 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// What is given and has no effect.
 fn notes(matches: &ArgMatches, command: &Command) -> Vec<&'static str> {
     let (Command::Serve(config) | Command::Check(config)) = command else { return Vec::new() };
-    let given = matches.subcommand().is_some_and(|(_, matches)| {
-        let source = |id| matches.value_source(id);
-        let given = |id| matches!(source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
-        ["cache_threshold", "balance_abs_threshold", "balance_rel_threshold"].into_iter().any(given)
-    });
-    if config.policy == PolicyName::Threshold || !(given || config.has_unused_thresholds()) {
-        return Vec::new();
+    let any_given = |ids: &[&str]| {
+        matches.subcommand().is_some_and(|(_, matches)| {
+            let source = |id: &&str| matches.value_source(id);
+            ids.iter()
+                .any(|id| matches!(source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable)))
+        })
+    };
+    let mut notes = Vec::new();
+    let thresholds = any_given(&["cache_threshold", "balance_abs_threshold", "balance_rel_threshold"]);
+    if config.policy != PolicyName::Threshold && (thresholds || config.has_unused_thresholds()) {
+        notes.push(
+            "--cache-threshold and --balance-…-threshold have no effect with this policy; give --policy threshold for the rule \
+             that they belong to",
+        );
     }
-    vec![
-        "--cache-threshold and --balance-…-threshold have no effect with this policy; give --policy threshold for the rule \
-         that they belong to",
-    ]
+    let queue = any_given(&["queue_size", "queue_timeout_secs", "tenant_header", "tenant_weights"]);
+    if queue && !config.admission.has_limits() {
+        notes.push(
+            "--queue-… and --tenant-… have no effect without a bound: give --max-concurrent-requests or \
+             --max-concurrent-requests-per-target",
+        );
+    }
+    notes
 }
 
 /// Says on standard error what went wrong.

@@ -26,6 +26,9 @@ pub struct FaultConfig {
     /// Failures in a row after which a target is left out; 0 leaves nobody out
     #[arg(long, env = "ESPALIER_EJECTION_FAILURES", default_value_t = 5)]
     pub ejection_failures: u32,
+    /// Share of the recent requests (those of ten seconds, at least 20) that must fail for a target to be left out; 0 looks at none
+    #[arg(long, env = "ESPALIER_EJECTION_FAILURE_RATE", default_value_t = 0.5)]
+    pub ejection_failure_rate: f64,
     /// How long a target is left out at first, in seconds; it doubles with every trial that fails
     #[arg(long, env = "ESPALIER_EJECTION_SECS", default_value_t = 5.0)]
     pub ejection_secs: f64,
@@ -57,9 +60,11 @@ impl FaultConfig {
             let good = (0.0..=1e6).contains(&value);
             range(flag, value.to_string(), good, "must be a number of seconds, at most a million");
         }
-        for (flag, value) in
-            [("retry-budget", self.retry_budget), ("max-ejected-share", self.max_ejected_share)]
-        {
+        for (flag, value) in [
+            ("retry-budget", self.retry_budget),
+            ("max-ejected-share", self.max_ejected_share),
+            ("ejection-failure-rate", self.ejection_failure_rate),
+        ] {
             let good = (0.0..=1.0).contains(&value);
             range(flag, value.to_string(), good, "must be a share between 0 and 1");
         }
@@ -72,10 +77,16 @@ impl FaultConfig {
     pub(crate) fn ejection(&self) -> EjectionSettings {
         EjectionSettings {
             failures: self.ejection_failures,
+            failure_rate: if self.ejection_failure_rate > 0.0 {
+                self.ejection_failure_rate
+            } else {
+                f64::INFINITY
+            },
             base: Duration::from_secs_f64(self.ejection_secs),
             most: Duration::from_secs_f64(self.max_ejection_secs),
             most_share: self.max_ejected_share,
             slow_start: Duration::from_secs_f64(self.slow_start_secs),
+            ..EjectionSettings::default()
         }
     }
 

@@ -71,7 +71,7 @@ struct Counted<'a> {
 }
 
 async fn ask(plane: &Plane, worker: &Worker, call: &Call<'_>, most_bytes: usize) -> Result<Heard, Failure> {
-    let request = RouteRequest { only: Some(worker.id), ..RouteRequest::default() };
+    let request = RouteRequest { only: Some(worker.id), unbounded: true, ..RouteRequest::default() };
     let in_flight = plane.router.route(&request, plane.clock.now(), &mut fastrand::Rng::new())?;
     let gauge = &plane.metrics.families.in_flight;
     gauge.inc();

@@ -11,12 +11,13 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
-use router_core::{InFlight, WorkerId};
+use router_core::{FaultKind, InFlight, WorkerId};
 use tokio::sync::oneshot;
 
 use crate::attempts::{Answered, is_stream};
 use crate::decode::RouteKind;
 use crate::error::Failure;
+use crate::faults;
 use crate::service::Plane;
 use crate::upstream::{Attempt, WorkerBody};
 use crate::usage::UsageSearch;
@@ -127,17 +128,31 @@ async fn prefill(
 ) -> Result<(), Ended> {
     let Outgoing { method, path, headers, body } = outgoing;
     let sent = plane.upstream.send(&in_flight, (&method, &path), headers, body, false).await;
-    let mut response = sent.map_err(Ended::Failed)?;
+    let mut response = match sent {
+        Ok(response) => response,
+        Err(attempt) => {
+            faults::count_failure(plane, &mut in_flight, &attempt.failure);
+            return Err(Ended::Failed(attempt));
+        }
+    };
     if !response.status().is_success() {
-        return Err(refused(in_flight, Answered { response, first: None }));
+        return Err(refused(plane, in_flight, Answered { response, first: None }));
     }
     let stream = is_stream(response.headers());
     let mut search = UsageSearch::of(RouteKind::Generate);
     let mut prefilled = false;
-    while let Some(frame) = next(plane, &mut response).await? {
+    loop {
+        let frame = match next(plane, &mut response).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break,
+            Err(failure) => {
+                faults::count_failure(plane, &mut in_flight, &failure);
+                return Err(Ended::Failed(Attempt { failure, unsent: false }));
+            }
+        };
         let Some(data) = frame.data_ref() else { continue };
         if !prefilled && stream && data.starts_with(ERROR_EVENT) {
-            return Err(refused(in_flight, Answered { response, first: Some(frame) }));
+            return Err(refused(plane, in_flight, Answered { response, first: Some(frame) }));
         }
         prefilled = true;
         in_flight.first_token(plane.clock.now());
@@ -156,20 +171,22 @@ async fn prefill(
     Ok(())
 }
 
-fn refused(in_flight: InFlight, answered: Answered) -> Ended {
+fn refused(plane: &Plane, mut in_flight: InFlight, answered: Answered) -> Ended {
+    if is_worker_failure(&answered) {
+        faults::count(&plane.metrics.families, &mut in_flight, FaultKind::Status, plane.clock.now());
+    }
     Ended::Refused(Box::new(Refusal { in_flight, answered }))
 }
 
-async fn next(plane: &Plane, response: &mut Response<WorkerBody>) -> Result<Option<Frame<Bytes>>, Ended> {
-    let failed = |failure| Ended::Failed(Attempt { failure, unsent: false });
+async fn next(plane: &Plane, response: &mut Response<WorkerBody>) -> Result<Option<Frame<Bytes>>, Failure> {
     let frame = response.body_mut().frame();
     let frame = match plane.config.idle_timeout {
         None => frame.await,
         Some(timeout) => tokio::time::timeout(timeout, frame)
             .await
-            .map_err(|_| failed(Failure::Slow { seconds: timeout.as_secs() }))?,
+            .map_err(|_| Failure::Slow { seconds: timeout.as_secs() })?,
     };
-    frame.transpose().map_err(|_| failed(Failure::Lost))
+    frame.transpose().map_err(|_| Failure::Lost)
 }
 
 /// Whether an answer says that the worker failed, rather than that the request is wrong.

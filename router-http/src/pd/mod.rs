@@ -16,16 +16,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, header};
-use router_core::{Pair, Role, RouteError, RouteRequest, WorkerId};
+use router_core::{FaultKind, InFlight, Pair, Role, RouteError, RouteRequest, WorkerId};
 
 use self::fields::Pairing;
 pub(crate) use self::leg::PrefillLeg;
 use self::leg::{Ended, Outgoing, Refusal, is_worker_failure};
+use crate::admission::{Admission, Granted};
 use crate::arrived::{Arrived, Wanted};
 use crate::attempts::{self, Answered};
 use crate::decode::RouteKind;
 use crate::error::Failure;
 use crate::exchange::Exchange;
+use crate::faults;
 use crate::service::Plane;
 use crate::upstream::Attempt;
 
@@ -57,62 +59,64 @@ enum Outcome {
 /// How long a decode worker's failure waits for that of its prefill worker, which would explain it.
 const BLAME: Duration = Duration::from_millis(100);
 
-/// Tries one pair after the other until one answers. `None` if the request is not for a pair; then `wanted` says for which pool
-/// it is.
+/// What came of a request that a pair might serve.
+#[expect(clippy::large_enum_variant, reason = "taken apart at once")]
+pub(crate) enum Served {
+    Answered(Answered),
+    /// It is for one worker, of the pool that [`Wanted`] names; the decision, if it has been made.
+    ByOne(Option<InFlight>),
+}
+
+/// Tries one pair after the other until one answers.
 pub(crate) async fn answer(
     plane: &Arc<Plane>,
     arrived: &Arrived,
     wanted: &mut Wanted,
     began: Instant,
     exchange: &mut Exchange,
-) -> Result<Option<Answered>, Failure> {
+) -> Result<Served, Failure> {
     if !matches!(arrived.kind, RouteKind::Generate | RouteKind::Completions | RouteKind::Chat) {
         wanted.role = plane.router.pool_of_others(&request(wanted, &[]), plane.clock.now());
-        return Ok(None);
+        return Ok(Served::ByOne(None));
     }
     let mut tried: Vec<WorkerId> = Vec::new();
     // As with a single worker: what was sent and lost is repeated once, lest one that kills its worker kill them all.
     let mut repeated = false;
-    let Some(mut pair) = route(plane, wanted, &tried)? else {
-        wanted.role = Some(Role::Unified);
-        return Ok(None);
+    let mut pair = match route_or_wait(plane, wanted, &tried, Some(began)).await? {
+        Granted::Pair(pair) => pair,
+        Granted::One(in_flight) => return Ok(by_one(wanted, in_flight)),
     };
-    plane.metrics.families.decision_s.observe(began.elapsed().as_secs_f64());
+    plane.budget.deposit(&plane.config.retry);
     let prompts = if wanted.several { fields::prompts(&arrived.body) } else { None };
     let mut attempt = 1;
     loop {
         let outcome = try_pair(plane, arrived, wanted, prompts, pair, exchange).await;
         let (worker, unsent, lost) = outcome.blame();
-        let again = worker.filter(|_| attempt < plane.config.max_attempts && (unsent || (lost && !repeated)));
+        let again = worker.filter(|_| {
+            let may = attempt < plane.config.max_attempts;
+            may && (unsent || (lost && !repeated && attempts::withdraw(plane)))
+        });
         if let Some(worker) = again {
             repeated |= lost;
             tried.push(worker);
-            let routed = route(plane, wanted, &tried).or_else(|error| {
-                if error != RouteError::AllTried || !lost {
-                    return Err(error);
-                }
-                // Nobody else can do it.
-                tried.pop();
-                match &outcome {
-                    // Then it may have been the other one.
-                    Outcome::DecodeFailed { prefill, .. } => tried.push(*prefill),
-                    // A connection that had been kept may have been closed just then.
-                    Outcome::Failed { .. } => {}
-                    Outcome::Answered(_) | Outcome::PrefillRefused { .. } => return Err(error),
-                }
-                route(plane, wanted, &tried)
-            });
+            let mut routed = route_or_wait(plane, wanted, &tried, None).await;
+            if lost
+                && matches!(routed, Err(Failure::Route(RouteError::AllTried)))
+                && outcome.excuses(&mut tried)
+            {
+                routed = route_or_wait(plane, wanted, &tried, None).await;
+            }
             if let Ok(next) = routed {
                 exchange.failed_attempt();
-                let Some(next) = next else {
-                    wanted.role = Some(Role::Unified);
-                    return Ok(None);
-                };
-                (pair, attempt) = (next, attempt + 1);
+                match next {
+                    Granted::Pair(next) => pair = next,
+                    Granted::One(in_flight) => return Ok(by_one(wanted, in_flight)),
+                }
+                attempt += 1;
                 continue;
             }
         }
-        return settle(outcome, exchange).map(Some);
+        return settle(outcome, exchange).map(Served::Answered);
     }
 }
 
@@ -147,6 +151,27 @@ impl Outcome {
             Self::DecodeFailed { worker, .. } => (Some(*worker), false, true),
         }
     }
+}
+
+impl Outcome {
+    /// Nobody but whoever was tried last can do it. Whether that one may be tried again.
+    fn excuses(&self, tried: &mut Vec<WorkerId>) -> bool {
+        tried.pop();
+        match self {
+            // It may have been the other one.
+            Self::DecodeFailed { prefill, .. } => tried.push(*prefill),
+            // A connection that had been kept may have been closed just then.
+            Self::Failed { .. } => {}
+            Self::Answered(_) | Self::PrefillRefused { .. } => return false,
+        }
+        true
+    }
+}
+
+/// A unified worker serves it.
+fn by_one(wanted: &mut Wanted, in_flight: InFlight) -> Served {
+    wanted.role = Some(Role::Unified);
+    Served::ByOne(Some(in_flight))
 }
 
 impl PrefillLeg {
@@ -194,7 +219,12 @@ async fn try_pair(
         decoded = decoded => decoded,
     };
     let failed = match decoded {
-        Err(attempt) => return Outcome::Failed { worker: decode_worker, attempt },
+        Err(attempt) => {
+            if let Some(in_flight) = exchange.in_flight_mut() {
+                faults::count_failure(plane, in_flight, &attempt.failure);
+            }
+            return Outcome::Failed { worker: decode_worker, attempt };
+        }
         Ok(answered) if is_worker_failure(&answered) => answered,
         Ok(answered) => {
             exchange.shares(leg);
@@ -203,7 +233,10 @@ async fn try_pair(
     };
     match tokio::time::timeout(BLAME, leg.failed()).await {
         Ok(ended) => leg.outcome(ended),
-        Err(_) => Outcome::DecodeFailed { worker: decode_worker, prefill: leg.worker, answered: failed },
+        Err(_) => {
+            exchange.fault(FaultKind::Status);
+            Outcome::DecodeFailed { worker: decode_worker, prefill: leg.worker, answered: failed }
+        }
     }
 }
 
@@ -213,9 +246,26 @@ fn readable(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
-fn route(plane: &Plane, wanted: &Wanted, tried: &[WorkerId]) -> Result<Option<Pair>, RouteError> {
-    let request = request(wanted, tried);
-    RNG.with_borrow_mut(|rng| plane.router.route_pair(&request, plane.clock.now(), rng))
+/// Decides for a pair, or a unified worker where that is what there is, if need be once they have room. `began`: when the first
+/// decision did.
+async fn route_or_wait(
+    plane: &Plane,
+    wanted: &Wanted,
+    tried: &[WorkerId],
+    began: Option<Instant>,
+) -> Result<Granted, Failure> {
+    let (wish, admission) = (wanted.wish(false, tried, true), plane.shared.admission.as_deref());
+    let routed = match admission.is_none_or(Admission::is_idle) {
+        true => RNG.with_borrow_mut(|rng| wish.route(&plane.router, plane.clock.now(), rng)),
+        false => Err(RouteError::AtBound),
+    };
+    if let Some(began) = began {
+        plane.metrics.families.decision_s.observe(began.elapsed().as_secs_f64());
+    }
+    match (routed, admission) {
+        (Err(RouteError::AtBound), Some(admission)) => admission.wait(wish, &wanted.standing).await,
+        (routed, _) => routed.map_err(Failure::Route),
+    }
 }
 
 fn request<'a>(wanted: &'a Wanted, tried: &'a [WorkerId]) -> RouteRequest<'a> {
