@@ -101,6 +101,9 @@ pub struct WorkerProfile {
     pub capacity_tokens: u64,
     /// The engine evicts the least recently used leaf first, so that one eviction tells about others.
     pub evicts_lru: bool,
+    /// In OpenAI's streams the engine tells how much was cached if the request asks for it, and only then; `None` when it is not
+    /// known.
+    pub usage_on_request: Option<bool>,
     /// What the engine says it does of a generation; `None` when it does not say.
     pub role: Option<Role>,
     /// Where the engine says that its bootstrap server listens; only prefill workers have one.
@@ -254,6 +257,7 @@ impl Default for WorkerProfile {
             page_size: 1,
             capacity_tokens: 0,
             evicts_lru: true,
+            usage_on_request: None,
             role: None,
             bootstrap_port: None,
         }

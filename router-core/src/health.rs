@@ -196,7 +196,7 @@ impl Health {
         let due = if until > 0 { trial } else { too_many || too_often };
         let ejects = due && self.eject(until, now, settings);
         if ejects {
-            self.ill.store(!matches!(kind, FaultKind::Connect | FaultKind::Lost), Relaxed);
+            self.ill.store(matches!(kind, FaultKind::Timeout | FaultKind::Status), Relaxed);
         }
         if trial {
             self.end_trial();
@@ -372,7 +372,8 @@ mod tests {
     #[test]
     fn being_reachable_again_undoes_what_being_unreachable_did_and_no_more() {
         let (health, ill) = (Health::default(), ejected());
-        (0..3).for_each(|_| _ = health.failed(FaultKind::Connect, false, at(1), &settings()));
+        let faults = [FaultKind::Broken, FaultKind::Lost, FaultKind::Connect];
+        faults.into_iter().for_each(|kind| _ = health.failed(kind, false, at(1), &settings()));
         assert!(!health.state(at(2)).takes_requests());
         health.came_back(at(2));
         ill.came_back(at(2));

@@ -78,8 +78,8 @@ pub struct RouterConfig {
     #[arg(long, env = "ESPALIER_MAX_PAYLOAD_SIZE", default_value_t = 256 << 20)]
     pub max_payload_size: usize,
     /// Longest wait for the head of a worker's answer, in seconds; 0 waits for as long as the client does
-    #[arg(long, env = "ESPALIER_REQUEST_TIMEOUT_SECS", default_value_t = 0)]
-    pub request_timeout_secs: u64,
+    #[arg(long, env = "ESPALIER_ANSWER_TIMEOUT_SECS", default_value_t = 0)]
+    pub answer_timeout_secs: u64,
     /// Longest silence within a worker's answer, in seconds; 0 for no bound
     #[arg(long, env = "ESPALIER_IDLE_TIMEOUT_SECS", default_value_t = 600)]
     pub idle_timeout_secs: u64,

@@ -268,6 +268,7 @@ fn profile(info: &Value) -> WorkerProfile {
     models.dedup();
     let number = |name: &str| info[name].as_u64().or_else(|| info["internal_states"][0][name].as_u64());
     let small = |name: &str| number(name).and_then(|value| u32::try_from(value).ok()).unwrap_or(1).max(1);
+    let is_on = |name: &str| info[name].as_bool();
     WorkerProfile {
         models,
         engine_version: Arc::from(info["version"].as_str().unwrap_or("")),
@@ -276,6 +277,9 @@ fn profile(info: &Value) -> WorkerProfile {
         capacity_tokens: number("max_total_num_tokens").unwrap_or(0),
         role: role(&info["disaggregation_mode"]),
         bootstrap_port: number("disaggregation_bootstrap_port").and_then(|port| u16::try_from(port).ok()),
+        // Where the engine tells it without being asked, there is nothing to ask for.
+        usage_on_request: is_on("enable_cache_report")
+            .map(|reports| reports && !is_on("stream_response_default_include_usage").unwrap_or(false)),
         evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru"),
     }
 }
@@ -333,6 +337,11 @@ mod tests {
         );
         let bare = profile(&serde_json::json!({"page_size": -3, "dp_size": "two"}));
         assert_eq!(bare, WorkerProfile::default());
+        for (told_anyway, expected) in [(false, true), (true, false)] {
+            let info = serde_json::json!({"enable_cache_report": true,
+                "stream_response_default_include_usage": told_anyway});
+            assert_eq!(profile(&info).usage_on_request, Some(expected));
+        }
         let other = serde_json::json!({"startup_time": {"load_weight": 0.6}});
         assert_ne!(life(&info), life(&other));
         assert_eq!(life(&serde_json::json!({})), None);

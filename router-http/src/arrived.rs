@@ -10,7 +10,7 @@ use crate::admission::{Standing, Wish};
 use crate::decode::RouteKind;
 
 /// A request once its body is here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Arrived {
     pub(crate) kind: RouteKind,
     pub(crate) method: Method,
@@ -28,6 +28,8 @@ pub(crate) struct Wanted {
     /// The dp rank that the request asks for.
     pub(crate) rank: Option<u32>,
     pub(crate) several: bool,
+    /// The request is to ask for usage, where the worker tells it if asked, and the client is not to be told.
+    pub(crate) asks_usage: bool,
     /// The only worker that will do.
     pub(crate) only: Option<WorkerId>,
     /// The only dp rank of it that will do, which the request does not say by itself.

@@ -18,6 +18,7 @@ use crate::error::Failure;
 use crate::exchange::{Aside, Exchange};
 use crate::faults;
 use crate::service::Plane;
+use crate::stream_usage;
 use crate::upstream::{Attempt, WorkerBody};
 
 /// A worker's answer as far as it was waited for.
@@ -26,6 +27,8 @@ pub(crate) struct Answered {
     pub(crate) response: Response<WorkerBody>,
     /// The first data of a stream.
     pub(crate) first: Option<Frame<Bytes>>,
+    /// The worker was asked for usage, and the client did not.
+    pub(crate) asked_usage: bool,
 }
 
 /// How an attempt ended.
@@ -59,17 +62,18 @@ thread_local! {
 /// Longest time for which a worker's `Retry-After` is followed.
 const LONGEST_HOLD_OFF: Duration = Duration::from_secs(60);
 
-/// Tries one worker after the other until one answers. `decided`: for the first, if that has been done.
+/// Tries one worker after the other until one answers, those that were `lost` at last. `decided`: for the first, if that has been
+/// done.
 pub(crate) async fn answer(
     plane: &Plane,
     arrived: &Arrived,
     wanted: &Wanted,
+    lost: &[WorkerId],
     decided: Option<InFlight>,
     began: Instant,
     exchange: &mut Exchange,
 ) -> Result<Answered, Failure> {
-    plane.budget.deposit(&plane.config.retry);
-    let mut tries = Tries::default();
+    let mut tries = Tries { tried: lost.to_vec(), lost_at: lost.last().copied(), ..Tries::default() };
     let mut next = decided;
     let most = plane.config.max_attempts.max(1);
     for attempt in 1..=most {
@@ -120,9 +124,12 @@ async fn try_at(
     let pin_rank = arrived.kind.takes_rank() && wanted.rank.is_none();
     let attempt = async {
         let request = (&arrived.method, &arrived.path);
-        let (headers, body) = (arrived.headers.clone(), arrived.body.clone());
+        let asks = wanted.asks_usage && in_flight.worker().profile.usage_on_request == Some(true);
+        let body = if asks { stream_usage::asking(&arrived.body) } else { arrived.body.clone() };
+        let headers = arrived.headers.clone();
         let response = plane.upstream.send(in_flight, request, headers, body, pin_rank).await?;
-        begin(plane, arrived, response).await
+        let answered = begin(plane, arrived, response).await?;
+        Ok(Answered { asked_usage: asks, ..answered })
     };
     let takes_over = async {
         if may_go_on && arrived.may_repeat() {
@@ -296,7 +303,7 @@ pub(crate) async fn begin(
 ) -> Result<Answered, Attempt> {
     let holds = arrived.may_repeat() && response.status().is_success() && is_stream(response.headers());
     if !holds || !takes_event(response.headers()) {
-        return Ok(Answered { response, first: None });
+        return Ok(Answered { response, first: None, asked_usage: false });
     }
     let frame = response.body_mut().frame();
     let frame = match plane.config.idle_timeout {
@@ -310,7 +317,7 @@ pub(crate) async fn begin(
         },
     };
     match frame.transpose() {
-        Ok(first) => Ok(Answered { response, first }),
+        Ok(first) => Ok(Answered { response, first, asked_usage: false }),
         Err(_) => Err(Attempt { failure: Failure::Lost, unsent: false }),
     }
 }

@@ -11,12 +11,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Full;
+use router_core::WorkerId;
 use serde_json::json;
 use tokio::time::{Instant, Sleep};
 
+use crate::continuation::{Continuable, Continuation};
 use crate::decode::RouteKind;
 use crate::exchange::Exchange;
 use crate::metrics::Outcome;
+use crate::stream_usage::Withheld;
 use crate::upstream::WorkerBody;
 use crate::usage::UsageSearch;
 
@@ -28,17 +31,20 @@ pub(crate) struct Body(Kind);
 enum Kind {
     Own(Full<Bytes>),
     Passing(Box<Passing>),
+    Continuable(Box<Continuable>),
 }
 
+/// A worker's bytes on their way.
 #[derive(Debug)]
-struct Passing {
+pub(crate) struct Passing {
     inner: WorkerBody,
     /// Data that has been read and not passed yet.
     first: Option<Frame<Bytes>>,
     exchange: Exchange,
     search: UsageSearch,
-    /// An event may be put after what was cut off.
-    takes_event: bool,
+    /// Keeps from the client what it did not ask for.
+    withheld: Option<Withheld>,
+    on_break: OnBreak,
     idle_timeout: Option<Duration>,
     /// Runs from the first silence on.
     idle: Option<Pin<Box<Sleep>>>,
@@ -47,6 +53,25 @@ struct Passing {
     ended: bool,
     /// What is said next, once all before it is on its way.
     broken: Option<BrokenBody>,
+}
+
+/// What the client gets of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    All,
+    /// The router asked for usage in the stream, and the client did not.
+    AllButUsage,
+}
+
+/// What becomes of an answer that its worker breaks off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnBreak {
+    /// It breaks off here too.
+    Break,
+    /// An event says so, after what was cut off.
+    Event,
+    /// Whoever polls decides.
+    Tell,
 }
 
 /// What ended a worker's body too early.
@@ -58,6 +83,18 @@ pub(crate) enum BrokenBody {
     Silent(Duration),
     #[error("the answer was not complete within the time that the request was given")]
     Deadline,
+    #[error("the worker became unreachable in the middle of its answer")]
+    Unreachable,
+}
+
+impl BrokenBody {
+    fn code(&self) -> &'static str {
+        match self {
+            // Not the worker's fault: nobody says that it could have been faster.
+            Self::Deadline => "deadline_exceeded",
+            Self::Broken(_) | Self::Silent(_) | Self::Unreachable => "stream_broken",
+        }
+    }
 }
 
 impl Body {
@@ -71,17 +108,49 @@ impl Body {
         inner: WorkerBody,
         first: Option<Frame<Bytes>>,
         exchange: Exchange,
+        told: Told,
         takes_event: bool,
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
     ) -> Self {
+        let on_break = if takes_event { OnBreak::Event } else { OnBreak::Break };
+        let passing = Passing::new(inner, first, exchange, told, on_break, idle_timeout, deadline);
+        Self(Kind::Passing(Box::new(passing)))
+    }
+
+    /// A stream of events that goes on elsewhere if its worker is lost.
+    pub(crate) fn continuable(
+        inner: WorkerBody,
+        first: Option<Frame<Bytes>>,
+        exchange: Exchange,
+        told: Told,
+        continuation: Continuation,
+        idle_timeout: Option<Duration>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let passing = Passing::held(inner, first, exchange, told, idle_timeout, deadline);
+        Self(Kind::Continuable(Box::new(Continuable::new(continuation, passing, idle_timeout, deadline))))
+    }
+}
+
+impl Passing {
+    fn new(
+        inner: WorkerBody,
+        first: Option<Frame<Bytes>>,
+        exchange: Exchange,
+        told: Told,
+        on_break: OnBreak,
+        idle_timeout: Option<Duration>,
+        deadline: Option<Instant>,
+    ) -> Self {
         let search = UsageSearch::of(exchange.route());
-        let mut passing = Passing {
+        let mut passing = Self {
             inner,
             first,
             exchange,
             search,
-            takes_event,
+            withheld: (told == Told::AllButUsage).then(Withheld::default),
+            on_break,
             idle_timeout,
             idle: None,
             deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
@@ -89,12 +158,39 @@ impl Body {
             broken: None,
         };
         passing.end_if_complete();
-        Self(Kind::Passing(Box::new(passing)))
+        passing
     }
-}
 
-impl Passing {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+    /// One whose break is told to whoever polls it, who then has the rest of the exchange in hand.
+    pub(crate) fn held(
+        inner: WorkerBody,
+        first: Option<Frame<Bytes>>,
+        exchange: Exchange,
+        told: Told,
+        idle_timeout: Option<Duration>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self::new(inner, first, exchange, told, OnBreak::Tell, idle_timeout, deadline)
+    }
+
+    pub(crate) fn into_exchange(self) -> Exchange {
+        self.exchange
+    }
+
+    /// The worker at work.
+    pub(crate) fn worker(&self) -> Option<WorkerId> {
+        self.exchange.in_flight().map(|in_flight| in_flight.target().worker)
+    }
+
+    /// The worker is lost.
+    pub(crate) fn broke(&mut self) {
+        self.exchange.broke();
+    }
+
+    pub(crate) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -102,31 +198,43 @@ impl Passing {
             self.ended = true;
             return Poll::Ready(Some(Err(error)));
         }
-        if let Some(frame) = self.first.take() {
-            self.pass(&frame);
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(context).is_ready()
-        {
-            return self.break_off(BrokenBody::Deadline, context);
-        }
-        match Pin::new(&mut self.inner).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.pass(&frame);
-                Poll::Ready(Some(Ok(frame)))
+        loop {
+            let polled = match self.first.take() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => self.poll_worker(context),
+            };
+            match polled {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Some(frame) = self.pass(frame) {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => return self.break_off(error, context),
+                Poll::Ready(None) => {
+                    self.ended = true;
+                    self.exchange.complete();
+                    return Poll::Ready(self.withheld.as_mut().and_then(Withheld::rest).map(Ok));
+                }
+                Poll::Pending => return Poll::Pending,
             }
-            Poll::Ready(Some(Err(error))) => self.break_off(error.into(), context),
-            Poll::Ready(None) => {
-                self.ended = true;
-                self.exchange.complete();
-                Poll::Ready(None)
-            }
-            Poll::Pending => self.poll_idle(context),
         }
     }
 
-    fn pass(&mut self, frame: &Frame<Bytes>) {
+    /// What comes next from the worker, which may be that it is silent for too long.
+    fn poll_worker(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Some(Err(BrokenBody::Deadline)));
+        }
+        match Pin::new(&mut self.inner).poll_frame(context) {
+            Poll::Pending => self.poll_idle(context).map(|error| Some(Err(error))),
+            polled => polled.map_err(BrokenBody::from),
+        }
+    }
+
+    /// Takes note of what passes; returns what the client gets of it.
+    fn pass(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
         if let Some(data) = frame.data_ref() {
             self.exchange.passed(data);
             if let Some(usage) = self.search.look(data) {
@@ -137,6 +245,10 @@ impl Passing {
             sleep.as_mut().reset(tokio::time::Instant::now() + timeout);
         }
         self.end_if_complete();
+        match &mut self.withheld {
+            None => Some(frame),
+            Some(withheld) => withheld.pass(frame),
+        }
     }
 
     /// A body of known length need not be asked again after its last byte.
@@ -147,13 +259,10 @@ impl Passing {
         }
     }
 
-    fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+    fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<BrokenBody> {
         let Some(timeout) = self.idle_timeout else { return Poll::Pending };
         let sleep = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        match sleep.as_mut().poll(context) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => self.break_off(BrokenBody::Silent(timeout), context),
-        }
+        sleep.as_mut().poll(context).map(|()| BrokenBody::Silent(timeout))
     }
 
     /// The worker's answer ends too early. A stream says so in an event, after the end of whatever was cut; any other body
@@ -163,31 +272,30 @@ impl Passing {
         error: BrokenBody,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        let code = match error {
-            // Not the worker's fault: nobody says that it could have been faster.
-            BrokenBody::Deadline => "deadline_exceeded",
-            BrokenBody::Broken(_) | BrokenBody::Silent(_) => {
-                self.exchange.broke();
-                "stream_broken"
+        if !matches!(error, BrokenBody::Deadline) {
+            self.exchange.broke();
+        }
+        match self.on_break {
+            OnBreak::Tell => return Poll::Ready(Some(Err(error))),
+            OnBreak::Break => {
+                self.exchange.end(Outcome::Broken);
+                // The client's connection ends with the error, and takes along what it has not sent: it gets to send that first.
+                self.broken = Some(error);
+                context.waker().wake_by_ref();
+                return Poll::Pending;
             }
-        };
-        self.exchange.end(Outcome::Broken);
-        if !self.takes_event {
-            // The client's connection ends with the error, and takes along what it has not sent: it gets to send that first.
-            self.broken = Some(error);
-            context.waker().wake_by_ref();
-            return Poll::Pending;
+            OnBreak::Event => self.exchange.end(Outcome::Broken),
         }
         self.ended = true;
-        let event = error_event(self.exchange.route(), &error, code);
+        let event = error_event(self.exchange.route(), &error);
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(event)))))
     }
 }
 
 /// The event that says so, after the end of whatever was cut, in the shape that the API's clients raise an error for:
 /// Anthropic's pass over an event without a name.
-fn error_event(route: RouteKind, error: &BrokenBody, code: &str) -> String {
-    let message = error.to_string();
+pub(crate) fn error_event(route: RouteKind, error: &BrokenBody) -> String {
+    let (message, code) = (error.to_string(), error.code());
     let (name, event) = match route {
         RouteKind::Messages => {
             let error = json!({"type": "api_error", "message": message, "code": code, "source": "worker"});
@@ -212,6 +320,7 @@ impl HttpBody for Body {
         match &mut self.0 {
             Kind::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
             Kind::Passing(body) => body.poll(context),
+            Kind::Continuable(body) => body.poll(context),
         }
     }
 
@@ -219,6 +328,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Own(body) => body.is_end_stream(),
             Kind::Passing(body) => body.ended,
+            Kind::Continuable(body) => body.is_ended(),
         }
     }
 
@@ -228,6 +338,7 @@ impl HttpBody for Body {
             // A stream of which something was read beforehand has no length.
             Kind::Passing(body) if body.first.is_some() => SizeHint::default(),
             Kind::Passing(body) => body.inner.size_hint(),
+            Kind::Continuable(_) => SizeHint::default(),
         }
     }
 }

@@ -39,6 +39,10 @@ pub struct DataPlaneConfig {
     pub admission: AdmissionConfig,
     /// What is tried again.
     pub retry: RetryConfig,
+    /// OpenAI's streams are asked for usage on the behalf of clients who did not ask, and these do not see it.
+    pub asks_usage: bool,
+    /// Streams whose worker is lost go on at another one, where the request can be told to: `docs/fault-tolerance.md`.
+    pub continue_streams: bool,
     /// Longest silence within a worker's answer, after its head; `None` for no bound.
     pub idle_timeout: Option<Duration>,
     /// Idle connections that each thread keeps for each worker.
@@ -114,6 +118,8 @@ impl Default for DataPlaneConfig {
             request_timeout: None,
             admission: AdmissionConfig::default(),
             retry: RetryConfig::default(),
+            asks_usage: true,
+            continue_streams: false,
             idle_timeout: Some(Duration::from_secs(600)),
             header_timeout: Duration::from_secs(30),
             upload_idle_timeout: Duration::from_secs(30),

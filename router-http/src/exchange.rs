@@ -37,6 +37,8 @@ pub(crate) struct Exchange {
     ttft: Option<Duration>,
     streaming: bool,
     bytes: u64,
+    /// Data of the attempt under way has passed.
+    begun: bool,
     refused_in_stream: bool,
     /// The request's own name, and where such names are noted while it is in flight.
     rid: Option<(Arc<Rids>, Arc<str>)>,
@@ -90,6 +92,7 @@ impl Exchange {
             ttft: None,
             streaming: false,
             bytes: 0,
+            begun: false,
             refused_in_stream: false,
             rid: None,
             noted: None,
@@ -128,6 +131,7 @@ impl Exchange {
     /// A target was decided on. From here on it is counted, whatever happens.
     pub(crate) fn sent(&mut self, in_flight: InFlight) -> &InFlight {
         self.attempts += 1;
+        self.begun = false;
         if self.attempts > 1 {
             self.families().retries.inc();
         }
@@ -183,6 +187,11 @@ impl Exchange {
     }
 
     /// The request in flight, if there is one.
+    pub(crate) fn in_flight(&self) -> Option<&InFlight> {
+        self.in_flight.as_ref()
+    }
+
+    /// The same, to be told what came of it.
     pub(crate) fn in_flight_mut(&mut self) -> Option<&mut InFlight> {
         self.in_flight.as_mut()
     }
@@ -234,7 +243,8 @@ impl Exchange {
     /// Data of the answer passed.
     pub(crate) fn passed(&mut self, data: &[u8]) {
         // SGLang refuses a stream with status 200 and an error as its first event: nothing was prefilled for it.
-        self.refused_in_stream |= self.bytes == 0 && self.streaming && data.starts_with(ERROR_EVENT);
+        let begins = !std::mem::replace(&mut self.begun, true);
+        self.refused_in_stream |= begins && self.streaming && data.starts_with(ERROR_EVENT);
         self.bytes += data.len() as u64;
         if let (Some(learning), Some(in_flight)) = (&mut self.learning, &self.in_flight)
             && self.status.is_success()
@@ -242,10 +252,12 @@ impl Exchange {
         {
             learning.look(data, in_flight.target(), self.clock.now(), &self.metrics.families);
         }
-        if self.ttft.is_none() && self.streaming && self.status.is_success() && !self.refused_in_stream {
-            let ttft = self.began.elapsed();
-            self.ttft = Some(ttft);
-            self.families().ttft_s.observe(ttft.as_secs_f64());
+        if begins && self.streaming && self.status.is_success() && !self.refused_in_stream {
+            if self.ttft.is_none() {
+                let ttft = self.began.elapsed();
+                self.ttft = Some(ttft);
+                self.families().ttft_s.observe(ttft.as_secs_f64());
+            }
             if let Some(in_flight) = &mut self.in_flight {
                 in_flight.first_token(self.clock.now());
             }
@@ -311,6 +323,16 @@ impl Exchange {
     pub(crate) fn broke(&mut self) {
         self.families().stream_breaks.inc();
         self.fault(FaultKind::Broken);
+    }
+
+    /// Another worker goes on with it.
+    pub(crate) fn continued(&self) {
+        self.families().streams_continued.inc();
+    }
+
+    /// The base URL of the worker that was decided on last.
+    pub(crate) fn worker_url(&self) -> Option<&str> {
+        self.decided.as_ref().map(|decided| &*decided.worker)
     }
 
     /// The router answers by itself.

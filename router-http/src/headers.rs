@@ -19,6 +19,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// Names the request in logs of all parts.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// The answer goes on at another worker if its own is lost.
+pub(crate) const CONTINUABLE: HeaderName = HeaderName::from_static("x-espalier-continuable");
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Most bytes of a client's own request id that are passed on.

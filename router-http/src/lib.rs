@@ -21,8 +21,10 @@ mod body;
 mod budget;
 mod clock;
 mod config;
+mod continuation;
 mod deadline;
 mod error;
+mod events;
 mod exchange;
 mod faults;
 mod fleet;
@@ -41,6 +43,7 @@ mod route;
 mod server;
 mod service;
 mod shared;
+mod stream_usage;
 mod upstream;
 mod usage;
 

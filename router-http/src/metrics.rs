@@ -28,6 +28,7 @@ pub struct HttpMetrics {
     pub(crate) faults: Family<FaultLabels, Counter>,
     pub(crate) ejections: Counter,
     pub(crate) stream_breaks: Counter,
+    pub(crate) streams_continued: Counter,
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Counter<u64, AtomicU64>,
     pub(crate) connections_silent: Counter,
@@ -145,6 +146,7 @@ impl HttpMetrics {
             faults: Family::default(),
             ejections: Counter::default(),
             stream_breaks: Counter::default(),
+            streams_continued: Counter::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
             connections_silent: Counter::default(),
@@ -213,6 +215,11 @@ impl HttpMetrics {
             "espalier_stream_breaks",
             "Streams that their worker broke off",
             it.stream_breaks.clone(),
+        );
+        registry.register(
+            "espalier_streams_continued",
+            "Streams that went on at another worker",
+            it.streams_continued.clone(),
         );
         registry.register("espalier_connections", "Open client connections", it.connections.clone());
         registry.register(

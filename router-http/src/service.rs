@@ -19,10 +19,11 @@ use crate::addressee;
 use crate::admission::Standing;
 use crate::arrived::{Arrived, Wanted};
 use crate::attempts::{self, Answered, is_stream, takes_event};
-use crate::body::Body;
+use crate::body::{Body, Told};
 use crate::budget::RetryBudget;
 use crate::clock::Clock;
 use crate::config::DataPlaneConfig;
+use crate::continuation::Continuation;
 use crate::deadline;
 use crate::decode::{self, RouteKind};
 use crate::error::{Failure, Shape};
@@ -68,8 +69,14 @@ pub(crate) struct Plane {
 /// What a request comes to.
 #[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and it is moved once")]
 enum Reply {
-    /// One worker's answer, as it comes, and the time by which the rest of it must be there.
-    Passing(Answered, Option<tokio::time::Instant>),
+    /// One worker's answer, as it comes.
+    Passing {
+        answered: Answered,
+        /// The time by which the rest of it must be there.
+        deadline: Option<tokio::time::Instant>,
+        /// How it goes on if its worker is lost.
+        continuation: Option<Continuation>,
+    },
     /// An answer for several workers.
     Joined(Response<Body>),
 }
@@ -91,6 +98,10 @@ impl Service {
         let inner =
             Plane { config, router, clock, metrics, upstream, shared, budget, bad_news, died, traced };
         Self { plane: Arc::new(inner) }
+    }
+
+    pub(crate) fn plane(&self) -> &Plane {
+        &self.plane
     }
 
     /// What is to be done beside all requests, for as long as there are any.
@@ -137,7 +148,9 @@ impl Service {
         let mut exchange = Exchange::begin(plane.metrics.clone(), plane.clock, method, route.kind(), id);
         let shape = Shape::of(request.uri().path());
         match self.exchange(route, request, client, &mut exchange).await {
-            Ok(Reply::Passing(answered, deadline)) => self.pass_on(answered, exchange, deadline),
+            Ok(Reply::Passing { answered, deadline, continuation }) => {
+                self.pass_on(answered, exchange, deadline, continuation)
+            }
             Ok(Reply::Joined(mut response)) => {
                 response.headers_mut().insert(headers::REQUEST_ID, exchange.request_id().clone());
                 exchange.answered(response.status(), false);
@@ -160,7 +173,7 @@ impl Service {
     /// for several workers.
     async fn exchange(
         &self,
-        route: &Route,
+        route: &'static Route,
         request: Request<Incoming>,
         client: Option<HeaderValue>,
         exchange: &mut Exchange,
@@ -192,14 +205,17 @@ impl Service {
         }
         let answer = self.answer_one(&arrived, &mut wanted, began, exchange);
         let Some(given) = own.or(plane.config.request_timeout) else {
-            return Ok(Reply::Passing(answer.await?, None));
+            let answered = answer.await?;
+            let continuation = self.continuation(route, &arrived, &wanted, &answered);
+            return Ok(Reply::Passing { answered, deadline: None, continuation });
         };
         let deadline = arrived_at + given;
         let answered = tokio::time::timeout_at(deadline, answer).await;
         let answered = answered.map_err(|_| Failure::Deadline { seconds: given.as_secs_f64() })??;
         // A stream that has begun goes on for as long as it says something, unless its client itself said how long.
         let bound = own.is_some() || !is_stream(answered.response.headers());
-        Ok(Reply::Passing(answered, bound.then_some(deadline)))
+        let continuation = self.continuation(route, &arrived, &wanted, &answered);
+        Ok(Reply::Passing { answered, deadline: bound.then_some(deadline), continuation })
     }
 
     /// The answer of a worker, or of a pair of workers that share the work.
@@ -212,13 +228,46 @@ impl Service {
     ) -> Result<Answered, Failure> {
         // Who names a worker means that one.
         let mut decided = None;
+        self.plane.budget.deposit(&self.plane.config.retry);
         if wanted.only.is_none() && self.plane.router.has_pools() {
             match pd::answer(&self.plane, arrived, wanted, began, exchange).await? {
                 Served::Answered(answered) => return Ok(answered),
                 Served::ByOne(in_flight) => decided = in_flight,
             }
         }
-        attempts::answer(&self.plane, arrived, wanted, decided, began, exchange).await
+        attempts::answer(&self.plane, arrived, wanted, &[], decided, began, exchange).await
+    }
+
+    /// How a stream goes on if its worker is lost, where that was asked for and can be done.
+    fn continuation(
+        &self,
+        route: &'static Route,
+        arrived: &Arrived,
+        wanted: &Wanted,
+        answered: &Answered,
+    ) -> Option<Continuation> {
+        let plane = &*self.plane;
+        let head = &answered.response;
+        // Who names a worker means that one; a pair of workers is not put together anew.
+        let free = wanted.only.is_none() && arrived.may_repeat() && !plane.router.has_pools();
+        let stream = head.status().is_success() && is_stream(head.headers()) && takes_event(head.headers());
+        let may = plane.config.continue_streams && free && stream;
+        may.then(|| Continuation::of(self, route, arrived, &wanted.standing)).flatten()
+    }
+
+    /// Another worker's answer to a request for the rest of a stream, those that were `lost` being asked at last.
+    pub(crate) async fn answer_rest(
+        &self,
+        route: &Route,
+        mut arrived: Arrived,
+        standing: Standing,
+        lost: &[WorkerId],
+        exchange: &mut Exchange,
+    ) -> Result<Answered, Failure> {
+        let began = Instant::now();
+        let mut wanted = self.decide_by(route, &mut arrived, None, exchange)?;
+        wanted.standing = standing;
+        attempts::answer(&self.plane, &arrived, &wanted, lost, None, began, exchange).await
     }
 
     /// What a request is decided by, and what its answer will teach.
@@ -265,6 +314,7 @@ impl Service {
             key,
             rank: facts.rank,
             several: facts.several,
+            asks_usage: plane.config.asks_usage && facts.quiet_stream,
             model: facts.model.or_else(|| self.model_elsewhere(arrived)).map(Cow::into_owned),
             only: place.map(|place| place.worker),
             only_rank: place.and_then(|place| place.rank),
@@ -303,6 +353,7 @@ impl Service {
         answered: Answered,
         mut exchange: Exchange,
         deadline: Option<tokio::time::Instant>,
+        continuation: Option<Continuation>,
     ) -> Response<Body> {
         let (mut head, body) = answered.response.into_parts();
         headers::strip_hop_by_hop(&mut head.headers);
@@ -310,8 +361,16 @@ impl Service {
         let streaming = is_stream(&head.headers);
         exchange.answered(head.status, streaming);
         let takes_event = streaming && takes_event(&head.headers);
-        let idle_timeout = self.plane.config.idle_timeout;
-        let body = Body::passing(body, answered.first, exchange, takes_event, idle_timeout, deadline);
+        let (first, idle_timeout) = (answered.first, self.plane.config.idle_timeout);
+        // Nothing can be taken out of compressed data.
+        let told = if answered.asked_usage && takes_event { Told::AllButUsage } else { Told::All };
+        let body = match continuation {
+            Some(continuation) => {
+                head.headers.insert(headers::CONTINUABLE, HeaderValue::from_static("true"));
+                Body::continuable(body, first, exchange, told, continuation, idle_timeout, deadline)
+            }
+            None => Body::passing(body, first, exchange, told, takes_event, idle_timeout, deadline),
+        };
         Response::from_parts(head, body)
     }
 }

@@ -60,6 +60,18 @@ const MEASUREMENTS: &[Measurement] = &[
         arguments: &["run", "--quiet", "--release", "--package", "long-prefix-bench", "--", "run", "--rows"],
     },
     Measurement {
+        name: "faults",
+        what: "what becomes of requests when workers are killed, stopped, slow, failing, or restarted in turn",
+        measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),
+        arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "faults", "--"],
+    },
+    Measurement {
+        name: "soak",
+        what: "memory of the data plane over ten million requests: half an hour; with --quick over 200,000",
+        measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),
+        arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "proxy", "--", "--soak"],
+    },
+    Measurement {
         name: "proxy",
         what: "CPU, latency and memory of the data plane, beside nginx and other proxies that are installed",
         measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),

@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Abort(RequestId),
     /// `None` ends a pause.
     Pause(Option<Pause>, oneshot::Sender<()>),
+    /// Every step takes so many times as long as it should.
+    Slow(f64),
     Flush(oneshot::Sender<bool>),
     Paths(oneshot::Sender<Vec<(Namespace, Vec<u32>)>>),
 }
@@ -59,6 +61,7 @@ struct Engine {
     /// When the step under way ends. Never reset while there is work, so that late timers do not add up.
     deadline: Instant,
     steps: u64,
+    slowdown: f64,
 }
 
 impl EngineHandle {
@@ -73,7 +76,8 @@ impl EngineHandle {
         let (status, seen) = watch::channel(Status { load: scheduler.load(rank), ..Status::default() });
         let clients = HashMap::new();
         let deadline = Instant::now();
-        let engine = Engine { config, rank, scheduler, publisher, clients, status, deadline, steps: 0 };
+        let engine =
+            Engine { config, rank, scheduler, publisher, clients, status, deadline, steps: 0, slowdown: 1.0 };
         (Self { commands, status: seen }, engine.run(queue))
     }
 
@@ -166,7 +170,7 @@ impl Engine {
 
     async fn work(&mut self) {
         let step = self.scheduler.step();
-        self.deadline += self.config.real(step.duration);
+        self.deadline += self.config.real(step.duration.mul_f64(self.slowdown));
         if self.deadline > Instant::now() {
             tokio::time::sleep_until(self.deadline).await;
         } else {
@@ -208,6 +212,10 @@ impl Engine {
             Command::Pause(pause, done) => {
                 self.pause(pause);
                 let _ = done.send(());
+            }
+            Command::Slow(slowdown) => {
+                self.slowdown = slowdown;
+                self.deadline = Instant::now();
             }
             Command::Flush(answer) => {
                 let flushed = self.scheduler.flush();

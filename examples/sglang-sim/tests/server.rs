@@ -353,3 +353,25 @@ async fn a_side_that_waits_in_vain_says_so() {
     let (status, body) = post(&decode, "/generate", request).await;
     assert!(status == 500 && body.to_string().contains("lost connection"), "{body}");
 }
+
+#[tokio::test]
+async fn it_does_wrong_what_it_is_told_to() {
+    let sim = start(|_| {}).await;
+    let body = json!({"input_ids": prompt(20), "sampling_params": {"max_new_tokens": 2}});
+    assert_eq!(post(&sim, "/sim/faults", json!({"status": 503})).await.0, 200);
+    assert_eq!(post(&sim, "/generate", body.clone()).await.0, 503);
+    assert_eq!(get(&sim, "/ready").await.0, 200, "only generations fail");
+    assert_eq!(post(&sim, "/sim/faults", json!({"reset_every": 2})).await.0, 200);
+    assert_eq!(post(&sim, "/generate", body.clone()).await.0, 200);
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let request = http::Request::post(format!("{}/generate", sim.url()));
+    let request = request.body(Full::<bytes::Bytes>::from(body.to_string())).unwrap();
+    timeout(PATIENCE, client.request(request)).await.unwrap().unwrap_err();
+    for bad in [json!({"slowdown": 0}), json!({"status": 200}), json!({"unknown": 1}), json!(7)] {
+        assert_eq!(post(&sim, "/sim/faults", bad).await.0, 400);
+    }
+    assert_eq!(post(&sim, "/sim/faults", json!({})).await.0, 200);
+    for _ in 0..4 {
+        assert_eq!(post(&sim, "/generate", body.clone()).await.0, 200);
+    }
+}

@@ -874,6 +874,10 @@ pub struct Target {
     /// The rank's reported claims wait for a resync and are not counted as matched.
     #[prost(bool, tag = "8")]
     pub doubtful: bool,
+    /// What this router does with it for the requests that failed there; a worker that is ready gets nothing on a rank that
+    /// is ejected.
+    #[prost(enumeration = "TargetHealth", tag = "9")]
+    pub health: i32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListWorkersRequest {}
@@ -1015,6 +1019,42 @@ pub struct Event {
     /// In words.
     #[prost(string, tag = "5")]
     pub detail: ::prost::alloc::string::String,
+}
+/// A circuit breaker's states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TargetHealth {
+    Unspecified = 0,
+    /// Takes requests.
+    Closed = 1,
+    /// Failed, and gets nothing for a while.
+    Ejected = 2,
+    /// Gets one request as a trial.
+    HalfOpen = 3,
+}
+impl TargetHealth {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TARGET_HEALTH_UNSPECIFIED",
+            Self::Closed => "TARGET_HEALTH_CLOSED",
+            Self::Ejected => "TARGET_HEALTH_EJECTED",
+            Self::HalfOpen => "TARGET_HEALTH_HALF_OPEN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TARGET_HEALTH_UNSPECIFIED" => Some(Self::Unspecified),
+            "TARGET_HEALTH_CLOSED" => Some(Self::Closed),
+            "TARGET_HEALTH_EJECTED" => Some(Self::Ejected),
+            "TARGET_HEALTH_HALF_OPEN" => Some(Self::HalfOpen),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -121,7 +121,8 @@ impl State {
         let known = self.roster.by_url(&agent.url).map(|member| (member.id, member.profile.models.clone()));
         let mut profile = agent.profile.clone();
         if let Some(known) = self.roster.by_url(&agent.url).map(|member| &member.profile) {
-            // An agent that does not speak of roles says nothing against what a probe has found out.
+            // An agent that does not speak of something says nothing against what a probe has found out.
+            profile.usage_on_request = profile.usage_on_request.or(known.usage_on_request);
             profile.role = profile.role.or(known.role);
             profile.bootstrap_port = profile.bootstrap_port.or(known.bootstrap_port);
         }

@@ -2,13 +2,13 @@
 
 use espalier_proto::{
     Candidate, Event, EventKind as WireKind, Excluded, ExplainResponse, KeyUnit, Load,
-    ReportLevel as WireLevel, Target as WireTarget, Worker as WireWorker, WorkerRole as WireRole,
-    WorkerState as WireState,
+    ReportLevel as WireLevel, Target as WireTarget, TargetHealth, Worker as WireWorker,
+    WorkerRole as WireRole, WorkerState as WireState,
 };
 use router_core::key::{PrefixKey, Unit};
 use router_core::{
-    Declaration, EventKind, Explanation, ReportLevel, Role, Router, Snapshot, Target, TargetId, Time, Worker,
-    WorkerState,
+    Declaration, EventKind, Explanation, HealthState, ReportLevel, Role, Router, Snapshot, Target, TargetId,
+    Time, Worker, WorkerState,
 };
 
 use crate::events::FleetEvent;
@@ -24,7 +24,7 @@ pub(super) fn worker(snapshot: &Snapshot, worker: &Worker, now: Time) -> WireWor
         state: state(worker.state).into(),
         model: worker.profile.models.first().map(ToString::to_string).unwrap_or_default(),
         engine_version: worker.profile.engine_version.to_string(),
-        targets: snapshot.fleet.targets_of(worker.id).map(target).collect(),
+        targets: snapshot.fleet.targets_of(worker.id).map(|at| target(at, now)).collect(),
         agent_connected: worker.agent.is_some(),
         report_level: level.into(),
         report_age_ms: worker.agent.map(|agent| now.since(agent.last_report).as_millis() as u64),
@@ -64,7 +64,7 @@ fn reason(snapshot: &Snapshot, worker: &Worker, now: Time) -> String {
     reason
 }
 
-fn target(target: &Target) -> WireTarget {
+fn target(target: &Target, now: Time) -> WireTarget {
     let load = target.load.read();
     WireTarget {
         rank: target.id.rank,
@@ -82,6 +82,16 @@ fn target(target: &Target) -> WireTarget {
         }),
         divergence_tokens: target.divergence_tokens,
         doubtful: target.doubtful,
+        health: health(target.load.health().state(now)).into(),
+    }
+}
+
+fn health(state: HealthState) -> TargetHealth {
+    match state {
+        HealthState::Closed => TargetHealth::Closed,
+        HealthState::Ejected { .. } => TargetHealth::Ejected,
+        HealthState::HalfOpen { .. } => TargetHealth::HalfOpen,
+        _ => TargetHealth::Unspecified,
     }
 }
 

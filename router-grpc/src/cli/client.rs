@@ -151,6 +151,7 @@ fn worker_json(worker: &Worker) -> serde_json::Value {
                 "rank": target.rank, "in_flight": target.in_flight, "in_prefill": target.in_prefill,
                 "claimed_tokens": target.claimed_tokens, "capacity_tokens": target.capacity_tokens,
                 "divergence_tokens": target.divergence_tokens, "doubtful": target.doubtful,
+                "health": plain(target.health().as_str_name(), "TARGET_HEALTH_"),
             })
         })
         .collect();

@@ -39,6 +39,9 @@ pub struct ApiArgs {
     /// Time after its last use for which the worker of a session or stored response is remembered, in seconds
     #[arg(long, env = "ESPALIER_KEPT_ID_TTL_SECS", default_value_t = 3600.0)]
     pub kept_id_ttl_secs: f64,
+    /// OpenAI's streams are not asked for usage on the behalf of clients who did not ask; what was cached for them stays unknown
+    #[arg(long, env = "ESPALIER_DISABLE_STREAM_USAGE")]
+    pub disable_stream_usage: bool,
 }
 
 impl ApiArgs {

@@ -12,8 +12,8 @@ use super::ConfigError;
 #[derive(Clone, Debug, Args)]
 pub struct FaultConfig {
     /// Longest time for a request, in seconds; 0 for no bound. A stream that has begun goes on. x-request-timeout says otherwise
-    #[arg(long, env = "ESPALIER_REQUEST_TIMEOUT", default_value_t = 0.0, value_name = "SECONDS")]
-    pub request_timeout: f64,
+    #[arg(long, env = "ESPALIER_REQUEST_TIMEOUT_SECS", default_value_t = 0.0, value_name = "SECONDS")]
+    pub request_timeout_secs: f64,
     /// Statuses of a worker's answer after which another worker is asked
     #[arg(long, env = "ESPALIER_RETRY_STATUSES", num_args = 0.., value_delimiter = ',', default_values_t = [502, 503, 504])]
     pub retry_statuses: Vec<u16>,
@@ -23,6 +23,9 @@ pub struct FaultConfig {
     /// Retries a second that each thread may make whatever the budget
     #[arg(long, env = "ESPALIER_MIN_RETRIES_PER_SEC", default_value_t = 10)]
     pub min_retries_per_sec: u32,
+    /// Streams of /generate and /v1/completions whose worker is lost go on at another one. docs/fault-tolerance.md says which
+    #[arg(long, env = "ESPALIER_CONTINUE_STREAMS")]
+    pub continue_streams: bool,
     /// Failures in a row after which a target is left out; 0 leaves nobody out
     #[arg(long, env = "ESPALIER_EJECTION_FAILURES", default_value_t = 5)]
     pub ejection_failures: u32,
@@ -52,7 +55,7 @@ impl FaultConfig {
             }
         };
         for (flag, value) in [
-            ("request-timeout", self.request_timeout),
+            ("request-timeout-secs", self.request_timeout_secs),
             ("ejection-secs", self.ejection_secs),
             ("max-ejection-secs", self.max_ejection_secs),
             ("slow-start-secs", self.slow_start_secs),
@@ -99,7 +102,7 @@ impl FaultConfig {
     }
 
     pub(crate) fn request_timeout(&self) -> Option<Duration> {
-        (self.request_timeout > 0.0).then(|| Duration::from_secs_f64(self.request_timeout))
+        (self.request_timeout_secs > 0.0).then(|| Duration::from_secs_f64(self.request_timeout_secs))
     }
 }
 

@@ -69,6 +69,7 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
             dp_size: hello.dp_size,
             page_size: hello.page_size,
             capacity_tokens: hello.capacity_tokens,
+            usage_on_request: None,
             evicts_lru: hello.eviction_policy() == EvictionPolicy::Lru,
             role: role(hello.role()),
             bootstrap_port: u16::try_from(hello.bootstrap_port).ok().filter(|port| *port > 0),

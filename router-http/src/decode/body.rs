@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
 use serde_json::error::Category;
 
 use super::chat::{Chat, Input, System};
@@ -56,6 +57,8 @@ pub(super) struct Parts<'a> {
     pub(super) tools: Option<serde_json::Value>,
     /// The rank by the field's older name.
     pub(super) older_rank: Option<u32>,
+    pub(super) streams: bool,
+    pub(super) says_what_streams_tell: bool,
 }
 
 impl<'a> Parts<'a> {
@@ -69,6 +72,8 @@ impl<'a> Parts<'a> {
             instructions: None,
             tools: None,
             older_rank: None,
+            streams: false,
+            says_what_streams_tell: false,
         }
     }
 
@@ -82,6 +87,7 @@ impl<'a> Parts<'a> {
         let kind = self.facts.kind;
         let mut facts = self.facts;
         facts.rank = facts.rank.or(self.older_rank);
+        facts.quiet_stream = self.streams && !self.says_what_streams_tell;
         let of_text = self.text.as_ref().is_some_and(|prompts| prompts.several);
         facts.several = self.ids.as_ref().map_or(of_text, |ids| ids.several);
         let text = self.text.map(|prompts| prompts.first);
@@ -176,6 +182,11 @@ impl<'de> Visitor<'de> for Walk<'_> {
                 Field::Session => parts.facts.names.session = name(map)?,
                 Field::SessionId => parts.facts.names.session_id = name(map)?,
                 Field::PreviousResponse => parts.facts.names.previous_response = name(map)?,
+                Field::Stream => parts.streams = map.next_value::<Value>()? == Value::Bool(true),
+                Field::StreamOptions => {
+                    map.next_value::<IgnoredAny>()?;
+                    parts.says_what_streams_tell = true;
+                }
                 Field::Other => drop(map.next_value::<IgnoredAny>()?),
             }
         }

@@ -36,6 +36,10 @@ pub(super) enum Field {
     SessionId,
     /// The stored response whose history comes before the prompt.
     PreviousResponse,
+    /// Whether the answer is an OpenAI stream.
+    Stream,
+    /// What is told in it beside the text.
+    StreamOptions,
     /// Nothing.
     Other,
 }
@@ -55,6 +59,8 @@ impl Field {
             (Responses, "instructions") | (OllamaGenerate, "system") => Self::Instructions,
             (Chat | Messages | Responses, "tools") => Self::Tools,
             (Vertex, "instances") => Self::Instances,
+            (Completions | Chat, "stream") => Self::Stream,
+            (Completions | Chat, "stream_options") => Self::StreamOptions,
             (Generate | Vertex, "model") => Self::Other,
             (_, "model") => Self::Model,
             (Generate | Completions | Chat | Responses, _) => Self::of_sglang(kind, key),
@@ -101,9 +107,13 @@ impl Field {
             Self::Salt(1) => ("cache_salt", "a string"),
             Self::Salt(_) => ("extra_key", "a string"),
             // Whatever they are, they are the worker's to judge.
-            Self::Rid | Self::Session | Self::SessionId | Self::PreviousResponse | Self::Other => {
-                return None;
-            }
+            Self::Rid
+            | Self::Session
+            | Self::SessionId
+            | Self::PreviousResponse
+            | Self::Stream
+            | Self::StreamOptions
+            | Self::Other => return None,
         })
     }
 }

@@ -62,6 +62,8 @@ pub struct Facts<'a> {
     pub prompt: Prompt<'a>,
     /// There are several prompts: what an answer says about usage is their sum.
     pub several: bool,
+    /// The answer is to be an OpenAI stream, and the request does not say what is to be told in it beside the text.
+    pub quiet_stream: bool,
     /// What the request names.
     pub names: Names<'a>,
 }
@@ -164,7 +166,7 @@ impl Facts<'_> {
     fn of_kind(kind: RouteKind) -> Self {
         let salts = [Cow::Borrowed(""), Cow::Borrowed(""), Cow::Borrowed("")];
         let (prompt, names) = (Prompt::None, Names::default());
-        Self { kind, model: None, rank: None, salts, prompt, several: false, names }
+        Self { kind, model: None, rank: None, salts, prompt, several: false, quiet_stream: false, names }
     }
 }
 

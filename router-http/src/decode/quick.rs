@@ -36,6 +36,11 @@ pub(super) fn read(kind: RouteKind, body: &[u8]) -> Option<Facts<'_>> {
             Field::Session => facts.names.session = name(members)?,
             Field::SessionId => facts.names.session_id = name(members)?,
             Field::PreviousResponse => facts.names.previous_response = name(members)?,
+            Field::Stream => parts.streams = members.value()? == b"true",
+            Field::StreamOptions => {
+                members.value()?;
+                parts.says_what_streams_tell = true;
+            }
             Field::Other => {
                 members.value()?;
             }
@@ -112,7 +117,7 @@ mod tests {
     use super::*;
 
     /// Members that bodies are put together from, right and wrong ones.
-    const MEMBERS: [&str; 50] = [
+    const MEMBERS: [&str; 54] = [
         r#""text":"a\nb""#,
         r#""text":"a b""#,
         r#""text":["a","b"]"#,
@@ -163,6 +168,10 @@ mod tests {
         r#""session_id":"s2""#,
         r#""previous_response_id":"resp_0""#,
         r#""previous_response_id":null"#,
+        r#""stream":true"#,
+        r#""stream": false"#,
+        r#""stream":"true""#,
+        r#""stream_options":{"include_usage":false}"#,
     ];
 
     proptest! {

@@ -136,7 +136,7 @@ async fn prefill(
         }
     };
     if !response.status().is_success() {
-        return Err(refused(plane, in_flight, Answered { response, first: None }));
+        return Err(refused(plane, in_flight, Answered { response, first: None, asked_usage: false }));
     }
     let stream = is_stream(response.headers());
     let mut search = UsageSearch::of(RouteKind::Generate);
@@ -152,7 +152,11 @@ async fn prefill(
         };
         let Some(data) = frame.data_ref() else { continue };
         if !prefilled && stream && data.starts_with(ERROR_EVENT) {
-            return Err(refused(plane, in_flight, Answered { response, first: Some(frame) }));
+            return Err(refused(
+                plane,
+                in_flight,
+                Answered { response, first: Some(frame), asked_usage: false },
+            ));
         }
         prefilled = true;
         in_flight.first_token(plane.clock.now());

@@ -86,7 +86,6 @@ pub(crate) async fn answer(
         Granted::Pair(pair) => pair,
         Granted::One(in_flight) => return Ok(by_one(wanted, in_flight)),
     };
-    plane.budget.deposit(&plane.config.retry);
     let prompts = if wanted.several { fields::prompts(&arrived.body) } else { None };
     let mut attempt = 1;
     loop {

@@ -35,7 +35,7 @@ const BELOW_SGLANG: f64 = 5.0;
 const MOST_IDLE_MB: f64 = 40.0;
 
 /// The cell in which memory must not grow: the one that brings most new blocks to an index.
-const CHURN: Shape = text(64 << 10);
+pub(crate) const CHURN: Shape = text(64 << 10);
 
 /// Most that resident memory may differ between the first and the last round of that cell. What is above it is growth.
 const MOST_GROWTH: f64 = 1.05;
@@ -73,6 +73,8 @@ pub(crate) struct Rounds {
 
 pub(crate) const SMALL: Shape = text(200);
 
+pub(crate) const STREAM: Shape = Shape { unit: Unit::Text, prompt_bytes: 200, stream: true };
+
 const fn text(prompt_bytes: usize) -> Shape {
     Shape { unit: Unit::Text, prompt_bytes, stream: false }
 }
@@ -86,8 +88,7 @@ const fn requests(name: &'static str, shape: Shape, target: Option<f64>, quick: 
 }
 
 const fn streams(name: &'static str, connections: usize, step_ms: u64, quick: bool) -> Cell {
-    let shape = Shape { unit: Unit::Text, prompt_bytes: 200, stream: true };
-    Cell { name, shape, step_ms: Some(step_ms), connections, target: Some(1.0), quick }
+    Cell { name, shape: STREAM, step_ms: Some(step_ms), connections, target: Some(1.0), quick }
 }
 
 const CELLS: [Cell; 9] = [
@@ -108,7 +109,7 @@ pub(crate) fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
     let addresses: Vec<SocketAddr> = workers.hear()?;
     let load = Role::start("load")?;
     let contestants = enter(plan, router, &addresses)?;
-    let mut field = Field { contestants, load, workers, failures: 0, round: 0 };
+    let mut field = Field::new(contestants, load, workers);
     field.admit(plan)?;
     field.idle(plan);
     let rounds =
@@ -134,10 +135,7 @@ pub(crate) fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
         field.admit(plan)?;
         field.measure(plan, logged, rounds)?;
     }
-    if field.failures > 0 {
-        return Err(format!("{} failures; see above", field.failures).into());
-    }
-    Ok(())
+    field.finish()
 }
 
 /// Starts everyone who is there. Ours is first, which rows are about.
@@ -177,9 +175,27 @@ impl Cell {
 }
 
 impl Field {
+    pub(crate) fn new(contestants: Vec<Contestant>, load: Role, workers: Role) -> Self {
+        Self { contestants, load, workers, failures: 0, round: 0 }
+    }
+
+    /// A fault if anything failed.
+    pub(crate) fn finish(&self) -> Result<(), Fault> {
+        match self.failures {
+            0 => Ok(()),
+            failures => Err(format!("{failures} failures; see above").into()),
+        }
+    }
+
+    /// The next round's job for the first contestant.
+    pub(crate) fn next_job(&mut self, shape: Shape) -> Job {
+        self.round += 1;
+        job(&self.contestants[0], shape, self.round)
+    }
+
     /// Waits until everyone answers.
     #[expect(clippy::disallowed_methods, reason = "other projects' programs do not say when they are ready")]
-    fn admit(&mut self, plan: &Plan) -> Result<(), Fault> {
+    pub(crate) fn admit(&mut self, plan: &Plan) -> Result<(), Fault> {
         for contestant in &self.contestants {
             let mut tries = 0;
             let job = job(contestant, SMALL, 0);

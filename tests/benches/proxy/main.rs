@@ -5,7 +5,7 @@
 //! Every round measures all contestants one after the other, so that drift of the machine meets all of them. `cells.rs` says
 //! what is measured, `contestants.rs` how each contestant is configured, `shape.rs` what is sent, `workers.rs` what answers.
 //!
-//! `--only SUBSTRING` picks rows. Contestants that are not installed are named on standard error and left out.
+//! `--soak` sends ten million requests through ours alone instead (`soak.rs`). `--only SUBSTRING` picks rows. Contestants that are not installed are named on standard error and left out.
 
 mod cells;
 mod contestants;
@@ -17,6 +17,7 @@ mod process;
 #[path = "../../../router-core/benches/index/rows.rs"]
 mod rows;
 mod shape;
+mod soak;
 mod workers;
 
 use std::error::Error;
@@ -37,7 +38,9 @@ fn main() -> Result<(), Fault> {
             let at = arguments.iter().position(|argument| argument == "--router");
             let router = at.and_then(|at| arguments.get(at + 1)).map(PathBuf::from);
             let router = router.ok_or("--router PATH is missing; `cargo xtask bench proxy` gives it")?;
-            cells::run(&rows::Plan::from_arguments(), &router)
+            let soaks = arguments.iter().any(|argument| argument == "--soak");
+            let run = if soaks { soak::run } else { cells::run };
+            run(&rows::Plan::from_arguments(), &router)
         }
     }
 }

@@ -3,6 +3,7 @@
 mod answer;
 mod control;
 mod disaggregation;
+mod faults;
 mod other_apis;
 mod request;
 mod sessions;
@@ -57,6 +58,7 @@ struct Inner {
     next_id: AtomicU64,
     next_rank: AtomicU64,
     paused: AtomicBool,
+    faults: faults::Faults,
     started: Instant,
     /// Told in `startup_time`; different for every start, as a real server's is.
     started_at: SystemTime,
@@ -91,6 +93,7 @@ impl Server {
             next_id: AtomicU64::new(0),
             next_rank: AtomicU64::new(0),
             paused: AtomicBool::new(false),
+            faults: faults::Faults::default(),
             started: Instant::now(),
             started_at: SystemTime::now(),
             named: std::sync::Mutex::default(),
@@ -116,9 +119,15 @@ impl Server {
                 let _ = stream.set_nodelay(true);
                 let server = self.clone();
                 connections.spawn(async move {
+                    let (stream, resets) = faults::Resettable::new(stream);
                     let service = service_fn(move |request| {
-                        let server = server.clone();
-                        async move { Ok::<_, Infallible>(server.answer(request).await) }
+                        let (server, resets) = (server.clone(), resets.clone());
+                        async move {
+                            if server.inner.faults.is_reset(&request) {
+                                return Err(resets.reset());
+                            }
+                            Ok(server.answer(request).await)
+                        }
                     });
                     let http = auto::Builder::new(TokioExecutor::new());
                     // A connection that breaks concerns its client alone.
@@ -135,6 +144,9 @@ impl Server {
         let open = ["/health", "/health_generate", "/ready", "/metrics"];
         if !open.contains(&&*path) && !self.authorized(&request) {
             return json(StatusCode::UNAUTHORIZED, &serde_json::json!({"error": "Unauthorized"}));
+        }
+        if let Some(failing) = self.inner.faults.answer(&request) {
+            return failing;
         }
         let query = request.uri().query().unwrap_or("").to_owned();
         let api = match (request.method(), &*path) {
@@ -178,6 +190,7 @@ impl Server {
             "/v1/loads" => json(StatusCode::OK, &self.loads(query)),
             "/metrics" => text(StatusCode::OK, &self.metrics()),
             "/flush_cache" => self.flush().await,
+            faults::PATH if method == Method::POST => self.set_faults(&body.unwrap_or_default()).await,
             "/abort_request" if method == Method::POST => self.abort(&body.unwrap_or_default()).await,
             "/pause_generation" if method == Method::POST => self.pause(&body.unwrap_or_default()).await,
             "/continue_generation" if method == Method::POST => self.resume().await,
