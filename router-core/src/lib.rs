@@ -84,6 +84,7 @@ pub mod docs;
 pub mod index;
 pub mod key;
 pub mod policy;
+pub mod reconcile;
 
 mod candidates;
 mod digest;
@@ -101,6 +102,7 @@ mod split;
 mod time;
 mod timing;
 mod update;
+mod vouched;
 mod writer;
 
 pub use digest::SetDigest;
@@ -113,7 +115,9 @@ pub use health::{EjectionSettings, FaultKind, Health, HealthState};
 pub use in_flight::{InFlight, Usage};
 pub use load::{Load, LoadCounters, ReportedLoad};
 pub use notice::{EventKind, MispredictionCause, Notice, SessionEnd};
-pub use report::{AgentReport, BlockRun, Delta, Introduction, JoinError, Joined, SessionId, Units};
+pub use report::{
+    AgentReport, BlockRun, Considered, Delta, Introduction, JoinError, Joined, SessionId, Units,
+};
 pub use router::{RouteError, RouteRequest, Router};
 pub use settings::{MAX_BLOCKS, MAX_TARGETS, Settings};
 pub use snapshot::{IndexSize, Snapshot};
@@ -121,4 +125,5 @@ pub use split::Pair;
 pub use time::Time;
 pub use timing::PrefillModel;
 pub use update::{Done, FleetError, FleetUpdate, Query, Refused, Traffic, Update, UpdateSender};
+pub use vouched::VouchedClaims;
 pub use writer::Writer;

@@ -28,6 +28,24 @@ pub enum Notice {
         /// For people.
         reason: Arc<str>,
     },
+    /// A rank's claims must be reconciled, or sent anew with a baseline.
+    ReconcileNeeded {
+        /// The session to tell.
+        session: SessionId,
+        /// The rank.
+        rank: u32,
+        /// For people.
+        reason: Arc<str>,
+    },
+    /// What was found to differ has been put right.
+    Reconciled {
+        /// The target.
+        target: TargetId,
+        /// Blocks that were claimed and not held.
+        false_claims: u64,
+        /// Blocks that were held and not claimed.
+        missing: u64,
+    },
     /// A session has nothing to say any more: close its stream, so that its agent connects again.
     SessionEnded {
         /// The session to close.
@@ -94,9 +112,9 @@ pub enum EventKind {
     AgentConnected,
     /// The session's stream ended, or its lease did.
     AgentLost,
-    /// A delta is missing: the rank's claims are not followed until its next baseline.
+    /// A delta is missing: the rank's claims are not followed until its next baseline or reconciliation.
     Gap,
-    /// A baseline was applied.
+    /// A baseline was applied, or a reconciliation that a doubt or a reconnect had called for.
     Resynced,
     /// All claims on the worker, or on one of its ranks, became void.
     ClaimsVoided,

@@ -6,6 +6,7 @@ use crate::digest::SetDigest;
 use crate::fleet::{Incarnation, ReportLevel, WorkerId, WorkerProfile};
 use crate::key::{BlockHash, Unit};
 use crate::load::ReportedLoad;
+use crate::time::Time;
 use crate::update::FleetError;
 
 /// One agent session. A later session of the same worker replaces the earlier, which is told so by
@@ -25,8 +26,12 @@ pub struct Introduction {
     pub profile: WorkerProfile,
     /// Ranks whose deltas the agent can go on with, and the last sequence number it knows to be applied.
     pub resume: Vec<(u32, u64)>,
+    /// Ranks that it would begin with a delta of any number, to be reconciled.
+    pub reconcile: Vec<u32>,
     /// The units that it names blocks in, at a level that has blocks.
     pub units: Units,
+    /// It can find the difference of the claims on its blocks and what is held (channel 4 of `docs/routing.md`).
+    pub reconciles: bool,
 }
 
 /// Units that an agent names blocks in.
@@ -38,13 +43,25 @@ pub struct Units {
     pub text: bool,
 }
 
+/// How an agent's ranks could begin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Considered {
+    /// With the deltas after these numbers.
+    pub resume: Vec<(u32, u64)>,
+    /// With a delta of any number, to be reconciled: so many blocks are claimed that their difference will be cheaper to find than
+    /// a baseline is to send.
+    pub reconcile: Vec<u32>,
+}
+
 /// A session that speaks for its worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Joined {
     /// The worker.
     pub worker: WorkerId,
-    /// The ranks that resume after these numbers; all others must begin with a baseline.
+    /// The ranks that resume after these numbers; all others but those below must begin with a baseline.
     pub resumed: Vec<(u32, u64)>,
+    /// The ranks that begin with a delta of any number, and have to be reconciled.
+    pub unreconciled: Vec<u32>,
 }
 
 /// What an agent said.
@@ -61,6 +78,16 @@ pub enum AgentReport {
         /// The rank.
         rank: u32,
         /// See [`Delta`].
+        delta: Delta,
+    },
+    /// What reconciliation has found: a delta in sequence that removes claims on what is not held, and stores what is held and was not
+    /// claimed.
+    Reconciled {
+        /// The rank.
+        rank: u32,
+        /// The moment of the claims that were compared.
+        as_of: Time,
+        /// The difference.
         delta: Delta,
     },
     /// Everything one rank holds, in one unit. An agent of several units reports a baseline of each, with the same number.
@@ -119,6 +146,18 @@ pub enum AgentReport {
 impl Units {
     /// Tokens alone.
     pub const TOKENS: Self = Self { token: true, text: false };
+
+    /// Neither.
+    pub(crate) fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    pub(crate) fn remove(&mut self, unit: Unit) {
+        match unit {
+            Unit::Token => self.token = false,
+            Unit::Text => self.text = false,
+        }
+    }
 
     /// Whether blocks of this unit are named.
     pub fn contains(self, unit: Unit) -> bool {

@@ -10,8 +10,9 @@ use crossbeam_channel::{Sender, TrySendError};
 use crate::fleet::{Declaration, ReportLevel, Slot, TargetId, Tenure, WorkerId, WorkerProfile};
 use crate::key::{BlockHash, PrefixKey, Unit};
 use crate::policy::Policy;
-use crate::report::{AgentReport, Introduction, JoinError, Joined, SessionId};
+use crate::report::{AgentReport, Considered, Introduction, JoinError, Joined, SessionId};
 use crate::time::Time;
+use crate::vouched::VouchedClaims;
 
 /// Called once with the result of an update. Must not block: it runs on the writer's thread.
 pub struct Done<T>(Box<dyn FnOnce(T) + Send>);
@@ -164,8 +165,8 @@ pub enum FleetUpdate {
     Consider {
         /// The agent.
         agent: Introduction,
-        /// The ranks that could resume after these numbers; all others must begin with a baseline.
-        done: Done<Result<Vec<(u32, u64)>, JoinError>>,
+        /// How its ranks could begin; those that are not named must begin with a baseline.
+        done: Done<Result<Considered, JoinError>>,
     },
     /// From now on a session speaks for a worker, which is registered if it was not. All of it happens or nothing: an agent
     /// that is refused leaves no trace.
@@ -232,6 +233,15 @@ pub enum Query {
         unit: Unit,
         /// The answer, in no order; empty for an unknown target.
         done: Done<Vec<BlockHash>>,
+    },
+    /// The blocks claimed for a target that its agent can name and something vouches for, to be reconciled with what it holds.
+    Vouched {
+        /// The target.
+        target: TargetId,
+        /// What the hashes are of.
+        unit: Unit,
+        /// The answer; `None` for an unknown target.
+        done: Done<Option<VouchedClaims>>,
     },
 }
 

@@ -6,10 +6,8 @@ mod faults;
 mod pools;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use router_core::ReportLevel;
 use router_core::policy::{CacheAwareSettings, PolicyConfig, ThresholdSettings};
 use router_http::{Secret, SecretProblem};
 
@@ -146,6 +144,9 @@ pub struct RouterConfig {
     /// How long agents collect changes before they report them, in milliseconds
     #[arg(long, env = "ESPALIER_REPORT_INTERVAL_MS", default_value_t = 50)]
     pub report_interval_ms: u32,
+    /// Time between two comparisons of an agent's blocks with the claims on them, in seconds; 0 compares only where reports were lost
+    #[arg(long, env = "ESPALIER_RECONCILE_INTERVAL_SECS", default_value_t = 60.0)]
+    pub reconcile_interval_secs: f64,
     /// Time after which a predicted claim lapses that nothing has confirmed, in seconds
     #[arg(long, env = "ESPALIER_PREDICTED_TTL_SECS", default_value_t = 600.0)]
     pub predicted_ttl_secs: f64,
@@ -310,6 +311,14 @@ impl RouterConfig {
             not_negative(self.miss_penalty),
             "must not be negative",
         );
+        let interval = self.reconcile_interval_secs;
+        let good = (0.0..=1e6).contains(&interval);
+        range(
+            "reconcile-interval-secs",
+            interval.to_string(),
+            good,
+            "must be 0, or a number of seconds of at most a million",
+        );
         range("stiffness", self.stiffness.to_string(), not_negative(self.stiffness), "must not be negative");
         let seconds = |value: f64| value > 0.0 && value <= 1e6;
         for (flag, value) in [
@@ -376,18 +385,6 @@ impl RouterConfig {
             (config.cache_threshold, config.balance_abs_threshold, config.balance_rel_threshold)
         };
         self.policy != PolicyName::Threshold && own(self) != own(&default)
-    }
-
-    pub(crate) fn level(&self) -> ReportLevel {
-        match self.report_level {
-            LevelName::Counts => ReportLevel::Counts,
-            LevelName::Removals => ReportLevel::Removals,
-            LevelName::Full => ReportLevel::Full,
-        }
-    }
-
-    pub(crate) fn lease(&self) -> Duration {
-        Duration::from_secs_f64(self.lease_secs)
     }
 }
 

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use router_core::Settings;
 use router_core::key::{KeySpace, Unit};
+use router_core::{ReportLevel, Settings};
 use router_http::{DataPlaneConfig, Secret, SecretProblem};
 
-use crate::config::{ConfigError, RouterConfig};
+use crate::config::{ConfigError, LevelName, RouterConfig};
 
 /// The core's settings.
 pub(crate) fn core(config: &RouterConfig) -> Result<Settings, ConfigError> {
@@ -95,4 +95,24 @@ fn read(flag: &'static str, path: &Path) -> Result<String, ConfigError> {
 
 fn content(flag: &'static str, path: &Path, problem: &'static str) -> ConfigError {
     ConfigError::Content { flag, path: PathBuf::from(path), problem }
+}
+
+/// What agents are told.
+impl RouterConfig {
+    pub(crate) fn level(&self) -> ReportLevel {
+        match self.report_level {
+            LevelName::Counts => ReportLevel::Counts,
+            LevelName::Removals => ReportLevel::Removals,
+            LevelName::Full => ReportLevel::Full,
+        }
+    }
+
+    /// `None`: only what was lost is looked for.
+    pub(crate) fn reconcile_interval(&self) -> Option<Duration> {
+        (self.reconcile_interval_secs > 0.0).then(|| Duration::from_secs_f64(self.reconcile_interval_secs))
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        Duration::from_secs_f64(self.lease_secs)
+    }
 }

@@ -31,6 +31,9 @@ use crate::telemetry::{ControlMetrics, Exporter, ExporterError, FleetCollector};
 use crate::worker_url::worker_url;
 use crate::writer_thread::{Listeners, WriterThread};
 
+/// Reconciliations under way at once.
+const RECONCILIATIONS: usize = 4;
+
 /// A running router. Dropping it stops it at once; [`shutdown`](Self::shutdown) lets requests finish.
 #[derive(Debug)]
 pub struct RunningRouter {
@@ -135,6 +138,7 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
         terms: terms(&config),
         next_session: Arc::new(AtomicU64::new(1)),
         room: Arc::new(Semaphore::new(config.max_agent_sessions.min(Semaphore::MAX_PERMITS))),
+        reconciling: Arc::new(Semaphore::new(RECONCILIATIONS)),
     };
     let admin = AdminService { router: router.clone(), clock, events };
     let keepalive = Duration::from_secs(config.grpc_keepalive_secs);
@@ -262,6 +266,7 @@ fn terms(config: &RouterConfig) -> Terms {
         level: config.level(),
         lease_ms: u32::try_from(config.lease().as_millis()).unwrap_or(u32::MAX),
         batch_interval_ms: config.report_interval_ms,
+        reconcile_interval: config.reconcile_interval(),
         token_file: config.agent_token_file.clone(),
     }
 }

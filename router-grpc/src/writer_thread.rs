@@ -95,6 +95,13 @@ impl Listeners {
                 self.metrics.resyncs.inc();
                 self.sessions.ask_for_baseline(session, rank, &reason);
             }
+            Notice::ReconcileNeeded { session, rank, reason } => {
+                tracing::info!(rank, reason = &*reason, "a rank's claims are to be reconciled");
+                self.sessions.reconcile(session, rank);
+            }
+            Notice::Reconciled { target: _, false_claims, missing } => {
+                self.metrics.reconciled(false_claims, missing);
+            }
             Notice::SessionEnded { session, why } => self.sessions.end(session, why),
             Notice::UnknownParents { target: _, runs } => {
                 self.metrics.unknown_parents.inc_by(runs);

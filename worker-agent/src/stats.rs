@@ -86,6 +86,8 @@ pub struct RouterStats {
     pub resumed: u64,
     /// Times it was too far behind and got a baseline instead.
     pub overflows: u64,
+    /// Comparisons with its claims whose difference was found and told.
+    pub reconciliations: u64,
     /// Blocks held, in its key space.
     pub blocks: u64,
 }
@@ -107,6 +109,7 @@ pub(crate) fn collect(life: Option<&Arc<Life>>, routers: &[(String, Arc<RouterCo
             resyncs: read(&counters.resyncs),
             resumed: read(&counters.resumed),
             overflows: read(&counters.overflows),
+            reconciliations: read(&counters.reconciliations),
             blocks: 0,
         });
     }

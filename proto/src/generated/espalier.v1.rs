@@ -223,7 +223,7 @@ impl WorkerState {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AgentMessage {
-    #[prost(oneof = "agent_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "agent_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub message: ::core::option::Option<agent_message::Message>,
 }
 /// Nested message and enum types in `AgentMessage`.
@@ -246,11 +246,13 @@ pub mod agent_message {
         State(super::StateReport),
         #[prost(message, tag = "8")]
         SetFingerprint(super::SetFingerprint),
+        #[prost(message, tag = "9")]
+        MoreSymbols(super::MoreSymbols),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CoordinatorMessage {
-    #[prost(oneof = "coordinator_message::Message", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "coordinator_message::Message", tags = "1, 2, 3, 4, 5")]
     pub message: ::core::option::Option<coordinator_message::Message>,
 }
 /// Nested message and enum types in `CoordinatorMessage`.
@@ -265,6 +267,8 @@ pub mod coordinator_message {
         Resync(super::Resync),
         #[prost(message, tag = "4")]
         SetReportLevel(super::SetReportLevel),
+        #[prost(message, tag = "5")]
+        Symbols(super::Symbols),
     }
 }
 /// Who the agent speaks for. MUST be the first message, and MUST NOT be sent again.
@@ -323,6 +327,9 @@ pub struct Hello {
     /// Port of a prefill engine's bootstrap server; 0 when unknown.
     #[prost(uint32, tag = "18")]
     pub bootstrap_port: u32,
+    /// Version of the sketches of Symbols that the agent can decode: 1 is the one below. 0: none.
+    #[prost(uint32, tag = "19")]
+    pub sketch_version: u32,
 }
 /// A place in one rank's sequence.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -355,6 +362,11 @@ pub struct Welcome {
     /// Ranks that may go on with deltas after this sequence number. Every rank not named here MUST begin with a Baseline.
     #[prost(message, repeated, tag = "5")]
     pub resume: ::prost::alloc::vec::Vec<ResumePoint>,
+    /// Ranks that the coordinator holds claims on and has lost the sequence of. They MUST begin with a Delta, whose number is taken as
+    /// it comes and which may be empty, or with a Baseline. After the Delta the coordinator sends Symbols. Only ranks of agents that
+    /// name a sketch_version are named here, and none of those above.
+    #[prost(uint32, repeated, tag = "6")]
+    pub reconcile: ::prost::alloc::vec::Vec<u32>,
 }
 /// The agent's answer to Welcome, MUST be its second message.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -383,7 +395,7 @@ pub struct Delta {
     #[prost(uint32, tag = "1")]
     pub rank: u32,
     /// Counts up by one with each Delta of the rank within one incarnation. A repeated number is ignored. A jump is a gap:
-    /// the coordinator keeps the rank's claims without counting them as matched and asks for a Resync.
+    /// the coordinator keeps the rank's claims without counting them as matched, and asks for a Resync or sends Symbols.
     #[prost(uint64, tag = "2")]
     pub seq: u64,
     /// Everything the rank held is gone, in every unit.
@@ -403,6 +415,9 @@ pub struct Delta {
     /// be told by a Delta without blocks.
     #[prost(bool, tag = "7")]
     pub incomplete: bool,
+    /// The round of Symbols that this answers; 0 for any other Delta.
+    #[prost(fixed64, tag = "8")]
+    pub reconciles: u64,
 }
 /// Everything one rank holds, in parts of less than 1 MiB. In a session of several units the parts of each unit follow each
 /// other, all with one `seq`. The last part of the last unit puts it in force and replaces all before it.
@@ -475,6 +490,43 @@ pub struct SetFingerprint {
     pub buckets: ::prost::alloc::vec::Vec<u8>,
     #[prost(enumeration = "KeyUnit", tag = "5")]
     pub unit: i32,
+}
+/// The agent needs more symbols of a round: the next ones up to before this number. An agent to which a Baseline seems cheaper sends
+/// that instead.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoreSymbols {
+    #[prost(uint32, tag = "1")]
+    pub rank: u32,
+    #[prost(enumeration = "KeyUnit", tag = "2")]
+    pub unit: i32,
+    #[prost(fixed64, tag = "3")]
+    pub round: u64,
+    #[prost(uint32, tag = "4")]
+    pub until: u32,
+}
+/// A sketch of the blocks that the coordinator claims for a rank in one unit, so that the agent finds what differs: a rateless invertible
+/// Bloom lookup table, made as `router-core` documents in its module `reconcile`. A round begins with symbol 0 and goes on as
+/// MoreSymbols asks. The agent takes out what it holds; when it knows the difference it MUST answer with a Delta whose `reconciles` is
+/// the round, after all other changes by then have been told: `removed` names blocks that were claimed and are not held, `stored` those
+/// that are held and were not claimed. It is sent also when nothing differs. A round that begins ends any other of the rank and unit.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Symbols {
+    #[prost(uint32, tag = "1")]
+    pub rank: u32,
+    #[prost(enumeration = "KeyUnit", tag = "2")]
+    pub unit: i32,
+    /// Names the round, and salts its sketch; not zero.
+    #[prost(fixed64, tag = "3")]
+    pub round: u64,
+    /// Blocks that are claimed.
+    #[prost(uint64, tag = "4")]
+    pub blocks: u64,
+    /// Number of the first symbol here.
+    #[prost(uint32, tag = "5")]
+    pub first: u32,
+    /// 12 bytes each, little-endian: the wrapping sum of the hashes, and the wrapping sum of their tags.
+    #[prost(bytes = "vec", tag = "6")]
+    pub symbols: ::prost::alloc::vec::Vec<u8>,
 }
 /// Everything of the rank up to this sequence number has been applied.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

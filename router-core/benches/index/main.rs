@@ -15,6 +15,7 @@ mod predictions;
 mod route;
 mod rows;
 mod scale;
+mod sketches;
 mod storm;
 mod timing;
 mod updates;
@@ -37,4 +38,5 @@ fn main() {
     cells::run(&plan, &contest);
     alone::run(&plan);
     route::run(&plan);
+    sketches::run(&plan);
 }

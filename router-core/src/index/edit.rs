@@ -46,6 +46,12 @@ pub(crate) struct Split {
     pub(crate) holders: Vec<Slot>,
 }
 
+impl RunId {
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+}
+
 impl Index {
     /// Publishes the tree as it is now; it will not change.
     pub fn snapshot(&mut self) -> Tree {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::arena::PAGE_LINES;
+use super::edit::RunId;
 use super::epochs::Guard;
 use super::heads::{Head, Heads};
 use super::matches::Matches;
@@ -44,6 +45,12 @@ impl Tree {
             above = Some(run);
         }
         matches.finish(&self.words);
+    }
+
+    /// The hashes of a run that this version has.
+    pub(crate) fn hashes(&self, run: RunId) -> impl Iterator<Item = BlockHash> + '_ {
+        let record = self.records.get(&self.words, run.number());
+        (0..record.len).map(move |at| record.hash(&self.words, at))
     }
 
     /// The run that begins with `head` below another, or where a prompt begins, and where its record stands.

@@ -6,7 +6,7 @@ use super::State;
 use super::member::Session;
 use crate::fleet::{Incarnation, ReportLevel, TargetId, WorkerId};
 use crate::notice::{EventKind, Notice, SessionEnd};
-use crate::report::{AgentReport, Introduction, JoinError, Joined, SessionId};
+use crate::report::{AgentReport, Considered, Introduction, JoinError, Joined, SessionId};
 use crate::time::Time;
 use crate::update::FleetError;
 
@@ -31,6 +31,9 @@ impl State {
             AgentReport::Left => self.leave(worker, at),
             AgentReport::Level(level) => self.set_level(worker, level),
             AgentReport::Delta { rank, delta } => self.apply_delta(target(rank), session, at, &delta),
+            AgentReport::Reconciled { rank, as_of, delta } => {
+                self.apply_reconciled(target(rank), session, (at, as_of), &delta);
+            }
             AgentReport::Baseline { rank, unit, seq, stored, incomplete } => {
                 self.apply_baseline(target(rank), at, unit, seq, &stored);
                 if let Some(rank) = self.roster.rank_mut(target(rank)) {
@@ -64,24 +67,29 @@ impl State {
         }
     }
 
-    /// Whether an agent may speak for its worker, and the ranks that could go on with deltas.
-    pub(super) fn consider(&self, agent: &Introduction) -> Result<Vec<(u32, u64)>, JoinError> {
+    /// Whether an agent may speak for its worker, and the ranks that could begin with less than a baseline.
+    pub(super) fn consider(&self, agent: &Introduction) -> Result<Considered, JoinError> {
         let known = self.roster.by_url(&agent.url);
         let have = known.map_or(0, |member| member.ranks.len() as u32);
         self.roster.room_for(agent.profile.dp_size.max(1).saturating_sub(have))?;
-        let Some(member) = known else { return Ok(Vec::new()) };
+        let Some(member) = known else { return Ok(Considered::default()) };
         let (offered, registered) = (agent.incarnation, member.incarnation);
         if offered < registered {
             return Err(JoinError::StaleIncarnation { offered, registered });
         }
         if offered > registered {
-            return Ok(Vec::new());
+            return Ok(Considered::default());
         }
         let could = agent.resume.iter().filter_map(|&(index, acked)| {
-            let applied = member.ranks.get(index as usize)?.gate.applied()?;
+            let rank = member.ranks.get(index as usize).filter(|rank| rank.unreconciled.is_empty())?;
+            let applied = rank.gate.applied()?;
             (acked <= applied).then_some((index, applied))
         });
-        Ok(could.collect())
+        let resume: Vec<_> = could.collect();
+        let ranks = (0_u32..).zip(&member.ranks).filter(|_| agent.reconciles);
+        let others = ranks.filter(|(index, _)| resume.iter().all(|(resumed, _)| resumed != index));
+        let reconcile = others.filter(|(_, rank)| self.is_worth_comparing(rank.slot)).map(|(index, _)| index);
+        Ok(Considered { reconcile: reconcile.collect(), resume })
     }
 
     /// From now on a session speaks for a worker.
@@ -94,7 +102,8 @@ impl State {
     ) -> Result<Joined, JoinError> {
         self.consider(&agent)?;
         let worker = self.enlist(&agent, at)?;
-        let fresh = Session { id: session, level, units: agent.units, last_report: at, open: true };
+        let (units, reconciles) = (agent.units, agent.reconciles);
+        let fresh = Session { id: session, level, units, reconciles, last_report: at, open: true };
         let Some(member) = self.roster.get_mut(worker) else {
             return Err(FleetError::UnknownWorker(worker).into());
         };
@@ -111,9 +120,9 @@ impl State {
         if level > ReportLevel::Counts {
             self.claims.locate_blocks();
         }
-        let resumed = self.resume(worker, session, level, &agent.resume);
+        let (resumed, unreconciled) = self.resume(worker, session, level, &agent);
         self.happened(worker, None, at, EventKind::AgentConnected, format!("reports {level:?}").into());
-        Ok(Joined { worker, resumed })
+        Ok(Joined { worker, resumed, unreconciled })
     }
 
     /// The worker that an agent speaks for, with the profile that the agent says; registered if nobody had.
@@ -143,26 +152,34 @@ impl State {
         Ok(worker)
     }
 
-    /// Lets ranks go on with deltas where nothing has been lost; all others wait for a baseline.
+    /// Lets ranks go on with deltas where nothing has been lost, or where what was will be found by comparing; all others wait for
+    /// a baseline.
     fn resume(
         &mut self,
         worker: WorkerId,
         session: SessionId,
         level: ReportLevel,
-        resume: &[(u32, u64)],
-    ) -> Vec<(u32, u64)> {
-        let Some(member) = self.roster.get_mut(worker) else { return Vec::new() };
-        let mut resumed = Vec::new();
+        agent: &Introduction,
+    ) -> (Vec<(u32, u64)>, Vec<u32>) {
+        let Some(member) = self.roster.get_mut(worker) else { return Default::default() };
+        let (mut resumed, mut unreconciled) = (Vec::new(), Vec::new());
         for (index, rank) in (0_u32..).zip(&mut member.ranks) {
-            let offered = resume.iter().find(|(rank, _)| *rank == index).map(|(_, acked)| *acked);
+            let offered = agent.resume.iter().find(|(rank, _)| *rank == index).map(|(_, acked)| *acked);
+            let is_whole = rank.unreconciled.is_empty();
             match (rank.gate.applied(), offered) {
-                (Some(applied), Some(acked)) if acked <= applied => {
+                (Some(applied), Some(acked)) if acked <= applied && is_whole => {
                     rank.doubtful = false;
                     if acked < applied {
                         // An earlier session was told; this one was not.
                         rank.acked = None;
                     }
                     resumed.push((index, applied));
+                }
+                _ if agent.reconciles && level > ReportLevel::Counts && agent.reconcile.contains(&index) => {
+                    rank.gate.begin_anywhere();
+                    rank.acked = None;
+                    rank.unreconciled = agent.units;
+                    unreconciled.push(index);
                 }
                 (_, offered) => {
                     rank.gate.close();
@@ -176,7 +193,7 @@ impl State {
             // A session of counts will send no baseline that could end a doubt.
             rank.doubtful &= level > ReportLevel::Counts;
         }
-        resumed
+        (resumed, unreconciled)
     }
 
     fn leave(&mut self, worker: WorkerId, at: Time) {

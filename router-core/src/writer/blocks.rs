@@ -12,12 +12,12 @@ use crate::fleet::TargetId;
 use crate::index::Origin;
 use crate::key::{BlockHash, BlockKind, Unit};
 use crate::notice::{EventKind, Notice};
-use crate::report::{BlockRun, Delta, SessionId};
+use crate::report::{BlockRun, Delta, SessionId, Units};
 use crate::time::Time;
 
 /// What storing does to the time of blocks that are claimed already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
+pub(super) enum Access {
     /// They have just been used.
     Now,
     /// Nothing: that they are there says nothing about when they were used.
@@ -26,21 +26,38 @@ enum Access {
 
 impl State {
     pub(super) fn apply_delta(&mut self, target: TargetId, session: SessionId, at: Time, delta: &Delta) {
-        let Some(rank) = self.roster.figures_mut(target) else { return };
-        match rank.gate.pass(delta.seq) {
-            Verdict::Repeat | Verdict::Closed => {}
-            Verdict::Gap { expected } => {
-                if let Some(rank) = self.roster.rank_mut(target) {
-                    rank.doubtful = true;
-                }
-                self.dirty = true;
-                let reason: Arc<str> = format!("delta {} came where {expected} was due", delta.seq).into();
-                let resync = Notice::ResyncNeeded { session, rank: target.rank, reason: reason.clone() };
-                self.notices.push(resync);
-                self.happened(target.worker, Some(target.rank), at, EventKind::Gap, reason);
-            }
-            Verdict::Apply => self.apply_changes(target, at, delta),
+        if self.admit(target, session, at, delta.seq) {
+            self.apply_changes(target, at, delta);
         }
+    }
+
+    /// Whether a delta is to be applied. After a gap that an agent can help to find it is, and the rank doubted meanwhile: every
+    /// delta is true by itself.
+    pub(super) fn admit(&mut self, target: TargetId, session: SessionId, at: Time, seq: u64) -> bool {
+        let heals = self.roster.get(target.worker).and_then(|member| member.session);
+        let heals = heals.filter(|session| session.reconciles).map(|session| session.units);
+        let Some(rank) = self.roster.figures_mut(target) else { return false };
+        let expected = match rank.gate.pass(seq) {
+            Verdict::Apply => return true,
+            Verdict::Repeat | Verdict::Closed => return false,
+            Verdict::Gap { expected } => expected,
+        };
+        if let Some(rank) = self.roster.rank_mut(target) {
+            rank.doubtful = true;
+            if let Some(units) = heals {
+                rank.gate.open(seq);
+                rank.unreconciled = units;
+            }
+        }
+        self.dirty = true;
+        let reason: Arc<str> = format!("delta {seq} came where {expected} was due").into();
+        let (rank, why) = (target.rank, reason.clone());
+        self.notices.push(match heals {
+            Some(_) => Notice::ReconcileNeeded { session, rank, reason: why },
+            None => Notice::ResyncNeeded { session, rank, reason: why },
+        });
+        self.happened(target.worker, Some(target.rank), at, EventKind::Gap, reason);
+        heals.is_some()
     }
 
     fn apply_changes(&mut self, target: TargetId, at: Time, delta: &Delta) {
@@ -84,6 +101,7 @@ impl State {
         if let Some(rank) = self.roster.rank_mut(target) {
             rank.gate.open(seq);
             rank.doubtful = false;
+            rank.unreconciled = Units::default();
             rank.acked = None;
         }
         self.bound_target(target);
@@ -93,7 +111,7 @@ impl State {
     }
 
     /// Claims what is on its way to a target: what is gone of it, and what stood below that, will be stored again.
-    fn predict_again(&mut self, target: TargetId) {
+    pub(super) fn predict_again(&mut self, target: TargetId) {
         let Some((slot, tenure)) = self.roster.rank(target).map(|rank| (rank.slot, rank.tenure)) else {
             return;
         };
@@ -107,7 +125,14 @@ impl State {
     }
 
     /// Claims runs that an agent vouches for.
-    fn store(&mut self, target: TargetId, at: Time, kind: BlockKind, runs: &[BlockRun], access: Access) {
+    pub(super) fn store(
+        &mut self,
+        target: TargetId,
+        at: Time,
+        kind: BlockKind,
+        runs: &[BlockRun],
+        access: Access,
+    ) {
         let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
         let (mut stored, mut unknown) = (0, 0);
         // Runs that go on where the one before ended are one, however finely they were cut.

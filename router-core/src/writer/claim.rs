@@ -169,6 +169,11 @@ fn sort(kind: BlockKind) -> usize {
 }
 
 impl Claim {
+    /// Agents can name its blocks in the unit, and something vouches for their being there.
+    pub(super) fn is_vouched(&self, unit: Unit) -> bool {
+        self.kind.named() == Some(unit) && self.confirmed_since.is_some()
+    }
+
     pub(super) fn new(kind: BlockKind, blocks: u32, at: Time) -> Self {
         Self {
             blocks,

@@ -276,7 +276,19 @@ impl ClaimTable {
 
     /// Every block claimed for a slot that agents can name in a unit and something vouches for.
     pub(crate) fn vouched(&self, slot: Slot, unit: Unit) -> Vec<BlockHash> {
-        self.blocks(slot, |claim| claim.kind.named() == Some(unit) && claim.confirmed_since.is_some())
+        self.blocks(slot, |claim| claim.is_vouched(unit))
+    }
+
+    /// The runs of the same, and how many blocks they are.
+    pub(crate) fn vouched_runs(&self, slot: Slot, unit: Unit) -> (Vec<RunId>, u64) {
+        let mut blocks = 0;
+        let claims = self.slot(slot).into_iter().flat_map(|claims| &claims.runs);
+        let vouched = claims.filter(|(_, claim)| claim.is_vouched(unit));
+        let runs = vouched.map(|(run, claim)| {
+            blocks += u64::from(claim.blocks);
+            *run
+        });
+        (runs.collect(), blocks)
     }
 
     /// Releases runs of a slot that is no longer used, as many as the budget has. `true` when nothing is left.

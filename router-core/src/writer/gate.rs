@@ -6,6 +6,8 @@ pub(crate) enum Gate {
     /// Nothing counts before a baseline.
     #[default]
     Closed,
+    /// The next delta counts, whatever its number.
+    Ajar,
     /// Everything up to `applied` has been applied.
     Open { applied: u64 },
 }
@@ -28,7 +30,14 @@ pub(crate) enum Verdict {
 impl Gate {
     /// Judges a delta, and counts it if it is to be applied.
     pub(crate) fn pass(&mut self, seq: u64) -> Verdict {
-        let Self::Open { applied } = self else { return Verdict::Closed };
+        let applied = match self {
+            Self::Closed => return Verdict::Closed,
+            Self::Ajar => {
+                self.open(seq);
+                return Verdict::Apply;
+            }
+            Self::Open { applied } => applied,
+        };
         if seq <= *applied {
             return Verdict::Repeat;
         }
@@ -46,6 +55,11 @@ impl Gate {
         *self = Self::Open { applied: seq };
     }
 
+    /// Deltas go on from wherever their sender begins: what was missed before will be found by comparing.
+    pub(crate) fn begin_anywhere(&mut self) {
+        *self = Self::Ajar;
+    }
+
     pub(crate) fn close(&mut self) {
         *self = Self::Closed;
     }
@@ -54,7 +68,7 @@ impl Gate {
     pub(crate) fn applied(self) -> Option<u64> {
         match self {
             Self::Open { applied } => Some(applied),
-            Self::Closed => None,
+            Self::Closed | Self::Ajar => None,
         }
     }
 }

@@ -43,6 +43,7 @@ pub(crate) struct Session {
     pub(crate) level: ReportLevel,
     /// The units it names blocks in.
     pub(crate) units: Units,
+    pub(crate) reconciles: bool,
     pub(crate) last_report: Time,
     pub(crate) open: bool,
 }
@@ -58,6 +59,8 @@ pub(crate) struct Rank {
     pub(crate) doubtful: bool,
     /// The agent may miss removals, so that their absence proves nothing.
     pub(crate) incomplete: bool,
+    /// The units in which something was missed, until reconciliation or a baseline has found what.
+    pub(crate) unreconciled: Units,
     pub(crate) prefill: PrefillModel,
     pub(crate) reported: Option<ReportedLoad>,
     /// Of the tokens that were reported to wait, those that this router had not sent.
@@ -126,6 +129,7 @@ impl Rank {
             gate: Gate::default(),
             doubtful: false,
             incomplete: false,
+            unreconciled: Units::default(),
             prefill: PrefillModel::default(),
             reported: None,
             foreign_waiting_tokens: 0,

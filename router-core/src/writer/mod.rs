@@ -1,12 +1,13 @@
 //! The single writer: applies updates in order and publishes snapshots.
 //!
 //! Two loops meet here: what this router routed and what the responses said about it ([`traffic`]), and what the agents
-//! report ([`agents`], [`blocks`]). Both become claims in one table ([`claims`]); [`roster`] knows whose they are, and [`aging`] lets
-//! leases and silence take their effect. Nothing here reads a clock or blocks, except [`Writer::wait`] on its queue.
+//! report ([`agents`], [`blocks`], [`reconciled`]). Both become claims in one table ([`claims`]); [`roster`] knows whose they are, and [`aging`] lets
+//! leases and silence, and [`bounds`] sizes, take their effect. Nothing here reads a clock or blocks, except [`Writer::wait`] on its queue.
 
 mod agents;
 mod aging;
 mod blocks;
+mod bounds;
 mod claim;
 mod claims;
 #[cfg(test)]
@@ -18,14 +19,14 @@ mod gate;
 mod member;
 mod members;
 mod pressure;
+mod reconciled;
 mod roster;
 mod slots;
 #[cfg(test)]
 mod tests;
 mod traffic;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,9 +34,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use rustc_hash::FxHashMap;
 
+use self::bounds::SWEEP_PER_TURN;
 use self::claim::Scope;
 use self::claims::{BlockTokens, ClaimTable};
 use self::member::Member;
+use self::reconciled::Wanted;
 use self::roster::Roster;
 use crate::fleet::{TargetId, Tenure, WorkerId};
 use crate::key::{BlockKind, PrefixKey, Unit};
@@ -96,6 +99,8 @@ struct State {
     notices: Vec<Notice>,
     /// To be called when what they wait for can be seen.
     after_publication: Vec<AfterPublication>,
+    /// Claims that somebody wants to reconcile, to be read from the next snapshot.
+    wanted: Vec<Wanted>,
     aged: Time,
     dirty: bool,
 }
@@ -113,15 +118,6 @@ struct OpenDecision {
 
 /// Updates applied in one turn at most, so that a flood cannot keep a snapshot from being published.
 const UPDATES_PER_TURN: usize = 4096;
-
-/// Runs of retired slots released in one turn at most.
-const SWEEP_PER_TURN: usize = 4096;
-
-/// Of an index that is full, one block in so many is given up at once: finding the oldest leaves of all targets has its price.
-const ROOM_SHARE: u64 = 128;
-
-/// Words of the index that may be in use before its blocks have to become fewer. They are numbered up to 2^32.
-const MOST_WORDS: u64 = 3 << 30;
 
 /// Retired slots that may wait to be swept. Beyond it they are swept at once, so that slots never run out.
 const RETIRED_KEPT: usize = 4096;
@@ -192,8 +188,12 @@ impl Writer {
         // Figures that a large fleet shows later are shown even if nothing follows.
         let renews = self.state.roster.renewal().is_some_and(|due| now >= due);
         let due = idle || now.since(self.published) >= self.state.settings.publish_interval;
-        if (self.state.dirty || renews) && (due || !self.state.after_publication.is_empty()) {
+        let waited_for = !self.state.after_publication.is_empty() || !self.state.wanted.is_empty();
+        if (self.state.dirty || renews) && (due || waited_for) {
             self.publish(now);
+        }
+        if !self.state.wanted.is_empty() {
+            self.state.answer_wanted(&self.cell.load_full(), now);
         }
         for call in self.state.after_publication.drain(..) {
             (call.0)();
@@ -234,6 +234,7 @@ impl State {
             text_bytes_per_token,
             notices: Vec::new(),
             after_publication: Vec::new(),
+            wanted: Vec::new(),
             aged: Time::default(),
             dirty: false,
         }
@@ -279,6 +280,10 @@ impl State {
                 let claims = slot.map_or_else(Vec::new, |slot| self.claims.all(slot, unit));
                 self.after_publication.push(AfterPublication(Box::new(move || done.call(claims))));
             }
+            Query::Vouched { target, unit, done } => {
+                self.wanted.push(Wanted { target, unit, done });
+                self.dirty = true;
+            }
         }
     }
 
@@ -300,72 +305,6 @@ impl State {
         }
         self.dirty = true;
         self.happened(worker, None, at, EventKind::ClaimsVoided, reason.into());
-    }
-
-    /// Keeps a target's claims within what it can hold.
-    fn bound_target(&mut self, target: TargetId) {
-        let Some(member) = self.roster.get(target.worker) else { return };
-        let Some(rank) = self.roster.rank(target) else { return };
-        let capacity = match member.profile.capacity_tokens {
-            0 => self.settings.default_capacity_tokens,
-            known => known,
-        };
-        let slot = rank.slot;
-        let mut evicted = 0;
-        let mut guessed = Scope::ALL;
-        for unit in [Unit::Token, Unit::Text] {
-            // It reports what is evicted for a prediction when it happens; until then both are claimed, also of a long queue,
-            // and guessing which leaf will go would lose one that stays. What it cannot name has to be guessed.
-            if self.roster.reports_exactly(target, unit) {
-                guessed = guessed.without(unit);
-                evicted += self.claims.evict_to(slot, Scope::named(unit), capacity.saturating_mul(2));
-            }
-        }
-        evicted += self.claims.evict_to(slot, guessed, capacity);
-        if let Some(rank) = self.roster.figures_mut(target) {
-            rank.pressure.evicted(evicted);
-        }
-    }
-
-    /// Keeps the whole index within its bound: what no target claims any more goes first, then the oldest leaves of all targets,
-    /// until there is some room again.
-    fn bound_index(&mut self) {
-        let blocks = self.claims.size().blocks;
-        let mut most = self.settings.max_blocks.min(crate::MAX_BLOCKS);
-        if self.claims.words() > MOST_WORDS {
-            // Runs of one block each, or snapshots that are held: a little at a time, since what is given up is free only later.
-            most = most.min(blocks.saturating_sub(1));
-        }
-        let is_over = |state: &Self, most| state.claims.size().blocks > most;
-        while is_over(self, most) && self.roster.retired() > 0 {
-            self.sweep(SWEEP_PER_TURN);
-        }
-        if !is_over(self, most) {
-            return;
-        }
-        let slots = self.roster.targets().map(|(_, _, rank)| rank.slot);
-        let oldest = slots.filter_map(|slot| Some(Reverse((self.claims.oldest(slot)?, slot))));
-        let mut oldest: BinaryHeap<_> = oldest.collect();
-        while is_over(self, most - most / ROOM_SHARE)
-            && let Some(Reverse((_, slot))) = oldest.pop()
-        {
-            self.claims.drop_oldest(slot, Scope::ALL, Time::MAX);
-            oldest.extend(self.claims.oldest(slot).map(|time| Reverse((time, slot))));
-            self.dirty = true;
-        }
-    }
-
-    /// Releases at most `budget` runs of the targets that are no longer used.
-    fn sweep(&mut self, mut budget: usize) {
-        while let Some(slot) = self.roster.next_retired() {
-            let before = budget;
-            let swept = self.claims.sweep(slot, &mut budget);
-            self.dirty |= budget < before;
-            if !swept {
-                break;
-            }
-            self.roster.recycle();
-        }
     }
 
     fn happened(&mut self, worker: WorkerId, rank: Option<u32>, at: Time, kind: EventKind, detail: Arc<str>) {

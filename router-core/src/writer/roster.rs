@@ -9,7 +9,7 @@ use crate::fleet::{
     Declaration, Fleet, Incarnation, Role, Slot, Target, TargetId, WorkerId, WorkerProfile, WorkerState,
 };
 use crate::key::Unit;
-use crate::report::SessionId;
+use crate::report::{SessionId, Units};
 use crate::time::Time;
 use crate::update::FleetError;
 
@@ -115,6 +115,7 @@ impl Roster {
             let old = std::mem::replace(&mut rank.slot, fresh);
             rank.tenure = tenure;
             rank.gate.close();
+            rank.unreconciled = Units::default();
             rank.divergence_tokens = [None; 2];
             self.slots.retired.push_back(old);
         }

@@ -37,6 +37,8 @@ pub(crate) fn join(router: &Router, worker: usize, at: Time) -> Update {
         profile: registered.profile.clone(),
         resume: Vec::new(),
         units: router_core::Units::TOKENS,
+        reconcile: Vec::new(),
+        reconciles: false,
     };
     let (session, level) = (SessionId(worker as u64), ReportLevel::Full);
     Update::Fleet(FleetUpdate::Join { agent, session, level, at, done: Done::ignore() })

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use espalier_proto::coordinator_message::Message as Reply;
 use espalier_proto::{
     Ack, Baseline, CoordinatorMessage, Delta as WireDelta, EvictionPolicy, Hello, KeySpace as WireKeySpace,
-    KeyUnit, Load, ReportLevel as WireLevel, ResumePoint, Resync, SetFingerprint, Welcome,
+    KeyUnit, Load, ReportLevel as WireLevel, ResumePoint, Resync, SetFingerprint, Symbols, Welcome,
     WorkerRole as WireRole,
 };
 use router_core::key::{BlockHash, KeySpace, SCHEME, Unit};
 use router_core::{
-    BlockRun, Delta, Incarnation, ReportLevel, ReportedLoad, Role, SetDigest, Units, WorkerProfile,
+    BlockRun, Considered, Delta, Incarnation, ReportLevel, ReportedLoad, Role, SetDigest, Units,
+    WorkerProfile,
 };
 use tonic::Status;
 
@@ -19,6 +20,9 @@ use crate::worker_url::worker_url;
 
 /// The version of the protocol that is spoken here.
 const PROTOCOL_VERSION: u32 = 1;
+
+/// The version of the sketches that are made here.
+const SKETCH_VERSION: u32 = 1;
 
 /// Longest name of a model or engine that is kept.
 const MOST_NAME_BYTES: usize = 512;
@@ -32,6 +36,7 @@ pub(super) struct Greeting {
     pub(super) max_level: ReportLevel,
     /// What the agent can translate to, with a hash that is known here.
     pub(super) units: Units,
+    pub(super) reconciles: bool,
 }
 
 pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
@@ -80,6 +85,7 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
             WireLevel::Full => ReportLevel::Full,
         },
         units: hello.units().filter(|_| knows_hash).filter_map(unit).collect(),
+        reconciles: hello.sketch_version == SKETCH_VERSION,
     })
 }
 
@@ -97,7 +103,7 @@ pub(super) fn welcome(
     terms: &Terms,
     level: ReportLevel,
     spaces: &[&KeySpace],
-    (resumed, fingerprint): (&[(u32, u64)], u64),
+    (considered, fingerprint): (&Considered, u64),
 ) -> CoordinatorMessage {
     let key_spaces = spaces.iter().map(|space| WireKeySpace {
         unit: wire_unit(space.unit()).into(),
@@ -106,7 +112,7 @@ pub(super) fn welcome(
         seed: space.seed(),
         fingerprint: space.fingerprint(),
     });
-    let resume = resumed.iter().map(|&(rank, acked_seq)| ResumePoint {
+    let resume = considered.resume.iter().map(|&(rank, acked_seq)| ResumePoint {
         rank,
         acked_seq,
         key_space_fingerprint: fingerprint,
@@ -117,6 +123,7 @@ pub(super) fn welcome(
         level: wire_level(level).into(),
         batch_interval_ms: terms.batch_interval_ms,
         resume: resume.collect(),
+        reconcile: considered.reconcile.clone(),
     }))
 }
 
@@ -134,6 +141,16 @@ pub(super) fn ack(rank: u32, seq: u64) -> CoordinatorMessage {
 
 pub(super) fn resync(rank: u32, reason: &str) -> CoordinatorMessage {
     reply(Reply::Resync(Resync { rank, reason: reason.to_owned() }))
+}
+
+/// Symbols of a round, from number `first` on.
+pub(super) fn symbols(
+    (rank, unit, round): (u32, Unit, u64),
+    blocks: u64,
+    first: u32,
+    symbols: Vec<u8>,
+) -> CoordinatorMessage {
+    reply(Reply::Symbols(Symbols { rank, unit: wire_unit(unit).into(), round, blocks, first, symbols }))
 }
 
 pub(super) fn delta(delta: WireDelta) -> Result<Delta, Status> {

@@ -2,24 +2,29 @@
 //!
 //! [`opening`] answers Hello with Welcome and checks Accept; only then does the session speak for its worker, so that an agent
 //! that gets no further silences nobody. [`reports`] turns every later message into an update for the writer. What the writer
-//! has to say to an agent goes through [`Sessions`].
+//! has to say to an agent goes through [`Sessions`]. [`rounds`] finds out what was lost, and makes sure now and then that nothing was.
 
 mod convert;
 mod opening;
 mod reports;
+mod rounds;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
+use espalier_proto::agent_message::Message;
 use espalier_proto::agent_server::Agent;
 use espalier_proto::{AgentMessage, CoordinatorMessage};
 use prost::Message as _;
-use router_core::{AgentReport, ReportLevel, Router, SessionEnd, SessionId, Update};
+use router_core::key::Unit;
+use router_core::{AgentReport, Delta, ReportLevel, Router, SessionEnd, SessionId, Update};
 use router_http::{Clock, bearer};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -27,6 +32,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 pub(crate) use self::convert::role;
 use self::opening::{Opened, PATIENCE};
 use self::reports::Reports;
+use self::rounds::Rounds;
 use crate::events::EventHub;
 use crate::requests::send;
 use crate::settings::secret;
@@ -47,8 +53,18 @@ pub(crate) struct Sessions {
 #[derive(Debug)]
 struct Open {
     outbox: Outbox,
+    /// Ranks that have lost something.
+    needs: mpsc::UnboundedSender<u32>,
     /// Ends it, with what its agent is told. Dropped, it ends because its agent does not read.
     end: oneshot::Sender<Status>,
+}
+
+/// What a session is told by the writer, besides what is for its agent.
+#[derive(Debug)]
+struct Told {
+    ended: oneshot::Receiver<Status>,
+    /// Unbounded, and still few: a rank that has lost something is not doubted again before it is whole.
+    needed: mpsc::UnboundedReceiver<u32>,
 }
 
 /// The service.
@@ -63,6 +79,8 @@ pub(crate) struct AgentService {
     pub(crate) next_session: Arc<AtomicU64>,
     /// Room for streams, those that have not said Hello yet included.
     pub(crate) room: Arc<Semaphore>,
+    /// Room for reconciliations, each of which holds 12 bytes for every block of a rank.
+    pub(crate) reconciling: Arc<Semaphore>,
 }
 
 /// What is offered to every agent.
@@ -71,15 +89,18 @@ pub(crate) struct Terms {
     pub(crate) level: ReportLevel,
     pub(crate) lease_ms: u32,
     pub(crate) batch_interval_ms: u32,
+    /// `None`: only what was lost is reconciled, not what nobody has missed.
+    pub(crate) reconcile_interval: Option<Duration>,
     pub(crate) token_file: Option<PathBuf>,
 }
 
 impl Sessions {
     /// Enters a session that is about to open; the result comes when it has to end.
-    fn enter(&self, session: SessionId, outbox: Outbox) -> oneshot::Receiver<Status> {
+    fn enter(&self, session: SessionId, outbox: Outbox) -> Told {
         let (end, ended) = oneshot::channel();
-        self.lock().insert(session, Open { outbox, end });
-        ended
+        let (needs, needed) = mpsc::unbounded_channel();
+        self.lock().insert(session, Open { outbox, needs, end });
+        Told { ended, needed }
     }
 
     fn leave(&self, session: SessionId) {
@@ -107,6 +128,13 @@ impl Sessions {
         if !asked {
             // An agent that cannot be asked must come again, and begins with a baseline then.
             self.leave(session);
+        }
+    }
+
+    pub(crate) fn reconcile(&self, session: SessionId, rank: u32) {
+        if let Some(open) = self.lock().get(&session) {
+            // One that is ending begins anew.
+            let _ = open.needs.send(rank);
         }
     }
 
@@ -155,10 +183,10 @@ impl AgentService {
         let id = SessionId(self.next_session.fetch_add(1, Relaxed));
         let agreed = self.agree(&mut inbound, outbox).await?;
         // Before the writer knows of it, so that nothing that the writer has to say to it is lost.
-        let ended = self.sessions.enter(id, outbox.clone());
+        let told = self.sessions.enter(id, outbox.clone());
         let opened = self.join(id, agreed).await.inspect_err(|_| self.sessions.leave(id))?;
         let (worker, url) = (opened.worker, opened.url.clone());
-        let done = self.listen(inbound, ended, id, opened).await;
+        let done = self.listen(inbound, outbox, told, id, opened).await;
         self.sessions.leave(id);
         tracing::debug!(worker = &*url, session = id.0, "an agent's stream ended");
         let left = Update::Agent { worker, session: id, at: self.clock.now(), report: AgentReport::Left };
@@ -169,34 +197,77 @@ impl AgentService {
     async fn listen(
         &self,
         mut inbound: Streaming<AgentMessage>,
-        mut ended: oneshot::Receiver<Status>,
+        outbox: &Outbox,
+        mut told: Told,
         id: SessionId,
         opened: Opened,
     ) -> Result<(), Status> {
-        let worker = opened.worker;
-        let url = opened.url.clone();
-        let mut reports = Reports::new(opened.bounds, self.router.settings().max_blocks);
+        let Opened { worker, url, bounds, .. } = opened;
+        let mut reports = Reports::new(bounds, self.router.settings().max_blocks);
+        let interval = self.terms.reconcile_interval.filter(|_| opened.reconciles);
+        let mut rounds =
+            Rounds::new((worker, bounds.dp_size, bounds.units), interval, self.reconciling.clone());
+        // A rank that is to be reconciled begins with a delta: only then are its claims those of a known moment.
+        let mut to_begin = opened.unreconciled;
         loop {
+            let next = rounds.next();
             let message = tokio::select! {
                 biased;
-                status = &mut ended => return Err(status.unwrap_or_else(|_| {
+                status = &mut told.ended => return Err(status.unwrap_or_else(|_| {
                     Status::resource_exhausted("messages to the agent were not read; connect again")
                 })),
+                Some(rank) = told.needed.recv() => {
+                    rounds.need(rank);
+                    rounds.step(self, outbox).await;
+                    continue;
+                }
                 message = inbound.next() => message,
+                () = sleep_until(next) => {
+                    rounds.step(self, outbox).await;
+                    continue;
+                }
             };
             // A stream that breaks is a reconnect, not a fault.
             let Some(Ok(message)) = message else { return Ok(()) };
             self.metrics.reported(&url, message.encoded_len());
+            let about = About::of(&message);
             let taken = reports.take(message).inspect_err(|status| {
                 if status.code() == Code::ResourceExhausted {
                     self.metrics.baselines_refused.inc();
                 }
             });
             for report in taken? {
+                let report = match report {
+                    AgentReport::Delta { rank, delta } if about.reconciles > 0 => {
+                        match rounds.answered(rank, delta.unit, about.reconciles, self) {
+                            Some(as_of) => AgentReport::Reconciled { rank, as_of, delta },
+                            None => {
+                                AgentReport::Delta { rank, delta: Delta { removed: Vec::new(), ..delta } }
+                            }
+                        }
+                    }
+                    AgentReport::Baseline { rank, .. } => {
+                        rounds.baseline_came(rank, self);
+                        to_begin.retain(|other| *other != rank);
+                        report
+                    }
+                    report => report,
+                };
+                let begins = match &report {
+                    AgentReport::Delta { rank, .. } => to_begin.iter().position(|other| other == rank),
+                    _ => None,
+                };
                 let update = Update::Agent { worker, session: id, at: self.clock.now(), report };
                 let sent = send(&self.router, update).await;
                 sent.map_err(|unheard| Status::unavailable(format!("{unheard}; connect again")))?;
+                if let Some(at) = begins {
+                    rounds.need(to_begin.swap_remove(at));
+                }
             }
+            if let Some((place, until)) = about.more {
+                rounds.more(place, until, self, outbox).await;
+            }
+            rounds.step(self, outbox).await;
         }
     }
 
@@ -213,5 +284,34 @@ impl AgentService {
             }
             None => Err(Status::unauthenticated("a token is required; give the agent --token-file")),
         }
+    }
+}
+
+/// What of a message is for the session itself.
+#[derive(Clone, Copy, Debug, Default)]
+struct About {
+    /// The round that a delta answers; 0 for none.
+    reconciles: u64,
+    /// Rank, unit and round of which more symbols are wanted, and up to which.
+    more: Option<((u32, Unit, u64), u32)>,
+}
+
+impl About {
+    fn of(message: &AgentMessage) -> Self {
+        match &message.message {
+            Some(Message::Delta(delta)) => Self { reconciles: delta.reconciles, ..Self::default() },
+            Some(Message::MoreSymbols(more)) => {
+                let unit = convert::named_unit(more.unit()).ok();
+                Self { more: unit.map(|unit| ((more.rank, unit, more.round), more.until)), ..Self::default() }
+            }
+            _ => Self::default(),
+        }
+    }
+}
+
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

@@ -7,7 +7,8 @@ use espalier_proto::agent_message::Message;
 use espalier_proto::{Accept, AgentMessage, Hello};
 use router_core::key::Unit;
 use router_core::{
-    EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Units, Update, WorkerId,
+    Considered, EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Units, Update,
+    WorkerId,
 };
 use tokio_stream::StreamExt as _;
 use tonic::{Status, Streaming};
@@ -29,6 +30,10 @@ pub(super) struct Opened {
     pub(super) worker: WorkerId,
     pub(super) url: Arc<str>,
     pub(super) bounds: Bounds,
+    /// The agent decodes symbols.
+    pub(super) reconciles: bool,
+    /// Ranks that have to be reconciled.
+    pub(super) unreconciled: Vec<u32>,
 }
 
 /// What a session may speak of.
@@ -55,7 +60,7 @@ impl AgentService {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let greeting = convert::hello(&hello)?;
-        let Greeting { url, incarnation, profile, max_level, units } = greeting;
+        let Greeting { url, incarnation, profile, max_level, units, reconciles } = greeting;
         let mut level = self.terms.level.min(max_level);
         let spaces: Vec<_> = match level {
             ReportLevel::Counts => Vec::new(),
@@ -65,9 +70,12 @@ impl AgentService {
             level = ReportLevel::Counts;
         }
         let (resume, fingerprint) = self.resumable(&hello);
-        let mut agent = Introduction { url, incarnation, profile, resume, units: Units::default() };
-        agent.resume = self.consider(&agent).await?;
-        let welcome = convert::welcome(&self.terms, level, &spaces, (&agent.resume, fingerprint));
+        let reconciles = reconciles && level > ReportLevel::Counts;
+        let (reconcile, units) = (Vec::new(), Units::default());
+        let mut agent = Introduction { url, incarnation, profile, resume, reconcile, units, reconciles };
+        let considered = self.consider(&agent).await?;
+        let welcome = convert::welcome(&self.terms, level, &spaces, (&considered, fingerprint));
+        (agent.resume, agent.reconcile) = (considered.resume, considered.reconcile);
         outbox.send(Ok(welcome)).await.map_err(|_| Status::cancelled("the agent went away"))?;
         let Message::Accept(accept) = first(inbound, "Accept").await? else {
             return Err(Status::invalid_argument("the second message must be Accept"));
@@ -91,15 +99,16 @@ impl AgentService {
     pub(super) async fn join(&self, session: SessionId, agreed: Agreed) -> Result<Opened, Status> {
         let Agreed { agent, level } = agreed;
         let (url, dp_size, at) = (agent.url.clone(), agent.profile.dp_size, self.clock.now());
-        let units = agent.units;
+        let (units, reconciles) = (agent.units, agent.reconciles);
         let joined =
             ask(&self.router, |done| Update::Fleet(FleetUpdate::Join { agent, session, level, at, done }));
         let joined = joined.await.map_err(unheard)?.map_err(|error| refuse(&error))?;
-        Ok(Opened { worker: joined.worker, url, bounds: Bounds { dp_size, units, level } })
+        let bounds = Bounds { dp_size, units, level };
+        Ok(Opened { worker: joined.worker, url, bounds, reconciles, unreconciled: joined.unreconciled })
     }
 
-    /// The ranks that could go on with deltas, if the agent may speak for its worker at all.
-    async fn consider(&self, agent: &Introduction) -> Result<Vec<(u32, u64)>, Status> {
+    /// How its ranks could begin, if the agent may speak for its worker at all.
+    async fn consider(&self, agent: &Introduction) -> Result<Considered, Status> {
         let agent = agent.clone();
         let considered = ask(&self.router, |done| Update::Fleet(FleetUpdate::Consider { agent, done })).await;
         considered.map_err(unheard)?.map_err(|error| refuse(&error))

@@ -57,6 +57,11 @@ impl Reports {
                 let rank = delta.rank;
                 AgentReport::Delta { rank, delta: convert::delta(delta)? }
             }
+            // It is no report.
+            Message::MoreSymbols(more) => {
+                self.check_blocks(more.rank, convert::named_unit(more.unit())?)?;
+                AgentReport::Alive
+            }
             Message::Baseline(baseline) => return self.assemble(&baseline),
             Message::Counts(counts) => {
                 self.check_rank(counts.rank)?;

@@ -20,6 +20,13 @@ pub(crate) struct ControlMetrics {
     pub(crate) sessions_refused: Counter,
     pub(crate) baselines_refused: Counter,
     pub(crate) unknown_parents: Counter,
+    pub(crate) reconciliation_rounds: Counter,
+    pub(crate) reconciliations_completed: Counter,
+    pub(crate) reconciliations_given_up: Counter,
+    pub(crate) reconciliation_symbols: Counter,
+    pub(crate) reconciliation_bytes: Counter,
+    pub(crate) reconciliation_seconds: Counter<f64, AtomicU64>,
+    differences: Family<DifferenceLabel, Counter>,
     /// All bytes, also of workers that are gone.
     total_report_bytes: Arc<AtomicU64>,
     /// Responses whose prediction was checked.
@@ -34,6 +41,11 @@ struct WorkerLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CauseLabel {
     cause: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DifferenceLabel {
+    kind: &'static str,
 }
 
 impl ControlMetrics {
@@ -76,7 +88,50 @@ impl ControlMetrics {
             "Reported runs of blocks that were ignored because nobody had heard of the block before them",
             it.unknown_parents.clone(),
         );
+        metrics.register_reconciliation(registry);
         metrics
+    }
+
+    fn register_reconciliation(&self, registry: &mut Registry) {
+        let mut counter = |name, help, counter: &Counter| registry.register(name, help, counter.clone());
+        counter(
+            "espalier_reconciliation_rounds",
+            "Comparisons of claims with what an engine holds that were begun",
+            &self.reconciliation_rounds,
+        );
+        counter(
+            "espalier_reconciliations_completed",
+            "Comparisons whose difference was found",
+            &self.reconciliations_completed,
+        );
+        counter(
+            "espalier_reconciliations_given_up",
+            "Comparisons that were not answered, or for which a baseline came",
+            &self.reconciliations_given_up,
+        );
+        counter(
+            "espalier_reconciliation_symbols",
+            "Symbols sent to agents, to find differences",
+            &self.reconciliation_symbols,
+        );
+        counter("espalier_reconciliation_bytes", "Bytes of these symbols", &self.reconciliation_bytes);
+        registry.register(
+            "espalier_reconciliation_seconds",
+            "Time from the first symbols of a comparison to its difference, over all completed",
+            self.reconciliation_seconds.clone(),
+        );
+        registry.register(
+            "espalier_reconciled_blocks",
+            "Blocks that were found to differ: claimed and not held, or held and not claimed",
+            self.differences.clone(),
+        );
+    }
+
+    /// A difference was put right.
+    pub(crate) fn reconciled(&self, false_claims: u64, missing: u64) {
+        for (kind, blocks) in [("false_claim", false_claims), ("missing", missing)] {
+            self.differences.get_or_create(&DifferenceLabel { kind }).inc_by(blocks);
+        }
     }
 
     /// A message of an agent arrived.

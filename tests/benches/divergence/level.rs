@@ -1,7 +1,14 @@
 //! How much routers are told.
 
+use std::time::Duration;
+
 use router_core::ReportLevel;
 use worker_agent::translate::Tell;
+
+const OFTEN: Duration = Duration::from_secs(5);
+
+/// The coordinator's default.
+const SELDOM: Duration = Duration::from_secs(60);
 
 /// What corrects a router's predictions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,13 +21,23 @@ pub(crate) enum Level {
     Counts,
     /// The same, and which blocks were removed.
     Removals,
-    /// The same, and which were stored.
+    /// The same, and now and then claims and caches are compared.
+    Reconciled { every: Duration },
+    /// As removals, and which blocks were stored.
     Full,
 }
 
 impl Level {
     /// All of them, from the least to the most that is told.
-    pub(crate) const ALL: [Self; 5] = [Self::None, Self::Responses, Self::Counts, Self::Removals, Self::Full];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::None,
+        Self::Responses,
+        Self::Counts,
+        Self::Removals,
+        Self::Reconciled { every: OFTEN },
+        Self::Reconciled { every: SELDOM },
+        Self::Full,
+    ];
 
     /// As rows name it.
     pub(crate) fn name(self) -> &'static str {
@@ -29,6 +46,8 @@ impl Level {
             Self::Responses => "responses only",
             Self::Counts => "counts",
             Self::Removals => "removals",
+            Self::Reconciled { every: OFTEN } => "reconciled every 5 s",
+            Self::Reconciled { .. } => "reconciled every 60 s",
             Self::Full => "full",
         }
     }
@@ -39,7 +58,7 @@ impl Level {
             Self::None | Self::Responses => None,
             Self::Counts => Some(5.0),
             Self::Removals => Some(1.0),
-            Self::Full => Some(0.5),
+            Self::Reconciled { .. } | Self::Full => Some(0.5),
         }
     }
 
@@ -53,8 +72,16 @@ impl Level {
         match self {
             Self::None | Self::Responses => None,
             Self::Counts => Some(ReportLevel::Counts),
-            Self::Removals => Some(ReportLevel::Removals),
+            Self::Removals | Self::Reconciled { .. } => Some(ReportLevel::Removals),
             Self::Full => Some(ReportLevel::Full),
+        }
+    }
+
+    /// Time between two comparisons of each engine's claims.
+    pub(crate) fn reconciles_every(self) -> Option<Duration> {
+        match self {
+            Self::Reconciled { every } => Some(every),
+            _ => None,
         }
     }
 
@@ -62,7 +89,7 @@ impl Level {
     pub(crate) fn tells(self) -> Option<Tell> {
         match self {
             Self::None | Self::Responses | Self::Counts => None,
-            Self::Removals => Some(Tell::Removals),
+            Self::Removals | Self::Reconciled { .. } => Some(Tell::Removals),
             Self::Full => Some(Tell::All),
         }
     }

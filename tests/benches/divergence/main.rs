@@ -56,12 +56,11 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
 /// One line of figures for each level, for people.
 fn table(measured: &[(Level, Cell)]) -> Vec<String> {
-    let head =
-        "  level              mean %  p99 %  false %  mispredicted/req  hits %  bytes/1k  of ids  us/report";
+    let head = "  level                  mean %  p99 %  false %  mispredicted/req  hits %  bytes/1k  of ids  us/report";
     let line = |(level, cell): &(Level, Cell)| {
         let of = |figure: fn(&Figures) -> f64| median(&cell.iter().map(figure).collect::<Vec<_>>());
         format!(
-            "  {:<17} {:>7.2} {:>6.1} {:>8.2} {:>17.1} {:>7.1} {:>9.1} {:>7.4} {:>10.1}",
+            "  {:<21} {:>7.2} {:>6.1} {:>8.2} {:>17.1} {:>7.1} {:>9.1} {:>7.4} {:>10.1}",
             level.name(),
             of(Figures::divergence_percent),
             of(Figures::divergence_p99_percent),
@@ -102,7 +101,7 @@ fn report(plan: &Plan, name: &str, kind: Kind, measured: &[(Level, Cell)]) {
     }
     let streamed = median(&all(Level::Full, Figures::streamed_bytes_per_1k));
     let streamed = Reference { name: "token ids streamed", value: streamed };
-    for level in [Level::Removals, Level::Full] {
+    for level in Level::ALL.into_iter().filter(|level| level.tells().is_some()) {
         let row = format!("bytes per 1,000 prompt tokens, {name}, {}, beside ids", level.name());
         plan.row(&row, "B", &all(level, Figures::bytes_per_1k), streamed, Better::Less, None);
     }

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use espalier_proto as proto;
 use espalier_proto::agent_message::Message;
+use espalier_proto::coordinator_message;
 use prost::Message as _;
 use router_core::key::{BlockHash, PrefixKey, Unit};
+use router_core::reconcile::{Decoder, Encoder, Progress, Symbol};
 use router_core::{
     AgentReport, BlockRun, Delta, Done, FleetUpdate, InFlight, Incarnation, Introduction, Query,
-    RouteRequest, Router, SessionId, Settings, TargetId, Time, Update, WorkerId, WorkerProfile, Writer,
+    RouteRequest, Router, SessionId, Settings, TargetId, Time, Update, VouchedClaims, WorkerId,
+    WorkerProfile, Writer,
 };
-use worker_agent::translate::{Run, ViewDelta};
+use worker_agent::translate::{BlockView, Run, ViewDelta, runs};
 
 use crate::Error;
 use crate::engine::{CAPACITY_TOKENS, PAGE_TOKENS};
@@ -20,6 +23,9 @@ use crate::level::Level;
 
 /// Bytes of a message's frame: gRPC's five, and the nine of HTTP/2.
 const FRAME_BYTES: u64 = 14;
+
+/// Symbols that a comparison begins with, as the coordinator has it.
+const FIRST_SYMBOLS: u32 = 32;
 
 /// Whatever ends a run.
 pub(crate) type Fault = Box<dyn Error + Send + Sync>;
@@ -82,6 +88,8 @@ impl Side {
                 profile,
                 resume: Vec::new(),
                 units: router_core::Units::TOKENS,
+                reconcile: Vec::new(),
+                reconciles: true,
             };
             let session = SessionId(engine as u64);
             let join = FleetUpdate::Join { agent, session, level, at: start, done: Done::ignore() };
@@ -113,23 +121,75 @@ impl Side {
         if !change.cleared && change.removed.is_empty() && change.stored.is_empty() {
             return Ok(());
         }
+        let delta = self.delta(engine, &change, 0);
+        self.report(engine, AgentReport::Delta { rank: 0, delta }, now)
+    }
+
+    /// The next delta of an engine, which has been sent.
+    fn delta(&mut self, engine: usize, change: &ViewDelta, round: u64) -> Delta {
         let seq = self.next_seq[engine];
         self.next_seq[engine] += 1;
-        self.told(Message::Delta(as_sent(seq, &change)));
+        self.told(Message::Delta(as_sent(seq, change, round)));
         let hashes = |values: &[u64]| values.iter().filter_map(|value| BlockHash::new(*value)).collect();
         let stored = change.stored.iter().map(|Run { parent, hashes: own }| BlockRun {
             parent: BlockHash::new(*parent),
             hashes: hashes(own),
         });
-        let delta = Delta {
+        Delta {
             unit: Unit::Token,
             seq,
             cleared: change.cleared,
             removed: hashes(&change.removed),
             stored: stored.collect(),
             incomplete: false,
+        }
+    }
+
+    /// Compares the claims on an engine with what its agent holds, and corrects them.
+    pub(crate) fn reconcile(&mut self, engine: usize, view: &BlockView, now: Time) -> Result<(), Fault> {
+        let (answer, answered) = mpsc::channel();
+        let done = Done::new(move |claims: Option<VouchedClaims>| drop(answer.send(claims)));
+        let target = TargetId { worker: self.workers[engine], rank: 0 };
+        self.send(Update::Query(Query::Vouched { target, unit: Unit::Token, done }))?;
+        self.turn(now);
+        let Some(claims) = answered.try_recv()? else { return Ok(()) };
+        let round = self.rng.u64(1..);
+        let began = Instant::now();
+        let mut encoder = Encoder::new(round, claims.hashes());
+        let mut encoding = began.elapsed();
+        let mut decoder = Decoder::new(round, encoder.len(), view.hashes().filter_map(BlockHash::new));
+        let mut until = FIRST_SYMBOLS;
+        let found = loop {
+            let first = encoder.made();
+            let began = Instant::now();
+            let symbols = encoder.symbols_to(until);
+            encoding += began.elapsed();
+            self.sketched(round, encoder.len(), first, &symbols);
+            match decoder.take(&symbols)? {
+                Progress::Complete(found) => break found,
+                Progress::More { symbols } => until = symbols,
+            }
+            let unit = proto::KeyUnit::Token.into();
+            self.told(Message::MoreSymbols(proto::MoreSymbols { rank: 0, unit, round, until }));
         };
-        self.report(engine, AgentReport::Delta { rank: 0, delta }, now)
+        self.report_us += encoding.as_secs_f64() * 1e6;
+        let parent = |hash: &BlockHash| view.parent_of_held(hash.get());
+        let removed = found.theirs.iter().map(|hash| hash.get()).collect();
+        let held = found.ours.iter().filter_map(|hash| Some((parent(hash)?, hash.get())));
+        let change = ViewDelta { cleared: false, removed, stored: runs(held.collect()) };
+        let delta = self.delta(engine, &change, round);
+        self.report(engine, AgentReport::Reconciled { rank: 0, as_of: claims.as_of, delta }, now)
+    }
+
+    /// What a router sends of its sketch is as much traffic as what it is told.
+    fn sketched(&mut self, round: u64, blocks: u64, first: u32, symbols: &[Symbol]) {
+        let mut bytes = Vec::new();
+        symbols.iter().for_each(|symbol| symbol.write(&mut bytes));
+        let unit = proto::KeyUnit::Token.into();
+        let symbols = proto::Symbols { rank: 0, unit, round, blocks, first, symbols: bytes };
+        let message = coordinator_message::Message::Symbols(symbols);
+        let message = proto::CoordinatorMessage { message: Some(message) };
+        self.bytes += message.encoded_len() as u64 + FRAME_BYTES;
     }
 
     /// An agent that may have had nothing to say says that it is there. Load is told more often than that, and for its own sake.
@@ -181,7 +241,7 @@ impl Side {
     }
 }
 
-fn as_sent(seq: u64, change: &ViewDelta) -> proto::Delta {
+fn as_sent(seq: u64, change: &ViewDelta, round: u64) -> proto::Delta {
     let run = |run: &Run| proto::BlockRun { parent: run.parent, hashes: run.hashes.clone() };
     proto::Delta {
         rank: 0,
@@ -191,6 +251,7 @@ fn as_sent(seq: u64, change: &ViewDelta) -> proto::Delta {
         stored: change.stored.iter().map(run).collect(),
         unit: proto::KeyUnit::Token.into(),
         incomplete: false,
+        reconciles: round,
     }
 }
 

@@ -46,6 +46,7 @@ enum Event {
     Report,
     Alive,
     Sample,
+    Reconcile,
 }
 
 /// A request at an engine.
@@ -97,6 +98,9 @@ pub(crate) fn run(setting: Setting) -> Result<Figures, Fault> {
     for event in [Event::Arrival, Event::Report, Event::Alive, Event::Sample] {
         world.after(Duration::ZERO, event);
     }
+    if let Some(every) = setting.level.reconciles_every() {
+        world.after(every, Event::Reconcile);
+    }
     while let Some(Reverse((at, event))) = world.events.pop() {
         world.now = at;
         world.happen(event)?;
@@ -136,6 +140,12 @@ impl World {
                 self.sample()?;
                 if !over {
                     self.after(SAMPLE_EVERY, event);
+                }
+            }
+            Event::Reconcile => {
+                self.reconcile()?;
+                if let Some(every) = self.setting.level.reconciles_every().filter(|_| !over) {
+                    self.after(every, event);
                 }
             }
         }
@@ -219,6 +229,18 @@ impl World {
         for (number, engine) in self.engines.iter_mut().enumerate() {
             for (view, side) in engine.views.iter_mut().zip(&mut self.sides) {
                 side.changed(number, view.take_delta(), now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn reconcile(&mut self) -> Result<(), Fault> {
+        // All that has changed is told before what a comparison finds.
+        self.report()?;
+        let now = as_time(self.now);
+        for (number, engine) in self.engines.iter_mut().enumerate() {
+            for (view, side) in engine.views.iter_mut().zip(&mut self.sides) {
+                side.reconcile(number, view, now)?;
             }
         }
         Ok(())

@@ -6,6 +6,7 @@
 
 mod convert;
 mod outbox;
+mod reconcile;
 mod stream;
 mod terms;
 mod writer;
@@ -14,13 +15,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::lock;
 use crate::config::{Level, Settings};
 use crate::engine::{Health, Life, Request};
+use convert::SymbolBatch;
 use outbox::{Limits, Outbox};
 use stream::{End, SessionError};
 
@@ -62,6 +64,10 @@ struct Desk {
     outboxes: Vec<Outbox>,
     /// The level the router asked for.
     wanted: Level,
+    /// Symbols that came and were not looked at yet: of a rank and unit the latest.
+    symbols: Vec<SymbolBatch>,
+    /// Symbols have come.
+    came: Arc<Notify>,
 }
 
 /// What happened on the way to one router.
@@ -77,8 +83,16 @@ pub(crate) struct RouterCounters {
     pub(crate) resyncs: AtomicU64,
     pub(crate) resumed: AtomicU64,
     pub(crate) overflows: AtomicU64,
+    pub(crate) reconciliations: AtomicU64,
     /// The level that is really served; `None` while no session is open.
     pub(crate) level: Mutex<Option<Level>>,
+}
+
+impl RouterCounters {
+    fn count(&self, message: &convert::Outgoing) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(message.len() as u64, Ordering::Relaxed);
+    }
 }
 
 impl Link {
@@ -90,7 +104,8 @@ impl Link {
         shutdown: CancellationToken,
     ) -> Self {
         let url = settings.routers[index].clone();
-        let desk = Desk { outboxes: Vec::new(), wanted: settings.config.report_level };
+        let wanted = settings.config.report_level;
+        let desk = Desk { outboxes: Vec::new(), wanted, symbols: Vec::new(), came: Arc::default() };
         let desk = Arc::new(Mutex::new(desk));
         Self { index, url, settings, engine, counters, shutdown, memory: None, desk }
     }
@@ -168,8 +183,18 @@ impl Link {
 }
 
 impl Desk {
+    /// Symbols have come; those of an unknown rank are of no use.
+    fn put(&mut self, batch: SymbolBatch) {
+        self.symbols.retain(|other| (other.rank, other.unit) != (batch.rank, batch.unit));
+        if (batch.rank as usize) < self.outboxes.len() {
+            self.symbols.push(batch);
+            self.came.notify_one();
+        }
+    }
+
     /// Clears the desk of what an earlier life was told; what the router wants stays.
     fn begin_life(&mut self, ranks: usize, limits: Limits) {
+        self.symbols.clear();
         self.outboxes.truncate(ranks);
         self.outboxes.iter_mut().for_each(Outbox::begin_life);
         self.outboxes.resize_with(ranks, || Outbox::new(limits));

@@ -86,7 +86,11 @@ impl Link {
         tracing::info!(router = self.url, level = ?terms.level, refused = terms.refused, "a session is open");
 
         let desk = Arc::clone(&self.desk);
-        lock(&desk).wanted = terms.level.min(max_level);
+        {
+            let mut desk = lock(&desk);
+            desk.wanted = terms.level.min(max_level);
+            desk.symbols.clear();
+        }
         let counters = Arc::clone(&self.counters);
         let writer = Writer::new(self, life, terms, max_level, out);
         tokio::select! {
@@ -160,6 +164,7 @@ async fn read(inbound: &mut Inbound, desk: &Mutex<Desk>, counters: &RouterCounte
                 }
             }
             Incoming::Level(level) => desk.wanted = level,
+            Incoming::Symbols(batch) => desk.put(batch),
             Incoming::Welcome(_) => tracing::warn!("a second Welcome was ignored"),
             Incoming::Unknown => {}
         }

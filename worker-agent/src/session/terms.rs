@@ -26,6 +26,8 @@ pub(super) struct Terms {
     /// Why key spaces were refused; for people.
     pub(super) refused: String,
     pub(super) resume: Vec<ResumePoint>,
+    /// Ranks that begin with a delta, to be compared.
+    pub(super) reconcile: Vec<u32>,
 }
 
 impl Terms {
@@ -53,6 +55,7 @@ impl Terms {
             spaces,
             refused: refused.join("; "),
             resume: welcome.resume,
+            reconcile: welcome.reconcile,
         }
     }
 }
@@ -127,8 +130,14 @@ mod tests {
     }
 
     fn terms(key_spaces: Vec<WantedSpace>) -> Terms {
-        let welcome =
-            Welcome { lease_ms: 0, batch_interval_ms: 0, level: Level::Full, key_spaces, resume: Vec::new() };
+        let welcome = Welcome {
+            lease_ms: 0,
+            batch_interval_ms: 0,
+            level: Level::Full,
+            key_spaces,
+            resume: Vec::new(),
+            reconcile: Vec::new(),
+        };
         Terms::new(welcome, 16, Some("there is no tokenizer"))
     }
 
@@ -144,8 +153,14 @@ mod tests {
         let (text, token) = (wanted(Some(Unit::Text), 64), wanted(Some(Unit::Token), 16));
         let both = text.fingerprint.wrapping_add(token.fingerprint);
         let key_spaces = vec![text.clone(), token, text];
-        let welcome =
-            Welcome { lease_ms: 0, batch_interval_ms: 0, level: Level::Full, key_spaces, resume: Vec::new() };
+        let welcome = Welcome {
+            lease_ms: 0,
+            batch_interval_ms: 0,
+            level: Level::Full,
+            key_spaces,
+            resume: Vec::new(),
+            reconcile: Vec::new(),
+        };
         let terms = Terms::new(welcome, 16, None);
         assert_eq!((terms.spaces.len(), terms.fingerprint(), &*terms.refused), (2, Some(both), ""));
     }
@@ -176,6 +191,7 @@ mod tests {
                 level: Level::Counts,
                 key_spaces: Vec::new(),
                 resume: Vec::new(),
+                reconcile: Vec::new(),
             };
             let terms = Terms::new(welcome, 16, None);
             assert!(3 * (terms.renewal() + terms.tick()) <= terms.lease, "{lease_ms} {batch_interval_ms}");

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::convert::{Completeness, Outgoing};
+use super::reconcile::Rounds;
 use super::stream::{End, SessionError};
 use super::terms::Terms;
 use super::{Desk, Link, RouterCounters, convert};
@@ -16,26 +17,28 @@ use crate::cache::lock;
 use crate::config::Level;
 use crate::engine::{Health, Life};
 use crate::mirror::{Doubt, Mirror};
-use crate::translate::{BlockView, Tell, TranslateError, runs};
+use crate::translate::{BlockView, Tell, TranslateError, ViewDelta, runs};
 
 /// Time without changes after which a rank's set is described once more.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// The outgoing half of a session.
 pub(super) struct Writer<'a> {
-    index: usize,
-    terms: Terms,
+    pub(super) index: usize,
+    pub(super) terms: Terms,
     max_level: Level,
     counts_interval: Duration,
-    counters: Arc<RouterCounters>,
+    pub(super) counters: Arc<RouterCounters>,
     lives: watch::Receiver<Option<Arc<Life>>>,
     health: watch::Receiver<Health>,
-    life: Arc<Life>,
+    pub(super) life: Arc<Life>,
     link: &'a mut Link,
-    desk: Arc<Mutex<Desk>>,
+    pub(super) desk: Arc<Mutex<Desk>>,
     /// The level that is really served; `None` until that is decided.
     level: Option<Level>,
     ranks: Vec<Reported>,
+    /// Comparisons under way.
+    pub(super) rounds: Rounds,
     loads_due: Instant,
     out: mpsc::Sender<Outgoing>,
 }
@@ -88,6 +91,7 @@ impl<'a> Writer<'a> {
             link,
             desk,
             level: None,
+            rounds: Rounds::default(),
             loads_due: Instant::now(),
             out,
         }
@@ -102,9 +106,11 @@ impl<'a> Writer<'a> {
         let mut timer = tokio::time::interval(self.terms.tick());
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flush_due = Instant::now();
+        let came = Arc::clone(&lock(&self.desk).came);
         loop {
             tokio::select! {
                 _ = timer.tick() => {}
+                () = came.notified() => {}
                 changed = self.lives.changed() => if changed.is_err() { return Ok(End::Shutdown) },
                 changed = self.health.changed() => {
                     if changed.is_err() {
@@ -117,6 +123,7 @@ impl<'a> Writer<'a> {
                 return Ok(End::EngineChanged);
             }
             self.apply_level();
+            self.compare().await?;
             let now = Instant::now();
             if now >= flush_due {
                 flush_due = now + self.terms.batch_interval;
@@ -144,6 +151,8 @@ impl<'a> Writer<'a> {
         self.life = present;
         self.link.remember(&self.life);
         self.level = None;
+        self.rounds = Rounds::default();
+        self.terms.reconcile.clear();
         self.ranks = self.life.ranks.iter().map(|_| Reported::default()).collect();
         self.report_health(self.life.incarnation).await?;
         Ok(true)
@@ -225,7 +234,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Sends what changed of one rank, or all of it.
-    async fn flush(&mut self, rank: usize) -> Result<(), SessionError> {
+    pub(super) async fn flush(&mut self, rank: usize) -> Result<(), SessionError> {
         match self.plan(rank) {
             Plan::Nothing => return Ok(()),
             Plan::Deltas(deltas) => {
@@ -249,7 +258,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn plan(&self, rank: usize) -> Plan {
+    fn plan(&mut self, rank: usize) -> Plan {
         let state = &self.life.ranks[rank];
         if self.level <= Some(Level::Counts) || !state.is_synced() {
             return Plan::Nothing;
@@ -261,6 +270,13 @@ impl<'a> Writer<'a> {
         let views = cache.views(self.index);
         if views.is_empty() {
             return Plan::Nothing;
+        }
+        if outbox.owes_baseline() && self.rounds.may_begin(rank as u32, &self.terms.reconcile) {
+            outbox.tell_incomplete(incomplete);
+            views.iter_mut().for_each(BlockView::count_as_told);
+            let (seq, unit) = (outbox.begin_baseline(), views[0].space().unit());
+            let begin = convert::reconciled((rank as u32, unit), seq, ViewDelta::default(), incomplete, 0);
+            return Plan::Deltas(begin.into_iter().collect());
         }
         if outbox.owes_baseline() {
             outbox.tell_incomplete(incomplete);
@@ -372,15 +388,8 @@ impl<'a> Writer<'a> {
         self.send(convert::state(&health, incarnation, reason)).await
     }
 
-    async fn send(&self, message: Outgoing) -> Result<(), SessionError> {
+    pub(super) async fn send(&self, message: Outgoing) -> Result<(), SessionError> {
         self.counters.count(&message);
         self.out.send(message).await.map_err(|_| SessionError::Closed)
-    }
-}
-
-impl RouterCounters {
-    pub(super) fn count(&self, message: &Outgoing) {
-        self.messages.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(message.len() as u64, Ordering::Relaxed);
     }
 }

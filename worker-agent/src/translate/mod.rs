@@ -181,6 +181,16 @@ impl BlockView {
         self.held == 0
     }
 
+    /// All blocks held, in no order.
+    pub fn hashes(&self) -> impl Iterator<Item = u64> + '_ {
+        self.blocks.iter().filter(|(_, block)| block.pages > 0).map(|(hash, _)| *hash)
+    }
+
+    /// The block before one that is held, zero where a prompt begins; `None` if it is not held.
+    pub fn parent_of_held(&self, hash: u64) -> Option<u64> {
+        self.blocks.get(&hash).filter(|block| block.pages > 0).map(|block| block.parent)
+    }
+
     /// The wrapping sums of the low 16 bits of all hashes held, by their top 8 bits.
     pub fn buckets(&self) -> &[u16; BUCKETS] {
         &self.buckets
@@ -231,8 +241,8 @@ impl BlockView {
         delta
     }
 
-    /// Takes all blocks held, each with its parent, in no order; from now on they and nothing else count as told.
-    pub fn take_baseline(&mut self) -> Vec<(u64, u64)> {
+    /// All blocks held count as told, and nothing else.
+    pub fn count_as_told(&mut self) {
         self.cleared = false;
         self.queue.clear();
         self.blocks.retain(|_, block| {
@@ -241,6 +251,11 @@ impl BlockView {
             block.pages > 0
         });
         self.told = self.held;
+    }
+
+    /// Takes all blocks held, each with its parent, in no order; from now on they and nothing else count as told.
+    pub fn take_baseline(&mut self) -> Vec<(u64, u64)> {
+        self.count_as_told();
         self.blocks.iter().map(|(hash, block)| (block.parent, *hash)).collect()
     }
 

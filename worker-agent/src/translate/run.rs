@@ -1,5 +1,7 @@
 //! Blocks as runs: consecutive ones of one prompt, in prompt order.
 
+use rustc_hash::FxHashSet;
+
 /// Consecutive blocks of one prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -9,9 +11,11 @@ pub struct Run {
     pub hashes: Vec<u64>,
 }
 
-/// Orders blocks, given with their parents, into runs: parents before children, a run as long as it gets.
+/// Orders blocks, given with their parents, into runs: parents before children, a run as long as it gets. What begins no prompt and
+/// has no parent among the blocks begins a run too.
 pub fn runs(mut blocks: Vec<(u64, u64)>) -> Vec<Run> {
     blocks.sort_unstable();
+    let given: FxHashSet<u64> = blocks.iter().map(|(_, hash)| *hash).collect();
     let children = |parent: u64| {
         let start = blocks.partition_point(|block| block.0 < parent);
         let end = start + blocks[start..].partition_point(|block| block.0 == parent);
@@ -19,7 +23,8 @@ pub fn runs(mut blocks: Vec<(u64, u64)>) -> Vec<Run> {
     };
     let mut out: Vec<Run> = Vec::new();
     // Blocks to begin a run with; the newest first keeps the list short.
-    let mut heads: Vec<usize> = children(0).collect();
+    let begins = |block: &(usize, &(u64, u64))| !given.contains(&block.1.0);
+    let mut heads: Vec<usize> = blocks.iter().enumerate().filter(begins).map(|(at, _)| at).collect();
     while let Some(head) = heads.pop() {
         let (parent, hash) = blocks[head];
         let mut run = Run { parent, hashes: vec![hash] };

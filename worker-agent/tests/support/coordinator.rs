@@ -235,6 +235,7 @@ impl Book {
                     Err(broken) => self.violate(broken),
                 }
             }
+            Said::MoreSymbols(_) => self.violate("symbols were asked for that were never sent"),
             Said::Counts(counts) => self.counts.push(counts),
             Said::Load(load) => self.loads.push(load),
             Said::State(state) => {
@@ -420,6 +421,7 @@ impl Shared {
             level: self.wishes.level.into(),
             batch_interval_ms: 10,
             resume,
+            reconcile: Vec::new(),
         }
     }
 

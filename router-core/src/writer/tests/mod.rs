@@ -2,6 +2,7 @@
 
 mod addressed;
 mod fleet;
+mod reconciled;
 mod sessions;
 
 use std::sync::mpsc;
@@ -104,7 +105,8 @@ impl Story {
     }
 
     fn consider(&mut self, agent: Introduction) -> Result<Vec<(u32, u64)>, JoinError> {
-        self.ask(|done| Update::Fleet(FleetUpdate::Consider { agent, done }))
+        let considered = self.ask(|done| Update::Fleet(FleetUpdate::Consider { agent, done }));
+        considered.map(|considered| considered.resume)
     }
 
     /// The agent of a registered worker, with nothing new to say about its engine.
@@ -113,7 +115,15 @@ impl Story {
         let worker = snapshot.fleet.workers.iter().find(|known| known.id == worker).unwrap();
         let (url, profile) = (worker.url.clone(), worker.profile.clone());
         let units = Units::TOKENS;
-        Introduction { url, incarnation: Incarnation(incarnation), profile, resume, units }
+        Introduction {
+            url,
+            incarnation: Incarnation(incarnation),
+            profile,
+            resume,
+            reconcile: Vec::new(),
+            units,
+            reconciles: false,
+        }
     }
 
     fn baseline(&mut self, worker: WorkerId, session: u64, seq: u64, stored: Vec<BlockRun>) -> Vec<Notice> {

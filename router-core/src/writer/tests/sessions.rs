@@ -171,7 +171,7 @@ fn an_agent_that_is_refused_leaves_no_trace() {
     assert_eq!((fleet.workers.len(), fleet.targets.len()), (1, 1));
     assert!(fleet.workers[0].agent.is_some(), "the good session goes on");
     let newer = Introduction { profile, ..story.introduction(worker, 10, Vec::new()) };
-    assert_eq!(story.join_as(newer, 4), Ok(Joined { worker, resumed: Vec::new() }));
+    assert_eq!(story.join_as(newer, 4), Ok(Joined { worker, resumed: Vec::new(), unreconciled: Vec::new() }));
     assert_eq!(story.router.snapshot().fleet.targets.len(), 2);
 }
 

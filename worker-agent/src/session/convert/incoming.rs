@@ -21,8 +21,22 @@ pub(in crate::session) enum Incoming {
         reason: String,
     },
     Level(Level),
+    Symbols(SymbolBatch),
     /// From a newer coordinator.
     Unknown,
+}
+
+/// Symbols of the blocks that the coordinator claims for a rank.
+#[derive(Clone, Debug)]
+pub(in crate::session) struct SymbolBatch {
+    pub(in crate::session) rank: u32,
+    pub(in crate::session) unit: Unit,
+    pub(in crate::session) round: u64,
+    /// Blocks claimed.
+    pub(in crate::session) blocks: u64,
+    /// Number of the first symbol.
+    pub(in crate::session) first: u32,
+    pub(in crate::session) bytes: Vec<u8>,
 }
 
 /// The answer to Hello, not yet checked.
@@ -33,6 +47,8 @@ pub(in crate::session) struct Welcome {
     pub(in crate::session) level: Level,
     pub(in crate::session) key_spaces: Vec<WantedSpace>,
     pub(in crate::session) resume: Vec<ResumePoint>,
+    /// Ranks that begin with a delta, to be compared.
+    pub(in crate::session) reconcile: Vec<u32>,
 }
 
 /// A key space that a coordinator wants reports in.
@@ -60,6 +76,17 @@ pub(super) fn incoming(message: Option<Message>) -> Incoming {
         Some(Message::Ack(ack)) => Incoming::Ack { rank: ack.rank, seq: ack.seq },
         Some(Message::Resync(resync)) => Incoming::Resync { rank: resync.rank, reason: resync.reason },
         Some(Message::SetReportLevel(set)) => Incoming::Level(from_level(set.level())),
+        Some(Message::Symbols(symbols)) => match unit(symbols.unit()) {
+            Some(unit) => Incoming::Symbols(SymbolBatch {
+                rank: symbols.rank,
+                unit,
+                round: symbols.round,
+                blocks: symbols.blocks,
+                first: symbols.first,
+                bytes: symbols.symbols,
+            }),
+            None => Incoming::Unknown,
+        },
         None => Incoming::Unknown,
     }
 }
@@ -77,21 +104,25 @@ fn welcome(said: proto::Welcome) -> Welcome {
         level,
         key_spaces: said.key_spaces.into_iter().map(wanted_space).collect(),
         resume: said.resume.into_iter().map(point).collect(),
+        reconcile: said.reconcile,
     }
 }
 
 fn wanted_space(said: proto::KeySpace) -> WantedSpace {
-    let unit = match said.unit() {
-        proto::KeyUnit::Token => Some(Unit::Token),
-        proto::KeyUnit::Text => Some(Unit::Text),
-        proto::KeyUnit::Unspecified => None,
-    };
     WantedSpace {
-        unit,
+        unit: unit(said.unit()),
         block_size: said.block_size,
         scheme: said.scheme,
         seed: said.seed,
         fingerprint: said.fingerprint,
+    }
+}
+
+fn unit(said: proto::KeyUnit) -> Option<Unit> {
+    match said {
+        proto::KeyUnit::Token => Some(Unit::Token),
+        proto::KeyUnit::Text => Some(Unit::Text),
+        proto::KeyUnit::Unspecified => None,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::config::Level;
 use crate::engine::{EngineRole, Eviction, Health, Life, LoadReading, State};
 use crate::translate::{BlockView, Run, ViewDelta};
 pub(super) use call::{Inbound, open, outdated};
-pub(super) use incoming::{Incoming, ResumePoint, WantedSpace, Welcome};
+pub(super) use incoming::{Incoming, ResumePoint, SymbolBatch, WantedSpace, Welcome};
 
 /// Most bytes of hashes in one message, so that it stays under 1 MiB whatever else it carries.
 const MAX_PART_BYTES: usize = 900_000;
@@ -23,6 +23,9 @@ const HASH_BYTES: usize = 8;
 
 /// Version of the protocol spoken here.
 const PROTOCOL_VERSION: u32 = 1;
+
+/// Version of the sketches that are decoded here.
+const SKETCH_VERSION: u32 = 1;
 
 /// A message to a coordinator.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -80,6 +83,7 @@ pub(super) fn hello(life: &Life, worker_url: &str, max_level: Level, resume: Vec
         units: life.units().map(|unit| to_unit(unit).into()).collect(),
         max_level: to_level(max_level).into(),
         resume: resume.into_iter().map(point).collect(),
+        sketch_version: SKETCH_VERSION,
         agent: concat!("worker-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
     }))
 }
@@ -134,7 +138,7 @@ pub(super) fn deltas(
     let mut out = Vec::new();
     let mut push = |cleared, removed: Vec<u64>, stored: Vec<BlockRun>| {
         let (seq, unit) = (next_seq(), to_unit(unit).into());
-        let delta = proto::Delta { rank, seq, cleared, removed, stored, unit, incomplete };
+        let delta = proto::Delta { rank, seq, cleared, removed, stored, unit, incomplete, reconciles: 0 };
         out.push((seq, wrap(Message::Delta(delta))));
     };
     let ViewDelta { mut cleared, mut removed, stored } = change;
@@ -150,6 +154,29 @@ pub(super) fn deltas(
         push(cleared, removed, Vec::new());
     }
     out
+}
+
+/// What a comparison has found, in one message; `None` if it does not fit into one. `round`: the comparison, or zero for none.
+pub(super) fn reconciled(
+    (rank, unit): (u32, Unit),
+    seq: u64,
+    change: ViewDelta,
+    incomplete: bool,
+    round: u64,
+) -> Option<Outgoing> {
+    let ViewDelta { cleared, removed, stored } = change;
+    let mut stored = parts(stored, removed.len() * HASH_BYTES);
+    if stored.len() > 1 || removed.len() * HASH_BYTES > MAX_PART_BYTES {
+        return None;
+    }
+    let (stored, unit) = (stored.pop().unwrap_or_default(), to_unit(unit).into());
+    let delta = proto::Delta { rank, seq, cleared, removed, stored, unit, incomplete, reconciles: round };
+    Some(wrap(Message::Delta(delta)))
+}
+
+/// More symbols of a round are needed.
+pub(super) fn more_symbols((rank, unit): (u32, Unit), round: u64, until: u32) -> Outgoing {
+    wrap(Message::MoreSymbols(proto::MoreSymbols { rank, unit: to_unit(unit).into(), round, until }))
 }
 
 /// Everything held, as the parts of one baseline; at least one.
