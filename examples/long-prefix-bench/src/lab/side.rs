@@ -117,6 +117,8 @@ impl Side {
             profile: profile.clone(),
             resume: Vec::new(),
             units: Units::TOKENS,
+            reconcile: Vec::new(),
+            reconciles: false,
         };
         let (session, level, at) = (SessionId(engine as u64), ReportLevel::Full, as_time(Duration::ZERO));
         self.send(Update::Fleet(FleetUpdate::Join { agent, session, level, at, done: Done::ignore() }))?;
