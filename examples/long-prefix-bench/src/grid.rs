@@ -1,5 +1,6 @@
 //! Which cells are run: workloads × cache pressure κ × load ρ × fleet size.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::workload::{Draft, Pattern, Trace, TraceError, draft, load};
@@ -128,13 +129,9 @@ fn full() -> Vec<Plan> {
         let cliff = Plan::generated(Pattern::Cliff, 1.0, 0.5, 8, 4_000);
         cells.push(Plan { capacity: Capacity::LiveContext(live), ..cliff });
     }
-    let mut seen = Vec::new();
-    cells.retain(|plan| {
-        !seen.contains(plan) && {
-            seen.push(*plan);
-            true
-        }
-    });
+    // The middle of a surface has been named before.
+    let mut seen = HashSet::new();
+    cells.retain(|plan| seen.insert(plan.id()));
     cells
 }
 
@@ -191,8 +188,6 @@ impl Workload {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[test]

@@ -346,11 +346,21 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Each memory once, however many engines share it.
+    fn memories(&self) -> impl Iterator<Item = &Rc<RefCell<Memory>>> {
+        let of = |engine: &Engine| Rc::as_ptr(engine.memory());
+        let engines = self.engines.iter().enumerate();
+        let first = move |(number, engine): &(usize, &Engine)| {
+            !self.engines[..*number].iter().any(|other| of(other) == of(engine))
+        };
+        engines.filter(first).map(|(_, engine)| engine.memory())
+    }
+
     fn replication(&self) -> f64 {
         let mut distinct = FxHashSet::default();
         let mut copies = 0;
-        for engine in &self.engines {
-            let memory = engine.memory().borrow();
+        for memory in self.memories() {
+            let memory = memory.borrow();
             copies += memory.cached_blocks();
             memory.collect(&mut distinct);
         }
@@ -358,8 +368,8 @@ impl World<'_> {
     }
 
     fn ended(mut self) -> Outcome {
-        let memories = self.engines.iter().map(|engine| engine.memory().borrow().evicted_blocks());
-        self.outcome.evicted_tokens = memories.sum::<u64>() * BLOCK_TOKENS as u64;
+        let evicted: u64 = self.memories().map(|memory| memory.borrow().evicted_blocks()).sum();
+        self.outcome.evicted_tokens = evicted * BLOCK_TOKENS as u64;
         self.outcome.retracted = self.engines.iter().map(|engine| engine.totals().retracted).sum();
         self.outcome
     }
@@ -434,6 +444,7 @@ mod tests {
         let (infinite, pooled, blind) = (hits("infinite cache"), hits("pooled cache"), hits("round_robin"));
         assert!(infinite >= pooled && pooled > blind, "{infinite} {pooled} {blind}");
         let (traffic, outcome) = outcome(Pattern::Chat, "infinite cache", tokens);
+        assert_eq!(outcome.replication, 1.0, "a block in one cache is there once");
         let replayed: usize = Accesses::new(&traffic.requests).infinite().iter().sum();
         let found = cached(&outcome);
         let difference = found.abs_diff(replayed) as f64 / replayed as f64;
