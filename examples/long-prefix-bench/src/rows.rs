@@ -49,7 +49,7 @@ pub fn rows(report: &Report) -> Result<Vec<String>, serde_json::Error> {
                 ratio: figure(best) / figure(ours),
                 target: None,
                 met: None,
-                min: 1.0,
+                min: ours.least,
                 max: ours.worst,
                 runs: report.cells.iter().filter(|cell| of(cell)).map(|cell| cell.seeds.len()).sum(),
             });

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use long_prefix_bench::grid::Suite;
+use long_prefix_bench::grid::{Capacity, Plan, Suite};
 use long_prefix_bench::report::{CompareError, TRACKS, cells, compare, page, regrets, standings};
 use long_prefix_bench::result::{Report, ResultError};
 use long_prefix_bench::rows::rows;
@@ -32,6 +32,18 @@ fn smoke() -> &'static Report {
 fn the_number_of_threads_changes_nothing() {
     let of = |threads| serde_json::to_string(&run(threads, 2)).unwrap();
     assert!(of(1) == of(3), "the documents differ");
+}
+
+#[test]
+fn cells_that_come_to_the_same_count_once() {
+    let mut plans = Suite::Smoke.cells(None);
+    plans.truncate(1);
+    // Both ask for less than an engine's least size.
+    plans.push(Plan { capacity: Capacity::Kappa(0.01), ..plans[0] });
+    let job = Job { suite: "smoke", cells: &plans, traces: None, seeds: 1, threads: 1 };
+    let report = job.run(&|| ()).unwrap();
+    assert_eq!(report.cells.len(), 1);
+    assert_eq!(report.cells[0].id, plans[0].id());
 }
 
 #[test]

@@ -45,7 +45,8 @@ pub fn page(report: &Report) -> String {
     );
     body.push_str("<h2>Standing</h2><p class=\"soft\">Regret: mean TTFT relative to the best router of the cell. There is no single \
         score: look at the mean, the worst cell, and how often it is close. η: share of the hits that pooling all caches would win over round \
-        robin.</p>");
+        robin. SLO: requests whose first token came within 1 s or 4 times the time alone, and the others \
+        every 50 ms or faster.</p>");
     TRACKS.iter().for_each(|(track, of)| standing(&mut body, track, &regrets(report, of)));
     let _ = write!(
         body,
@@ -69,7 +70,7 @@ fn standing(body: &mut String, track: &str, rows: &[Regret]) {
     }
     let _ = write!(
         body,
-        "<div class=\"wide\"><table><tr><th>{track}</th><th>geo. mean</th><th>worst</th><th>within 10 %</th><th>within 2×</th><th>η</th>\
+        "<div class=\"wide\"><table><tr><th>{track}</th><th>geo. mean</th><th>worst</th><th>within 10 %</th><th>within 2×</th><th>η</th><th>SLO %</th>\
          <th>÷ round_robin (95 %)</th><th class=\"text\">worst cell</th></tr>"
     );
     let least = rows.iter().map(|row| row.mean).fold(f64::INFINITY, f64::min);
@@ -81,13 +82,14 @@ fn standing(body: &mut String, track: &str, rows: &[Regret]) {
         let efficiency = row.efficiency.map_or_else(|| "–".to_owned(), |share| format!("{share:.2}"));
         let _ = write!(
             body,
-            "<tr><td>{}</td><td{best}>{:.2}</td><td>{:.1}</td><td>{:.0} %</td><td>{:.0} %</td><td>{efficiency}</td><td>{beside}</td>\
+            "<tr><td>{}</td><td{best}>{:.2}</td><td>{:.1}</td><td>{:.0} %</td><td>{:.0} %</td><td>{efficiency}</td><td>{:.1}</td><td>{beside}</td>\
              <td class=\"text\">{}</td></tr>",
             escaped(&row.contestant),
             row.mean,
             row.worst,
             100.0 * row.within_tenth,
             100.0 * row.within_twice,
+            100.0 * row.slo_share,
             escaped(&row.worst_cell),
         );
     }

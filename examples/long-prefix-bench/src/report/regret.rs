@@ -18,6 +18,8 @@ pub struct Regret {
     pub contestant: String,
     /// Geometric mean over cells.
     pub mean: f64,
+    /// The best cell's.
+    pub least: f64,
     /// The worst cell's.
     pub worst: f64,
     /// Which cell that is.
@@ -30,6 +32,8 @@ pub struct Regret {
     pub beside_round_robin: Option<Ratio>,
     /// Mean over cells of the share of what pooling wins.
     pub efficiency: Option<f64>,
+    /// Mean over cells of the share of requests that met both objectives.
+    pub slo_share: f64,
 }
 
 /// Of every router, over the cells that `of` accepts; empty without such cells.
@@ -51,15 +55,19 @@ fn regret(report: &Report, cells: &[&Cell], name: &str) -> Regret {
     let worst = each.iter().max_by(|a, b| a.0.total_cmp(&b.0)).copied().unwrap_or((1.0, ""));
     let within =
         |most: f64| ratios.iter().filter(|ratio| **ratio <= most).count() as f64 / ratios.len().max(1) as f64;
+    let runs = cells.iter().filter_map(|cell| cell.run(name));
+    let shares: Vec<f64> = runs.map(|run| run.mean(|of| of.slo_share)).collect();
     let efficiencies: Vec<f64> = cells.iter().filter_map(|cell| cell.efficiency(name)).collect();
     Regret {
         contestant: name.to_owned(),
         mean: geometric_mean(&ratios),
+        least: ratios.iter().copied().fold(worst.0, f64::min),
         worst: worst.0,
         worst_cell: worst.1.to_owned(),
         within_tenth: within(1.1),
         within_twice: within(2.0),
         beside_round_robin: beside(cells, name, "round_robin"),
+        slo_share: crate::stats::mean(&shares),
         efficiency: (!efficiencies.is_empty()).then(|| crate::stats::mean(&efficiencies)),
     }
 }

@@ -188,7 +188,7 @@ pub(super) fn number(value: f64) -> String {
         size if size >= 100.0 || (size - size.round()).abs() < 1e-9 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         size if size >= 0.1 => format!("{value:.2}").trim_end_matches('0').to_owned(),
-        _ => format!("{value:.3}"),
+        _ => format!("{value:.3}").trim_end_matches('0').to_owned(),
     }
 }
 

@@ -17,8 +17,8 @@ pub fn standings(report: &Report) -> String {
         let _ = writeln!(text, "Mean TTFT relative to the best router of the cell: {track}, {cells} cells");
         let _ = writeln!(
             text,
-            "{:<24}{:>8}{:>9}{:>10}{:>8}{:>8}  {:<26}worst cell",
-            "router", "geo.mean", "worst", "≤ 10 %", "≤ 2×", "η", "÷ round_robin (95 %)"
+            "{:<24}{:>8}{:>9}{:>10}{:>8}{:>8}{:>8}  {:<26}worst cell",
+            "router", "geo.mean", "worst", "≤ 10 %", "≤ 2×", "η", "SLO %", "÷ round_robin (95 %)"
         );
         rows.iter().for_each(|row| standing(&mut text, row));
         text.push('\n');
@@ -33,13 +33,14 @@ fn standing(text: &mut String, row: &Regret) {
     let efficiency = row.efficiency.map_or_else(|| "–".to_owned(), |share| format!("{share:.2}"));
     let _ = writeln!(
         text,
-        "{:<24}{:>8.2}{:>9.1}{:>9.0}%{:>7.0}%{:>8}  {beside:<26}{}",
+        "{:<24}{:>8.2}{:>9.1}{:>9.0}%{:>7.0}%{:>8}{:>8.1}  {beside:<26}{}",
         row.contestant,
         row.mean,
         row.worst,
         100.0 * row.within_tenth,
         100.0 * row.within_twice,
         efficiency,
+        100.0 * row.slo_share,
         row.worst_cell,
     );
 }

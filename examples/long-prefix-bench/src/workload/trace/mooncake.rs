@@ -18,7 +18,7 @@ use crate::sequence::Hasher;
 /// Tokens in a block of the trace.
 const BLOCK: usize = 512;
 
-/// The trace's clock ticks so coarsely; requests of one tick are spread over it.
+/// The trace's clock ticks so coarsely; requests of one tick are spread over it by chance, in their order.
 const TICK_MS: f64 = 3_000.0;
 
 /// Requests that may end at a block which a session goes on from.
@@ -50,7 +50,7 @@ pub(super) fn read(text: &Text, most: usize, seed: u64) -> Result<Draft, TraceEr
         return Err(text.empty());
     }
     rows.sort_by_key(|row| row.timestamp);
-    let times = spread(&rows);
+    let times = spread(&rows, seed);
     let end = times.last().copied().unwrap_or(0.0).max(1.0);
     let sessions = sessions(&rows);
     let lens: Vec<usize> = sessions.iter().map(Vec::len).collect();
@@ -76,12 +76,17 @@ fn turn(hasher: &Hasher, row: &Row, not_before: f64, rng: &mut fastrand::Rng) ->
 }
 
 /// Milliseconds after the first tick, the requests of each tick spread over it.
-fn spread(rows: &[Row]) -> Vec<f64> {
+fn spread(rows: &[Row], seed: u64) -> Vec<f64> {
+    let mut rng = fastrand::Rng::with_seed(seed);
     let first = rows.first().map_or(0, |row| row.timestamp);
     let ticks = rows.chunk_by(|a, b| a.timestamp == b.timestamp);
     let times = ticks.flat_map(|tick| {
-        let step = TICK_MS / tick.len() as f64;
-        tick.iter().enumerate().map(move |(nth, row)| (row.timestamp - first) as f64 + nth as f64 * step)
+        let mut within: Vec<f64> = tick.iter().map(|_| rng.f64() * TICK_MS).collect();
+        within.sort_unstable_by(f64::total_cmp);
+        tick.iter()
+            .zip(within)
+            .map(|(row, within)| (row.timestamp - first) as f64 + within)
+            .collect::<Vec<_>>()
     });
     times.collect()
 }
@@ -143,7 +148,12 @@ mod tests {
     #[test]
     fn ticks_are_spread() {
         let row = |timestamp| Row { timestamp, input_length: 1, output_length: 1, hash_ids: vec![1] };
-        assert_eq!(spread(&[row(3_000), row(3_000), row(6_000)]), [0.0, 1_500.0, 3_000.0]);
+        let rows = [row(3_000), row(3_000), row(6_000)];
+        let times = spread(&rows, 1);
+        assert!(times.is_sorted(), "{times:?}");
+        assert!(times[1] < TICK_MS && times[2] >= TICK_MS && times[2] < 2.0 * TICK_MS, "{times:?}");
+        assert_eq!(times, spread(&rows, 1));
+        assert_ne!(times, spread(&rows, 2));
     }
 
     #[test]
