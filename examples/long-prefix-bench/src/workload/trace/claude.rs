@@ -83,8 +83,8 @@ enum Fault {
     NoRequests,
     #[error("request {number}: {blocks} blocks in runs for {tokens} tokens; a block has {BLOCK}")]
     Blocks { number: usize, blocks: usize, tokens: usize },
-    #[error("request {0}: think is not a time")]
-    Think(usize),
+    #[error("request {number}: {name} is not a time")]
+    Time { number: usize, name: &'static str },
     #[error("a sub-agent comes after request {after} of {requests}")]
     After { after: usize, requests: usize },
 }
@@ -103,13 +103,16 @@ fn check(session: &Session) -> Result<(), Fault> {
     }
     let rows = session.requests.iter().chain(session.subagents.iter().flat_map(|agent| &agent.requests));
     for (number, row) in rows.enumerate() {
-        let (blocks, tokens) = (row.runs.iter().map(|(_, count)| count).sum::<usize>(), row.input);
+        let blocks = row.runs.iter().fold(0_usize, |blocks, (_, count)| blocks.saturating_add(*count));
+        let tokens = row.input;
         // A last block that is not full may have an id or not.
         if tokens == 0 || !(tokens / BLOCK..=tokens.div_ceil(BLOCK)).contains(&blocks) {
             return Err(Fault::Blocks { number, blocks, tokens });
         }
-        if !(row.think.is_finite() && row.think >= 0.0) {
-            return Err(Fault::Think(number));
+        for (name, seconds) in [("think", row.think), ("api", row.api)] {
+            if !(seconds.is_finite() && seconds >= 0.0) {
+                return Err(Fault::Time { number, name });
+            }
         }
     }
     Ok(())
@@ -198,6 +201,7 @@ mod tests {
         assert!(error(&line().replace(":64,", ":16,")).contains("line 1: block_size is 16"));
         assert!(error(&line().replace("\"after\":0", "\"after\":2")).contains("after request 2 of 2"));
         assert!(error(&line().replace("700.0", "-1")).contains("request 1: think is not a time"));
+        assert!(error(&line().replace("5.0", "-5.0")).contains("request 0: api is not a time"));
         assert!(error("{}").contains("line 1: missing field"));
     }
 }
