@@ -16,7 +16,7 @@ use crate::update::{Observation, Traffic, TrafficEvent, Update, UpdateSender};
 ///
 /// There is no other way to learn a target's address, so nothing can be sent uncounted. Dropping it ends the request: if no
 /// first token had been seen, as a failure that undoes the claims its decision made. Report what happens with
-/// [`first_token`](Self::first_token), [`usage`](Self::usage) and [`complete`](Self::complete).
+/// [`first_token`](Self::first_token), [`usage`](Self::usage), [`generated`](Self::generated) and [`complete`](Self::complete).
 #[must_use = "dropping it ends the request as failed"]
 #[derive(Debug)]
 pub struct InFlight {
@@ -204,6 +204,13 @@ impl InFlight {
         }));
     }
 
+    /// What was generated: the target holds it as it holds the prompt. `key` is the prompt's with all that was generated but the last
+    /// token, which no engine computes on. At most once a request, when the answer is complete.
+    pub fn generated(&mut self, key: PrefixKey, now: Time) {
+        self.first_token(now);
+        self.tell_of(key, TrafficEvent::Answered { at: now });
+    }
+
     /// The response is complete.
     pub fn complete(mut self, now: Time) {
         // An answer without a visible first token has been prefilled all the same.
@@ -211,14 +218,20 @@ impl InFlight {
     }
 
     fn tell(&self, event: TrafficEvent) {
-        let (Some(updates), Some(key)) = (&self.updates, &self.routed.key) else { return };
+        if let Some(key) = &self.routed.key {
+            self.tell_of(key.clone(), event);
+        }
+    }
+
+    fn tell_of(&self, key: PrefixKey, event: TrafficEvent) {
+        let Some(updates) = &self.updates else { return };
         // A full queue refuses and counts; the claim is then not made, or lapses by its lease: less is claimed, not more.
         updates.offer(Update::Traffic(Traffic {
             target: self.target,
             slot: self.slot,
             tenure: self.tenure,
             ordinal: self.routed.ordinal,
-            key: key.clone(),
+            key,
             decided_at: self.routed.decided_at,
             event,
         }));

@@ -66,6 +66,8 @@ pub(crate) enum TrafficEvent {
     Undone,
     /// The response said how much was cached.
     Observed(Observation),
+    /// The answer is complete: the target holds the blocks of the key, which are the prompt's and those of the answer.
+    Answered { at: Time },
 }
 
 /// What a response said, beside what had been expected.

@@ -2,6 +2,7 @@
 
 mod admission;
 mod api;
+mod claims;
 mod faults;
 mod pools;
 
@@ -13,6 +14,7 @@ use router_http::{Secret, SecretProblem};
 
 pub use self::admission::AdmissionArgs;
 pub use self::api::ApiArgs;
+pub use self::claims::ClaimArgs;
 pub use self::faults::FaultConfig;
 pub use self::pools::PoolConfig;
 pub(crate) use self::pools::PoolMember;
@@ -150,6 +152,9 @@ pub struct RouterConfig {
     /// Time after which a predicted claim lapses that nothing has confirmed, in seconds
     #[arg(long, env = "ESPALIER_PREDICTED_TTL_SECS", default_value_t = 600.0)]
     pub predicted_ttl_secs: f64,
+    /// Sources of claims.
+    #[command(flatten)]
+    pub claims: ClaimArgs,
     /// Tokens in a block of the index
     #[arg(long, env = "ESPALIER_BLOCK_SIZE", default_value_t = 64)]
     pub block_size: u32,

@@ -30,8 +30,8 @@ mod worker_url;
 mod writer_thread;
 
 pub use config::{
-    AdmissionArgs, ApiArgs, ConfigError, ConfigErrors, FaultConfig, LevelName, PolicyName, PoolConfig,
-    RouterConfig,
+    AdmissionArgs, ApiArgs, ClaimArgs, ConfigError, ConfigErrors, FaultConfig, LevelName, PolicyName,
+    PoolConfig, RouterConfig,
 };
 pub use start::{RunningRouter, StartError, start};
 pub use telemetry::{Telemetry, TelemetryError, init as init_telemetry};

@@ -20,6 +20,8 @@ pub(crate) fn core(config: &RouterConfig) -> Result<Settings, ConfigError> {
         text_space: space(Unit::Text, config.text_block_size),
         policy: config.policy_config(),
         accept_any_model: config.accept_any_model,
+        predict: !config.claims.disable_prediction,
+        correct_from_responses: !config.claims.disable_response_correction,
         predicted_ttl: Duration::from_secs_f64(config.predicted_ttl_secs),
         stale_after: config.lease(),
         default_capacity_tokens: config.default_capacity_tokens,

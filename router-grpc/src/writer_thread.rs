@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use router_core::{Notice, Writer};
 use router_http::Clock;
@@ -43,17 +43,13 @@ impl WriterThread {
         let told = stop.clone();
         let work = move || {
             let watch = Watch { told: told.clone(), died: Some(died) };
-            let mut turned = Instant::now();
             while !told.load(Relaxed) && writer.wait(IDLE) {
-                // Under load a turn takes in what many requests have said. Woken for each, this thread would take the core from
-                // the next one, and waking it would cost the one before.
-                if let Some(rest) = interval.checked_sub(turned.elapsed()) {
-                    std::thread::park_timeout(rest);
-                }
-                turned = Instant::now();
                 for notice in writer.turn(clock.now()) {
                     listeners.hand_out(notice);
                 }
+                // Under load a turn takes in what many requests have said. Waiting for each, this thread would take the core from the
+                // next one, and waking it would cost the one before.
+                std::thread::park_timeout(interval);
             }
             drop(watch);
         };

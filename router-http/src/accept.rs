@@ -1,24 +1,21 @@
-//! One thread's connections: accepts them and serves HTTP/1.1 and h2c on them.
+//! One thread's connections: accepts them and serves HTTP/1.1, or HTTP/2 where the client begins with it.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::HeaderValue;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::DataPlaneConfig;
+use crate::http2;
 use crate::metrics::HttpMetrics;
 use crate::service::Service;
+use crate::wire::server::{Connection, End};
 
 /// See the module.
 #[derive(Debug)]
@@ -36,11 +33,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 impl Accepting {
     /// Serves until `shutdown`, then finishes what is in flight, for at most the configured grace.
     pub(crate) async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
-        let graceful = GracefulShutdown::new();
-        let mut http = auto::Builder::new(TokioExecutor::new());
-        let patience = self.config.header_timeout;
-        http.http1().timer(TokioTimer::new()).header_read_timeout(patience).pipeline_flush(true);
-        http.http2().timer(TokioTimer::new()).keep_alive_interval(patience).keep_alive_timeout(patience);
+        // Closed once no connection has its end any more.
+        let (open, mut all_closed) = mpsc::channel::<Infallible>(1);
         let mut beside = JoinSet::new();
         beside.spawn(self.service.keep_house());
         loop {
@@ -61,56 +55,42 @@ impl Accepting {
                 self.metrics.connections_refused.inc();
                 continue;
             };
-            let connection = self.connection(&http, &graceful, stream, client);
+            let connection = self.connection(stream, client, shutdown.clone());
+            let open = open.clone();
             tokio::spawn(async move {
-                let _permit = permit;
+                let _held = (permit, open);
                 connection.await;
             });
         }
-        drop(listener);
-        if tokio::time::timeout(self.config.shutdown_grace, graceful.shutdown()).await.is_err() {
+        drop((listener, open));
+        if tokio::time::timeout(self.config.shutdown_grace, all_closed.recv()).await.is_err() {
             tracing::warn!("connections were still open when the grace of the shutdown ended");
         }
     }
 
     fn connection(
         &self,
-        http: &auto::Builder<TokioExecutor>,
-        graceful: &GracefulShutdown,
         stream: TcpStream,
         client: SocketAddr,
+        shutdown: CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<> {
         let _ = stream.set_nodelay(true);
-        let service = self.service.clone();
-        let began = Arc::new(AtomicBool::new(false));
-        let first = began.clone();
         let client = HeaderValue::try_from(client.ip().to_string()).ok();
-        let service = service_fn(move |request| {
-            first.store(true, Relaxed);
-            let (service, client) = (service.clone(), client.clone());
-            async move { Ok::<_, Infallible>(service.serve(request, client).await) }
-        });
-        let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
-        let patience = self.config.header_timeout;
-        // The protocol's own timers begin once it is known which protocol it is.
-        let silent = async move {
-            tokio::time::sleep(patience).await;
-            if began.load(Relaxed) {
-                std::future::pending().await
-            }
-        };
+        let (service, patience) = (self.service.clone(), self.config.header_timeout);
         let metrics = self.metrics.clone();
         async move {
             metrics.connections.inc();
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    // It concerns its client alone; what was in flight has been counted.
-                    tracing::debug!(%error, "a client's connection broke");
-                },
-                () = silent => {
-                    metrics.connections_silent.inc();
+            let connection =
+                Connection::new(stream, client.clone(), service.clone(), patience, shutdown.clone());
+            let silent = match connection.serve().await {
+                End::Closed => false,
+                End::Silent => true,
+                End::Http2(stream, begun) => {
+                    http2::serve(stream, begun, client, service, patience, shutdown).await
                 }
+            };
+            if silent {
+                metrics.connections_silent.inc();
             }
             metrics.connections.dec();
         }

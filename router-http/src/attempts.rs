@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
-use hyper::body::Frame;
 use router_core::{FaultKind, InFlight, Pair, RouteError, RouteRequest, WorkerId, WorkerState};
 
 use crate::admission::{Admission, Granted};
@@ -126,7 +126,7 @@ async fn try_at(
         let request = (&arrived.method, &arrived.path);
         let asks = wanted.asks_usage && in_flight.worker().profile.usage_on_request == Some(true);
         let body = if asks { stream_usage::asking(&arrived.body) } else { arrived.body.clone() };
-        let headers = arrived.headers.clone();
+        let headers = &arrived.headers;
         let response = plane.upstream.send(in_flight, request, headers, body, pin_rank).await?;
         let answered = begin(plane, arrived, response).await?;
         Ok(Answered { asked_usage: asks, ..answered })

@@ -22,6 +22,7 @@ use crate::metrics::Outcome;
 use crate::stream_usage::Withheld;
 use crate::upstream::WorkerBody;
 use crate::usage::UsageSearch;
+use crate::wire::client::{BrokenOff, Link};
 
 /// A response body of the data plane.
 #[derive(Debug)]
@@ -46,8 +47,10 @@ pub(crate) struct Passing {
     withheld: Option<Withheld>,
     on_break: OnBreak,
     idle_timeout: Option<Duration>,
-    /// Runs from the first silence on.
+    /// Runs from the first silence on, and is only set anew when it rings too early.
     idle: Option<Pin<Box<Sleep>>>,
+    /// When something came last, once [`idle`](Self::idle) runs.
+    heard: Option<Instant>,
     /// Runs from the request's head on.
     deadline: Option<Pin<Box<Sleep>>>,
     ended: bool,
@@ -78,7 +81,7 @@ enum OnBreak {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BrokenBody {
     #[error("the worker broke off its answer: {0}")]
-    Broken(#[from] hyper::Error),
+    Broken(#[from] BrokenOff),
     #[error("the worker was silent for {} s in the middle of its answer", .0.as_secs())]
     Silent(Duration),
     #[error("the answer was not complete within the time that the request was given")]
@@ -133,6 +136,26 @@ impl Body {
     }
 }
 
+/// What a connection goes on as once it is no HTTP any more.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) link: Link,
+    pub(crate) exchange: Exchange,
+    /// Longest silence in both directions.
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Body {
+    /// What is left of an answer that changes the protocol: its connection. `None` if it is no such answer.
+    pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
+        let Kind::Passing(passing) = self.0 else { return None };
+        let Passing { inner, exchange, idle_timeout, deadline, .. } = *passing;
+        let deadline = deadline.map(|sleep| sleep.deadline());
+        Some(Tunnel { link: inner.into_link()?, exchange, idle_timeout, deadline })
+    }
+}
+
 impl Passing {
     fn new(
         inner: WorkerBody,
@@ -153,6 +176,7 @@ impl Passing {
             on_break,
             idle_timeout,
             idle: None,
+            heard: None,
             deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
             ended: false,
             broken: None,
@@ -241,8 +265,8 @@ impl Passing {
                 self.exchange.used(usage);
             }
         }
-        if let (Some(timeout), Some(sleep)) = (self.idle_timeout, &mut self.idle) {
-            sleep.as_mut().reset(tokio::time::Instant::now() + timeout);
+        if self.idle.is_some() {
+            self.heard = Some(Instant::now());
         }
         self.end_if_complete();
         match &mut self.withheld {
@@ -262,7 +286,14 @@ impl Passing {
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<BrokenBody> {
         let Some(timeout) = self.idle_timeout else { return Poll::Pending };
         let sleep = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        sleep.as_mut().poll(context).map(|()| BrokenBody::Silent(timeout))
+        while sleep.as_mut().poll(context).is_ready() {
+            let due = self.heard.map_or(sleep.deadline(), |heard| heard + timeout);
+            if Instant::now() >= due {
+                return Poll::Ready(BrokenBody::Silent(timeout));
+            }
+            sleep.as_mut().reset(due);
+        }
+        Poll::Pending
     }
 
     /// The worker's answer ends too early. A stream says so in an event, after the end of whatever was cut; any other body

@@ -8,6 +8,8 @@ use serde_json::json;
 
 use crate::body::Body;
 use crate::decode::DecodeError;
+use crate::wire::chunked::ChunkError;
+use crate::wire::head::HeadError;
 
 /// Why a request was not answered by a worker.
 #[derive(Debug, thiserror::Error)]
@@ -20,14 +22,16 @@ pub(crate) enum Failure {
     TooLarge { limit: usize },
     #[error("the request body broke off")]
     BodyBroken,
+    #[error("the request's chunks are malformed: {0}")]
+    Chunks(ChunkError),
+    #[error("the request's head is refused: {0}")]
+    Head(HeadError),
+    #[error("the head of a request did not come within {seconds} s")]
+    HeadSilent { seconds: u64 },
     #[error("nothing more of the request body came within {seconds} s")]
     UploadSilent { seconds: u64 },
     #[error("CONNECT is not served: requests are routed here, not tunnelled")]
     Tunnel,
-    #[error(
-        "upgrades of the connection, to WebSocket for example, are not passed on yet; connect to a worker itself for this route"
-    )]
-    Upgrade,
     #[error("the API key is missing or wrong; send `Authorization: Bearer KEY`")]
     Unauthorized,
     #[error(
@@ -60,6 +64,8 @@ pub(crate) enum Failure {
     Unreachable(String),
     #[error("the worker closed the connection before it answered")]
     Lost,
+    #[error("the worker's answer is not HTTP/1.1 as it must be: {0}")]
+    Malformed(HeadError),
     #[error("x-request-timeout must be seconds, like 2.5, or have the unit ms, s or m, and be at most a day")]
     RequestTimeout,
     #[error("the answer was not there within {seconds} s, the time that the request was given")]
@@ -124,9 +130,14 @@ impl Failure {
             Self::Decode(_) => (400, "invalid_field", Client, None),
             Self::TooLarge { .. } => (413, "body_too_large", Client, None),
             Self::BodyBroken => (400, "body_broken", Client, None),
+            Self::Chunks(_) => (400, "malformed_chunks", Client, None),
+            Self::Head(error) => {
+                let (status, code) = error.verdict();
+                (status, code, Client, None)
+            }
+            Self::HeadSilent { .. } => (408, "head_timeout", Client, None),
             Self::UploadSilent { .. } => (408, "body_timeout", Client, None),
             Self::Tunnel => (405, "connect_not_served", Client, None),
-            Self::Upgrade => (501, "upgrade_not_served", Router, None),
             Self::Unauthorized => (401, "invalid_api_key", Client, None),
             Self::NotAdmin => (401, "invalid_admin_api_key", Client, None),
             Self::UnknownWorker => (404, "unknown_worker", Client, None),
@@ -152,6 +163,7 @@ impl Failure {
             Self::Tenant { .. } => (400, "invalid_tenant", Client, None),
             Self::Unreachable(_) => (502, "worker_unreachable", Worker, Some(1)),
             Self::Lost => (502, "worker_lost", Worker, None),
+            Self::Malformed(_) => (502, "worker_malformed", Worker, None),
             Self::RequestTimeout => (400, "invalid_request_timeout", Client, None),
             Self::Deadline { .. } => (504, "deadline_exceeded", Worker, None),
             Self::Slow { .. } => (504, "worker_timeout", Worker, None),

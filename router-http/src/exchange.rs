@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use router_core::policy::Reason;
 use router_core::{FaultKind, InFlight, Time, Usage};
 
 use crate::clock::Clock;
+use crate::decided::Decided;
 use crate::decode::RouteKind;
 use crate::faults;
+use crate::generated::Generated;
 use crate::learn::Learning;
 use crate::metrics::{HttpMetrics, Outcome, ThreadMetrics};
 use crate::pd::PrefillLeg;
@@ -44,6 +46,8 @@ pub(crate) struct Exchange {
     rid: Option<(Arc<Rids>, Arc<str>)>,
     noted: Option<Noted>,
     learning: Option<Box<Learning>>,
+    /// What is generated will be claimed as the prompt is.
+    generated: Option<Box<Generated>>,
     ended: bool,
 }
 
@@ -52,16 +56,6 @@ pub(crate) struct Exchange {
 pub(crate) struct Aside {
     in_flight: InFlight,
     decided: Option<Decided>,
-}
-
-#[derive(Clone, Debug)]
-struct Decided {
-    worker: Arc<str>,
-    rank: u32,
-    reason: Reason,
-    predicted_tokens: u64,
-    /// The worker and rank that prefill, if they are others.
-    prefill: Option<(Arc<str>, u32)>,
 }
 
 /// How a stream begins that is an error.
@@ -97,6 +91,7 @@ impl Exchange {
             rid: None,
             noted: None,
             learning: None,
+            generated: None,
             ended: false,
         }
     }
@@ -109,6 +104,11 @@ impl Exchange {
     /// Its answer teaches where what it names is kept.
     pub(crate) fn learns(&mut self, learning: Learning) {
         self.learning = Some(Box::new(learning));
+    }
+
+    /// What its answer generates is cached where it is generated.
+    pub(crate) fn claims(&mut self, generated: Option<Box<Generated>>) {
+        self.generated = generated;
     }
 
     pub(crate) fn route(&self) -> RouteKind {
@@ -221,17 +221,8 @@ impl Exchange {
     /// Says in the answer's headers what was decided.
     pub(crate) fn describe(&self, headers: &mut HeaderMap) {
         let Some(decided) = &self.decided else { return };
-        if let Ok(worker) = HeaderValue::from_str(&decided.worker) {
-            headers.insert("x-espalier-worker", worker);
-        }
-        headers.insert("x-espalier-dp-rank", HeaderValue::from(decided.rank));
-        headers.insert("x-espalier-predicted-tokens", HeaderValue::from(decided.predicted_tokens));
+        decided.describe(headers);
         headers.insert(crate::headers::REQUEST_ID, self.request_id.clone());
-        let Some((prefill, rank)) = &decided.prefill else { return };
-        if let Ok(worker) = HeaderValue::from_str(prefill) {
-            headers.insert("x-espalier-prefill-worker", worker);
-        }
-        headers.insert("x-espalier-prefill-dp-rank", HeaderValue::from(*rank));
     }
 
     /// The worker answers. `streaming`: with server-sent events.
@@ -241,7 +232,7 @@ impl Exchange {
     }
 
     /// Data of the answer passed.
-    pub(crate) fn passed(&mut self, data: &[u8]) {
+    pub(crate) fn passed(&mut self, data: &Bytes) {
         // SGLang refuses a stream with status 200 and an error as its first event: nothing was prefilled for it.
         let begins = !std::mem::replace(&mut self.begun, true);
         self.refused_in_stream |= begins && self.streaming && data.starts_with(ERROR_EVENT);
@@ -251,6 +242,9 @@ impl Exchange {
             && !self.refused_in_stream
         {
             learning.look(data, in_flight.target(), self.clock.now(), &self.metrics.families);
+        }
+        if let Some(generated) = &mut self.generated {
+            generated.look(data, self.streaming);
         }
         if begins && self.streaming && self.status.is_success() && !self.refused_in_stream {
             if self.ttft.is_none() {
@@ -293,11 +287,17 @@ impl Exchange {
             return;
         }
         self.noted = None;
-        if let Some(in_flight) = self.in_flight.take() {
+        if let Some(mut in_flight) = self.in_flight.take() {
             self.families().in_flight.dec();
             // An error of the worker has prefilled nothing.
             if outcome == Outcome::Answered {
-                in_flight.complete(self.clock.now());
+                let now = self.clock.now();
+                // Of a pair only one holds it, and is not chosen by what it holds.
+                let generated = self.generated.take().filter(|_| self.prefill.is_none());
+                if let Some(key) = generated.and_then(|generated| generated.key()) {
+                    in_flight.generated(key, now);
+                }
+                in_flight.complete(now);
             }
         }
         if let Some(prefill) = self.prefill.take()
@@ -319,6 +319,11 @@ impl Exchange {
         self.end(outcome);
     }
 
+    /// The tunnel that the answer opened has ended.
+    pub(crate) fn tunnelled(mut self) {
+        self.complete();
+    }
+
     /// The worker broke off in the middle.
     pub(crate) fn broke(&mut self) {
         self.families().stream_breaks.inc();
@@ -326,7 +331,9 @@ impl Exchange {
     }
 
     /// Another worker goes on with it.
-    pub(crate) fn continued(&self) {
+    pub(crate) fn continued(&mut self) {
+        // What was generated before is part of a prompt now, and nobody's answer.
+        self.generated = None;
         self.families().streams_continued.inc();
     }
 

@@ -62,6 +62,12 @@ pub(crate) fn to_worker(
     }
 }
 
+/// Says that the connection is to go on with another protocol.
+pub(crate) fn offer_upgrade(headers: &mut HeaderMap, protocols: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocols);
+}
+
 /// Puts a client after those that it speaks for.
 fn forwarded_for(headers: &mut HeaderMap, client: &HeaderValue) {
     // Several lines of one name are one list (RFC 9110 §5.2).
@@ -83,7 +89,8 @@ fn forwarded_for(headers: &mut HeaderMap, client: &HeaderValue) {
 pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
     let given = headers.get(REQUEST_ID).filter(|id| id.to_str().is_ok());
     let given = given.filter(|id| !id.is_empty() && id.len() <= MOST_ID_BYTES);
-    given.cloned().unwrap_or_else(new_id)
+    // Copied: it is kept for as long as the answer takes, and would keep all that was read with it.
+    given.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()).unwrap_or_else(new_id)
 }
 
 /// 32 hexadecimal digits.

@@ -23,13 +23,18 @@ mod clock;
 mod config;
 mod continuation;
 mod deadline;
+mod decided;
 mod error;
 mod events;
 mod exchange;
 mod faults;
 mod fleet;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+mod generated;
 mod headers;
 mod housekeeping;
+mod http2;
 mod kept;
 mod key;
 mod learn;
@@ -46,6 +51,7 @@ mod shared;
 mod stream_usage;
 mod upstream;
 mod usage;
+mod wire;
 
 pub use admission::AdmissionConfig;
 pub use budget::RetryConfig;

@@ -1,6 +1,6 @@
 //! What the router answers by itself: routes about itself, and what no worker could answer through it.
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use router_core::{Router, WorkerState};
 
@@ -39,26 +39,32 @@ fn alive(alive: bool) -> StatusCode {
     if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// Refuses what would make the connection a tunnel.
-pub(crate) fn refuse_tunnels<B>(request: &Request<B>) -> Result<(), Failure> {
-    if *request.method() == Method::CONNECT {
-        return Err(Failure::Tunnel);
-    }
-    if upgrades(request.headers()) { Err(Failure::Upgrade) } else { Ok(()) }
+/// Refuses to connect clients with anyone.
+pub(crate) fn refuse_connect(method: &Method) -> Result<(), Failure> {
+    if *method == Method::CONNECT { Err(Failure::Tunnel) } else { Ok(()) }
 }
 
-/// Whether a client asks for another protocol on its connection. HTTP/2 is not one: it is spoken here, and a client that offers
-/// it this way goes on with HTTP/1.1 when it is ignored.
-fn upgrades(headers: &HeaderMap) -> bool {
-    let asks = |list: header::GetAll<'_, HeaderValue>, wanted: &dyn Fn(&str) -> bool| {
-        let lines = list.iter().filter_map(|line| line.to_str().ok());
-        lines.flat_map(|line| line.split(',')).any(|word| wanted(word.trim()))
-    };
-    let other = |protocol: &str| {
-        !protocol.is_empty() && !["h2c", "h2", "HTTP/2.0"].iter().any(|h2| protocol.eq_ignore_ascii_case(h2))
-    };
-    asks(headers.get_all(header::CONNECTION), &|word| word.eq_ignore_ascii_case("upgrade"))
-        && asks(headers.get_all(header::UPGRADE), &other)
+/// The other protocols that a client would go on with on its connection. HTTP/2 is not one: it is spoken here, and a client that
+/// offers it this way goes on with HTTP/1.1 when it is ignored. So does one that offers anything with a request for a change.
+pub(crate) fn upgrade_of<B>(request: &Request<B>) -> Option<HeaderValue> {
+    if *request.method() != Method::GET || request.version() != Version::HTTP_11 {
+        return None;
+    }
+    let headers = request.headers();
+    let named = words(headers.get_all(header::CONNECTION)).any(|word| word.eq_ignore_ascii_case("upgrade"));
+    if !named {
+        return None;
+    }
+    let is_http2 =
+        |protocol: &str| ["h2c", "h2", "HTTP/2.0"].iter().any(|h2| protocol.eq_ignore_ascii_case(h2));
+    let others = words(headers.get_all(header::UPGRADE)).filter(|word| !word.is_empty() && !is_http2(word));
+    let others = others.collect::<Vec<_>>().join(", ");
+    if others.is_empty() { None } else { HeaderValue::try_from(others).ok() }
+}
+
+/// What several lines of one list have in them.
+fn words(lines: header::GetAll<'_, HeaderValue>) -> impl Iterator<Item = &str> {
+    lines.into_iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim)
 }
 
 #[cfg(test)]
@@ -67,14 +73,18 @@ mod tests {
 
     #[test]
     fn only_another_protocol_is_an_upgrade() {
-        let asked = |connection: &'static str, upgrade: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::CONNECTION, HeaderValue::from_static(connection));
-            headers.insert(header::UPGRADE, HeaderValue::from_static(upgrade));
-            upgrades(&headers)
+        let asked = |method: Method, connection: &'static str, upgrade: &'static str| {
+            let mut request = Request::new(());
+            *request.method_mut() = method;
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static(connection));
+            request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(upgrade));
+            upgrade_of(&request)
         };
-        assert!(asked("keep-alive, Upgrade", "websocket"));
-        assert!(!asked("Upgrade, HTTP2-Settings", "h2c"));
-        assert!(!asked("keep-alive", "websocket"), "a header that nothing names is not an offer");
+        let get = |connection, upgrade| asked(Method::GET, connection, upgrade);
+        assert_eq!(get("keep-alive, Upgrade", "websocket").unwrap(), "websocket");
+        assert_eq!(get("upgrade", "h2c, a/1,b").unwrap(), "a/1, b");
+        assert_eq!(get("Upgrade, HTTP2-Settings", "h2c"), None);
+        assert_eq!(get("keep-alive", "websocket"), None, "a header that nothing names is not an offer");
+        assert_eq!(asked(Method::POST, "upgrade", "websocket"), None);
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
+use http::header::UPGRADE;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use opentelemetry::global;
 use router_core::{Router, WorkerId};
 use tokio::sync::Notify;
@@ -29,6 +29,7 @@ use crate::decode::{self, RouteKind};
 use crate::error::{Failure, Shape};
 use crate::exchange::Exchange;
 use crate::fleet;
+use crate::generated::Generated;
 use crate::headers::{self, HeaderExtractor, HeaderInjector};
 use crate::housekeeping::keep_house;
 use crate::kept::Place;
@@ -36,10 +37,11 @@ use crate::learn::{Learning, What};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
 use crate::own;
 use crate::pd::{self, Served};
-use crate::receive;
+use crate::receive::{self, Inbound};
 use crate::route::{self, Handling, Route};
 use crate::shared::Shared;
 use crate::upstream::Upstream;
+use crate::wire;
 
 /// Serves the requests of one thread. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -112,7 +114,7 @@ impl Service {
     /// `client`: its address, as a header names it.
     pub(crate) async fn serve(
         self,
-        request: Request<Incoming>,
+        request: Request<Inbound>,
         client: Option<HeaderValue>,
     ) -> Response<Body> {
         let path = addressee::plain_path(request.uri());
@@ -139,7 +141,7 @@ impl Service {
     async fn answer(
         self,
         route: &'static Route,
-        request: Request<Incoming>,
+        request: Request<Inbound>,
         client: Option<HeaderValue>,
     ) -> Response<Body> {
         let plane = &self.plane;
@@ -158,15 +160,24 @@ impl Service {
                 response
             }
             Err(failure) => {
-                let mut response = failure.response(shape);
+                let mut response = self.fail(&failure, shape);
                 response.headers_mut().insert(headers::REQUEST_ID, exchange.request_id().clone());
-                let verdict = failure.verdict();
-                let labels = FailureLabels { code: verdict.code, source: verdict.source.name() };
-                plane.metrics.families.failures.get_or_create(&labels).inc();
                 exchange.refused(response.status());
                 response
             }
         }
+    }
+
+    /// The answer to what is no request.
+    pub(crate) fn refuse(&self, failure: &Failure) -> Response<Body> {
+        self.fail(failure, Shape::Native)
+    }
+
+    fn fail(&self, failure: &Failure, shape: Shape) -> Response<Body> {
+        let verdict = failure.verdict();
+        let labels = FailureLabels { code: verdict.code, source: verdict.source.name() };
+        self.plane.metrics.families.failures.get_or_create(&labels).inc();
+        failure.response(shape)
     }
 
     /// The head of a worker's answer, with what is told of its decision, and until when the rest of it must be there; or the answer
@@ -174,14 +185,15 @@ impl Service {
     async fn exchange(
         &self,
         route: &'static Route,
-        request: Request<Incoming>,
+        request: Request<Inbound>,
         client: Option<HeaderValue>,
         exchange: &mut Exchange,
     ) -> Result<Reply, Failure> {
         let plane = &*self.plane;
         let arrived_at = tokio::time::Instant::now();
         self.authorize(route, request.method(), request.headers())?;
-        own::refuse_tunnels(&request)?;
+        own::refuse_connect(request.method())?;
+        let upgrade = own::upgrade_of(&request);
         let mut arrived = self.receive(route.kind(), request).await?;
         let own = deadline::take(&mut arrived.headers)?;
         let standing = Standing::take(&mut arrived.headers, &plane.config.admission.tenant_header)?;
@@ -197,6 +209,9 @@ impl Service {
         if let Handling::Many(concern) = route.handling {
             return fleet::answer(&self.plane, route, concern, arrived, only).await.map(Reply::Joined);
         }
+        if let Some(protocols) = upgrade {
+            headers::offer_upgrade(&mut arrived.headers, protocols);
+        }
         let began = Instant::now();
         let mut wanted = self.decide_by(route, &mut arrived, only, exchange)?;
         wanted.standing = standing;
@@ -206,15 +221,17 @@ impl Service {
         let answer = self.answer_one(&arrived, &mut wanted, began, exchange);
         let Some(given) = own.or(plane.config.request_timeout) else {
             let answered = answer.await?;
-            let continuation = self.continuation(route, &arrived, &wanted, &answered);
+            let continuation = Continuation::of(self, route, &arrived, &wanted, &answered);
+            wire::head::give_back(arrived.headers);
             return Ok(Reply::Passing { answered, deadline: None, continuation });
         };
         let deadline = arrived_at + given;
         let answered = tokio::time::timeout_at(deadline, answer).await;
         let answered = answered.map_err(|_| Failure::Deadline { seconds: given.as_secs_f64() })??;
-        // A stream that has begun goes on for as long as it says something, unless its client itself said how long.
-        let bound = own.is_some() || !is_stream(answered.response.headers());
-        let continuation = self.continuation(route, &arrived, &wanted, &answered);
+        // A stream or tunnel that has begun goes on for as long as it says something, unless its client itself said how long.
+        let goes_on = is_stream(answered.response.headers()) || is_tunnel(&answered);
+        let bound = own.is_some() || !goes_on;
+        let continuation = Continuation::of(self, route, &arrived, &wanted, &answered);
         Ok(Reply::Passing { answered, deadline: bound.then_some(deadline), continuation })
     }
 
@@ -236,23 +253,6 @@ impl Service {
             }
         }
         attempts::answer(&self.plane, arrived, wanted, &[], decided, began, exchange).await
-    }
-
-    /// How a stream goes on if its worker is lost, where that was asked for and can be done.
-    fn continuation(
-        &self,
-        route: &'static Route,
-        arrived: &Arrived,
-        wanted: &Wanted,
-        answered: &Answered,
-    ) -> Option<Continuation> {
-        let plane = &*self.plane;
-        let head = &answered.response;
-        // Who names a worker means that one; a pair of workers is not put together anew.
-        let free = wanted.only.is_none() && arrived.may_repeat() && !plane.router.has_pools();
-        let stream = head.status().is_success() && is_stream(head.headers()) && takes_event(head.headers());
-        let may = plane.config.continue_streams && free && stream;
-        may.then(|| Continuation::of(self, route, arrived, &wanted.standing)).flatten()
     }
 
     /// Another worker's answer to a request for the rest of a stream, those that were `lost` being asked at last.
@@ -281,6 +281,7 @@ impl Service {
         let (plane, now) = (&*self.plane, self.plane.clock.now());
         let facts = decode::facts(arrived.kind, &arrived.headers, &arrived.body)?;
         let key = crate::key::key(&plane.router, &facts);
+        exchange.claims(Generated::of(&plane.router, &facts, key.as_ref()));
         let place = match only {
             Some(worker) => Some(Place { worker, rank: None }),
             None if arrived.kind.generates() => {
@@ -335,7 +336,7 @@ impl Service {
         snapshot.fleet.workers.iter().any(|worker| worker.serves(&model)).then_some(model)
     }
 
-    async fn receive(&self, kind: RouteKind, request: Request<Incoming>) -> Result<Arrived, Failure> {
+    async fn receive(&self, kind: RouteKind, request: Request<Inbound>) -> Result<Arrived, Failure> {
         let (head, body) = request.into_parts();
         let config = &self.plane.config;
         let body = receive::whole(body, config.max_body_bytes, config.upload_idle_timeout).await?;
@@ -355,8 +356,13 @@ impl Service {
         deadline: Option<tokio::time::Instant>,
         continuation: Option<Continuation>,
     ) -> Response<Body> {
+        let protocol =
+            if is_tunnel(&answered) { answered.response.headers().get(UPGRADE).cloned() } else { None };
         let (mut head, body) = answered.response.into_parts();
         headers::strip_hop_by_hop(&mut head.headers);
+        if let Some(protocol) = protocol {
+            headers::offer_upgrade(&mut head.headers, protocol);
+        }
         exchange.describe(&mut head.headers);
         let streaming = is_stream(&head.headers);
         exchange.answered(head.status, streaming);
@@ -373,4 +379,8 @@ impl Service {
         };
         Response::from_parts(head, body)
     }
+}
+
+fn is_tunnel(answered: &Answered) -> bool {
+    answered.response.status() == StatusCode::SWITCHING_PROTOCOLS
 }

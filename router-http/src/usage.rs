@@ -32,7 +32,7 @@ static INPUT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"input_
 static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"cached_tokens\":"));
 
 /// Longest key with its number and white space.
-const MOST_CARRIED: usize = 64;
+pub(crate) const MOST_CARRIED: usize = 64;
 
 impl UsageSearch {
     /// The search in an answer by this kind of route.
@@ -60,6 +60,12 @@ impl UsageSearch {
         }
         self.carried = border;
         self.found()
+    }
+
+    /// Bytes that are kept for the next chunk.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn carries(&self) -> usize {
+        self.carried.len()
     }
 
     fn found(&self) -> Option<Usage> {

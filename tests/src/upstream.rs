@@ -27,6 +27,8 @@ pub enum Act {
     Say(Vec<u8>),
     /// Goes on once it is told to.
     Await(Arc<Notify>),
+    /// Sends back what comes until the other side ends, and closes.
+    Echo,
     /// Sends nothing more until the other side closes.
     Hang,
     /// Closes.
@@ -180,6 +182,11 @@ async fn play(mut stream: TcpStream, dp_size: u32, record: &Mutex<Record>, scrip
             match act {
                 Act::Say(bytes) => stream.write_all(&bytes).await.ok()?,
                 Act::Await(told) => told.notified().await,
+                Act::Echo => {
+                    let (mut read, mut write) = stream.split();
+                    tokio::io::copy(&mut read, &mut write).await.ok()?;
+                    return None;
+                }
                 Act::Hang => {
                     while stream.read(&mut [0; 1024]).await.ok()? > 0 {}
                     return None;

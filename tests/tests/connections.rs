@@ -4,9 +4,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use espalier_tests::upstream::{Act, Upstream, answer, chunk, chunked, raw};
 use espalier_tests::{HttpClient, alert, until, until_ready};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use router_grpc::{RouterConfig, RunningRouter};
 use tokio::sync::Notify;
 
@@ -116,4 +119,23 @@ async fn a_port_that_another_router_has_is_not_shared() {
     let config = RouterConfig { port: first.http_addr().port(), ..alert(Vec::new()) };
     let error = router_grpc::start(config).await.unwrap_err().to_string();
     assert!(error.contains("--port"), "{error}");
+}
+
+#[tokio::test]
+async fn clients_that_begin_with_http2_are_served_with_it() {
+    let upstream = Upstream::start(1, |seen| answer(&String::from_utf8_lossy(&seen.body))).await;
+    let router = before(&upstream, |_| {}).await;
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let uri: http::Uri = format!("http://{}/a", router.http_addr()).parse().unwrap();
+    let long = Bytes::from("x".repeat(300_000));
+    let requests = (0..5).map(|_| {
+        let request = http::Request::post(uri.clone()).body(Full::new(long.clone())).unwrap();
+        client.request(request)
+    });
+    for request in requests {
+        let answered = request.await.unwrap();
+        assert_eq!((answered.status().as_u16(), answered.version()), (200, http::Version::HTTP_2));
+        assert_eq!(answered.into_body().collect().await.unwrap().to_bytes(), long);
+    }
+    router.shutdown().await;
 }

@@ -73,12 +73,6 @@ async fn what_is_refused_is_refused_clearly_and_says_who_is_at_fault() {
             "connect_not_served",
             "client",
         ),
-        (
-            post("/v1/realtime", "upgrade: websocket\r\nconnection: upgrade\r\n", ""),
-            501,
-            "upgrade_not_served",
-            "router",
-        ),
     ];
     for ((head, body), wanted, code, source) in cases {
         let path = head.split(' ').nth(1).unwrap().to_owned();

@@ -372,6 +372,10 @@ async fn metrics_tell_what_happened() {
     let router = router_grpc::start(alert(vec![sim.url()])).await.unwrap();
     let _agent = agent(&sim, &[&router]);
     until_ready(&router, 1).await;
+    until("its agent is there", async || {
+        worker(&router, &sim.url()).is_some_and(|worker| worker.agent.is_some())
+    })
+    .await;
     let client = HttpClient::of(&router);
     for _ in 0..2 {
         client.post("/generate", &generate(&prompt(1, 700), 5)).await;

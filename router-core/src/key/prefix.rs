@@ -17,6 +17,12 @@ impl PrefixKey {
         Self { kind, hashes: hashes.into(), units }
     }
 
+    /// A longer prompt's key, of which `rest` units follow the blocks of this one.
+    pub(super) fn followed(&self, hashes: Vec<BlockHash>, rest: u64, block_size: u32) -> Self {
+        let units = self.hashes.len() as u64 * u64::from(block_size) + rest;
+        Self { kind: self.kind, hashes: hashes.into(), units }
+    }
+
     /// What its blocks are of.
     pub fn kind(&self) -> BlockKind {
         self.kind

@@ -108,6 +108,28 @@ impl KeySpace {
         PrefixKey::new(BlockKind::of(self.unit, salt.extra), hashes, text.len() as u64)
     }
 
+    /// The key of a longer prompt that begins with the full blocks of `key`; `rest` is all that follows these.
+    ///
+    /// The salt is the one that `key` was made with.
+    ///
+    /// # Panics
+    /// If the unit is not [`Unit::Token`].
+    pub fn key_followed_by_tokens(&self, salt: Salt, key: &PrefixKey, rest: &[u32]) -> PrefixKey {
+        let mut hashes = key.hashes().to_vec();
+        self.extend_with_tokens(salt, hashes.last().copied(), rest, &mut hashes);
+        key.followed(hashes, rest.len() as u64, self.block_size)
+    }
+
+    /// The same of text.
+    ///
+    /// # Panics
+    /// If the unit is not [`Unit::Text`].
+    pub fn key_followed_by_text(&self, salt: Salt, key: &PrefixKey, rest: &[u8]) -> PrefixKey {
+        let mut hashes = key.hashes().to_vec();
+        self.extend_with_text(salt, hashes.last().copied(), rest, &mut hashes);
+        key.followed(hashes, rest.len() as u64, self.block_size)
+    }
+
     /// Appends the hashes of the full blocks of `tokens`, which follow the block `parent` (`None`: begin a prompt).
     ///
     /// The salt matters only where a prompt begins; `parent` has it in its history.

@@ -51,8 +51,9 @@ impl State {
                     self.dirty = true;
                 }
             }
-            AgentReport::Counts { rank, evicted_tokens_total, cached_tokens: _ } => {
+            AgentReport::Counts { rank, evicted_tokens_total, cached_tokens } => {
                 self.count_evictions(target(rank), evicted_tokens_total);
+                self.bound_by_count(target(rank), cached_tokens);
             }
             AgentReport::Fingerprint { rank, unit, seq, digest } => {
                 self.compare(target(rank), unit, seq, &digest);

@@ -77,10 +77,7 @@ impl State {
         }
         evicted += before - self.claims.tokens(traffic.slot, Scope::ALL);
         if let Some(last_used) = last_use_before(&claim, traffic.decided_at) {
-            let exact = [Unit::Token, Unit::Text]
-                .into_iter()
-                .filter(|unit| self.roster.reports_exactly(traffic.target, *unit));
-            let scope = exact.fold(Scope::ALL, Scope::without);
+            let scope = self.guessed(traffic.target);
             evicted += self.claims.move_horizon(traffic.slot, scope, last_used);
         }
         if let Some(rank) = self.roster.figures_mut(traffic.target) {

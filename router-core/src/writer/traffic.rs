@@ -29,6 +29,8 @@ impl State {
                     self.confirm(traffic, at);
                 }
             }
+            TrafficEvent::Answered { at } if in_place => self.confirm_answer(traffic, at),
+            TrafficEvent::Answered { .. } => {}
             TrafficEvent::Undone => self.take_back(traffic.target, traffic.ordinal),
             TrafficEvent::Observed(observation) => self.observe(traffic, &observation, in_place),
             TrafficEvent::Routed => {}
@@ -95,6 +97,14 @@ impl State {
             self.claim_prompt(traffic, at, Source::Confirmed { at });
         }
         self.dirty = true;
+    }
+
+    /// The target has stored what it generated. An agent that tells of stores is the better witness.
+    fn confirm_answer(&mut self, traffic: &Traffic, at: Time) {
+        let hears = self.hears_stores(traffic.target, traffic.key.kind());
+        if self.settings.predict && self.settings.correct_from_responses && !hears {
+            self.claim_prompt(traffic, at, Source::Confirmed { at });
+        }
     }
 
     fn claim_prompt(&mut self, traffic: &Traffic, at: Time, source: Source) {

@@ -158,7 +158,7 @@ impl Continuable {
     }
 
     /// Another worker goes on; returns what is said of that, in a comment that clients pass over.
-    fn join(&mut self, answered: Answered, exchange: Exchange) -> Bytes {
+    fn join(&mut self, answered: Answered, mut exchange: Exchange) -> Bytes {
         exchange.continued();
         let said = exchange.worker_url().map(|worker| format!(": continued at {worker}\n\n"));
         let told = if answered.asked_usage { Told::AllButUsage } else { Told::All };

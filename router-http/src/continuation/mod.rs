@@ -19,8 +19,8 @@ pub(crate) use body::Continuable;
 use self::original::Original;
 use self::progress::Progress;
 use crate::admission::Standing;
-use crate::arrived::Arrived;
-use crate::attempts::{Answered, withdraw};
+use crate::arrived::{Arrived, Wanted};
+use crate::attempts::{Answered, is_stream, takes_event, withdraw};
 use crate::error::Failure;
 use crate::exchange::Exchange;
 use crate::route::Route;
@@ -44,19 +44,26 @@ pub(crate) struct Continuation {
 }
 
 impl Continuation {
-    /// `None` for a request that cannot go on elsewhere without being another request.
+    /// `None` where it was not asked for, or could not be without being another request.
     pub(crate) fn of(
         service: &Service,
         route: &'static Route,
         arrived: &Arrived,
-        standing: &Standing,
+        wanted: &Wanted,
+        answered: &Answered,
     ) -> Option<Self> {
+        let (plane, head) = (service.plane(), &answered.response);
+        // Who names a worker means that one; a pair of workers is not put together anew.
+        let is_free = wanted.only.is_none() && arrived.may_repeat() && !plane.router.has_pools();
+        let takes_events = is_stream(head.headers()) && takes_event(head.headers());
+        let may = plane.config.continue_streams && is_free && takes_events && head.status().is_success();
+        may.then_some(())?;
         let original = Original::of(arrived.kind, &arrived.body)?;
         Some(Self {
             service: service.clone(),
             route,
             arrived: arrived.clone(),
-            standing: standing.clone(),
+            standing: wanted.standing.clone(),
             original,
             lost: Vec::new(),
         })

@@ -170,6 +170,14 @@ impl Facts<'_> {
     }
 }
 
+/// What the quick reader understands the careful one understands the same way.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn compare_readers(kind: RouteKind, bytes: &[u8]) {
+    if let (Some(quick), Ok(careful)) = (quick::read(kind, bytes), body::read(kind, bytes)) {
+        assert_eq!(quick, careful);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

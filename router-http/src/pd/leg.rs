@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
-use hyper::body::Frame;
 use router_core::{FaultKind, InFlight, WorkerId};
 use tokio::sync::oneshot;
 
@@ -127,7 +127,7 @@ async fn prefill(
     several: bool,
 ) -> Result<(), Ended> {
     let Outgoing { method, path, headers, body } = outgoing;
-    let sent = plane.upstream.send(&in_flight, (&method, &path), headers, body, false).await;
+    let sent = plane.upstream.send(&in_flight, (&method, &path), &headers, body, false).await;
     let mut response = match sent {
         Ok(response) => response,
         Err(attempt) => {

@@ -60,7 +60,6 @@ enum Outcome {
 const BLAME: Duration = Duration::from_millis(100);
 
 /// What came of a request that a pair might serve.
-#[expect(clippy::large_enum_variant, reason = "taken apart at once")]
 pub(crate) enum Served {
     Answered(Answered),
     /// It is for one worker, of the pool that [`Wanted`] names; the decision, if it has been made.
@@ -209,7 +208,7 @@ async fn try_pair(
     let mut leg = PrefillLeg::start(plane.clone(), prefill, outgoing, wanted.several);
     let decode = exchange.sent(decode);
     let decoded = async {
-        let sent = plane.upstream.send(decode, (&arrived.method, &arrived.path), headers, body, false);
+        let sent = plane.upstream.send(decode, (&arrived.method, &arrived.path), &headers, body, false);
         attempts::begin(plane, arrived, sent.await?).await
     };
     let decoded = tokio::select! {

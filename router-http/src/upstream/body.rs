@@ -1,38 +1,51 @@
-//! A worker's body, which drives its connection while it passes and gives it back at its end.
+//! A worker's body, read from its connection as it is asked for; gives the connection back at its end.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use router_core::WorkerId;
 
-use super::link::Link;
 use super::pool::Pool;
+use crate::wire::client::{BrokenOff, Framing, Link};
 
 /// See the module. Dropping it before its end closes the connection, by which the worker learns that nobody waits any more.
 #[derive(Debug)]
 pub(crate) struct WorkerBody {
-    incoming: Incoming,
+    framing: Framing,
     /// Until the end.
     link: Option<Link>,
+    keep_alive: bool,
     worker: WorkerId,
     pool: Arc<Pool>,
 }
 
 impl WorkerBody {
-    pub(super) fn new(incoming: Incoming, link: Link, worker: WorkerId, pool: Arc<Pool>) -> Self {
-        let mut body = Self { incoming, link: Some(link), worker, pool };
-        if body.incoming.is_end_stream() {
-            body.give_back();
-        }
+    pub(super) fn new(
+        framing: Framing,
+        link: Link,
+        keep_alive: bool,
+        worker: WorkerId,
+        pool: Arc<Pool>,
+    ) -> Self {
+        let mut body = Self { framing, link: Some(link), keep_alive, worker, pool };
+        body.end_if_done();
         body
     }
 
-    fn give_back(&mut self) {
-        if let Some(link) = self.link.take() {
+    /// The connection, if the answer has not come to its end.
+    pub(crate) fn into_link(self) -> Option<Link> {
+        self.link
+    }
+
+    /// A body of known length need not be asked again after its last byte.
+    fn end_if_done(&mut self) {
+        if self.framing.is_done()
+            && let Some(link) = self.link.take()
+            && self.keep_alive
+        {
             self.pool.put(self.worker, link);
         }
     }
@@ -40,24 +53,20 @@ impl WorkerBody {
 
 impl Body for WorkerBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BrokenOff;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let this = &mut *self;
         let Some(link) = &mut this.link else { return Poll::Ready(None) };
-        let incoming = &mut this.incoming;
-        let polled = link.poll(context, |context| Pin::new(&mut *incoming).poll_frame(context));
-        match &polled {
-            Poll::Ready(None) => this.give_back(),
-            // A body of known length need not be asked again after its last byte.
-            Poll::Ready(Some(Ok(_))) if this.incoming.is_end_stream() => this.give_back(),
-            Poll::Ready(Some(Err(_))) => this.link = None,
-            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        let next = ready!(link.poll_body(&mut this.framing, context));
+        this.end_if_done();
+        if !matches!(next, Some(Ok(_))) {
+            this.link = None;
         }
-        polled
+        Poll::Ready(next.map(|next| next.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -65,6 +74,9 @@ impl Body for WorkerBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match self.framing {
+            Framing::Left(left) => SizeHint::with_exact(left),
+            Framing::Chunked(_) | Framing::UntilClose => SizeHint::default(),
+        }
     }
 }

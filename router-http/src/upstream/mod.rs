@@ -1,10 +1,9 @@
 //! Requests to workers: connections that are kept, and what their failures mean.
 //!
-//! A connection has no task. Whoever waits for an answer drives it ([`link`]): the request's own future until the head is there,
+//! A connection has no task. Whoever waits for an answer reads it ([`Link`]): the request's own future until the head is there,
 //! then the body that passes ([`body`]), which puts it back into the [`pool`] of its thread at its end.
 
 mod body;
-mod link;
 mod origin;
 mod pool;
 
@@ -13,18 +12,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, Version, header};
-use http_body_util::Full;
+use http::{HeaderMap, Method, Response, header};
 use hyper_util::client::legacy::connect::HttpConnector;
 use router_core::{InFlight, WorkerId};
 use tower_service::Service as _;
 
 pub(crate) use self::body::WorkerBody;
-use self::link::Link;
 use self::origin::Origin;
 use self::pool::Pool;
 use crate::config::DataPlaneConfig;
 use crate::error::Failure;
+use crate::wire::client::{Framing, Link, Request, SendError};
 
 /// One thread's connections to all workers.
 #[derive(Debug)]
@@ -62,26 +60,21 @@ impl Upstream {
         Self { connector, pool, head_timeout: config.head_timeout }
     }
 
-    /// Sends a request to the target of `in_flight` and waits for the head of the answer. `pin_rank`: its body is an object of
-    /// an API that takes a dp rank.
+    /// Sends a request to the target of `in_flight` and waits for the head of the answer. Of headers that concern one connection
+    /// only those of an upgrade may be among them. `pin_rank`: its body is an object of an API that takes a dp rank.
     pub(crate) async fn send(
         &self,
         in_flight: &InFlight,
         (method, path): (&Method, &PathAndQuery),
-        headers: HeaderMap,
+        headers: &HeaderMap,
         body: Bytes,
         pin_rank: bool,
     ) -> Result<Response<WorkerBody>, Attempt> {
         let worker = in_flight.worker();
         let unusable = || Attempt::unsent("its URL is not usable".to_owned());
         let origin = self.pool.origin(worker).ok_or_else(unusable)?;
-        let mut request = Request::new(Full::new(if pin_rank { pinned(body, in_flight) } else { body }));
-        *request.method_mut() = method.clone();
-        *request.uri_mut() = origin.target(path).ok_or_else(unusable)?;
-        *request.version_mut() = Version::HTTP_11;
-        *request.headers_mut() = headers;
-        request.headers_mut().insert(header::HOST, origin.host.clone());
-        let response = self.exchange(worker.id, &origin, request);
+        let body = if pin_rank { pinned(body, in_flight) } else { body };
+        let response = self.exchange(worker.id, &origin, (method, path), headers, body);
         match self.head_timeout {
             None => response.await,
             Some(timeout) => tokio::time::timeout(timeout, response).await.unwrap_or_else(|_| {
@@ -99,7 +92,9 @@ impl Upstream {
         &self,
         worker: WorkerId,
         origin: &Origin,
-        mut request: Request<Full<Bytes>>,
+        (method, path): (&Method, &PathAndQuery),
+        headers: &HeaderMap,
+        body: Bytes,
     ) -> Result<Response<WorkerBody>, Attempt> {
         loop {
             let kept = self.pool.take(worker);
@@ -108,24 +103,38 @@ impl Upstream {
                 Some(link) => link,
                 None => self.connect(origin).await?,
             };
-            match link.send(request).await {
-                Ok(response) => {
+            let request = Request {
+                method,
+                prefix: &origin.prefix,
+                path: path.as_str(),
+                host: &origin.host,
+                headers,
+                body: body.clone(),
+                upgrades: headers.contains_key(header::UPGRADE),
+            };
+            let failure = match link.send(request).await {
+                Ok(head) => {
+                    let framing = Framing::of(head.length);
                     let pool = self.pool.clone();
-                    return Ok(response.map(|incoming| WorkerBody::new(incoming, link, worker, pool)));
+                    let body = WorkerBody::new(framing, link, head.keep_alive, worker, pool);
+                    let mut response = Response::new(body);
+                    *response.status_mut() = head.status;
+                    *response.headers_mut() = head.headers;
+                    return Ok(response);
                 }
                 // The worker closed it before anything was sent.
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) if is_kept => request = unsent,
-                    _ => return Err(Attempt { failure: Failure::Lost, unsent: false }),
-                },
-            }
+                Err(SendError::Unsent) if is_kept => continue,
+                Err(SendError::Unsent | SendError::Lost) => Failure::Lost,
+                Err(SendError::Malformed(error)) => Failure::Malformed(error),
+            };
+            return Err(Attempt { failure, unsent: false });
         }
     }
 
     async fn connect(&self, origin: &Origin) -> Result<Link, Attempt> {
         let stream = self.connector.clone().call(origin.base.clone()).await;
         let stream = stream.map_err(|error| Attempt::unsent(error.to_string()))?;
-        Link::open(stream).await.map_err(|error| Attempt::unsent(error.to_string()))
+        Ok(Link::new(stream.into_inner()))
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use router_core::{Worker, WorkerId};
 use rustc_hash::FxHashMap;
 
-use super::link::Link;
 use super::origin::Origin;
+use crate::wire::client::Link;
 
 /// See the module.
 #[derive(Debug)]
@@ -66,6 +66,7 @@ impl Pool {
         if let Some(kept) = self.workers().get_mut(&worker)
             && kept.links.len() < self.most
         {
+            link.rest();
             kept.links.push_back((link, Instant::now()));
         }
     }

@@ -53,6 +53,8 @@ enum Event {
 #[derive(Debug)]
 struct Live {
     in_flight: Option<InFlight>,
+    /// The router that it came through.
+    side: usize,
     key: PrefixKey,
     prompt_tokens: usize,
     /// The prompt and what has been produced.
@@ -166,6 +168,7 @@ impl World {
         let engine = side.engine_of(in_flight.target()).ok_or("a decision for nobody")?;
         let live = Live {
             in_flight: Some(in_flight),
+            side: number,
             key,
             prompt_tokens: prompt.len(),
             said: prompt.clone(),
@@ -212,7 +215,12 @@ impl World {
         if produced.last
             && let Some(mut live) = self.live.remove(&(engine, produced.id))
         {
-            if let Some(in_flight) = live.in_flight.take() {
+            if let Some(mut in_flight) = live.in_flight.take() {
+                if self.setting.level.hears_responses() {
+                    let space = self.sides[live.side].router.key_space(Unit::Token);
+                    let said = &live.said[..live.said.len() - 1];
+                    in_flight.generated(space.key_of_tokens(Salt::default(), said), as_time(self.now));
+                }
                 in_flight.complete(as_time(self.now));
             }
             if let Some(session) = live.session {

@@ -213,3 +213,39 @@ fn removing_a_worker_ends_its_session() {
     story.baseline(again, 2, 0, vec![stored(None, &key)]);
     assert_eq!(story.matched(again, &prompt(1, 8)), 8);
 }
+
+#[test]
+fn no_more_is_claimed_than_an_engine_says_that_it_holds() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    story.join(worker, 1, 1, Vec::new()).unwrap();
+    story.report(worker, 1, AgentReport::Level(ReportLevel::Counts));
+    for first in [1_000, 2_000, 3_000] {
+        drop(story.serve(&prompt(first, 50), 0));
+    }
+    let _on_its_way = story.route(&prompt(4_000, 50));
+    story.turn();
+    // 4 prompts of 200 tokens, of which one is on its way; a margin of 4,000 / 64 tokens.
+    let counts = |cached_tokens| AgentReport::Counts { rank: 0, evicted_tokens_total: 0, cached_tokens };
+    story.report(worker, 1, counts(600 - 60));
+    assert_eq!(story.claimed(worker), 200);
+    story.report(worker, 1, counts(400 - 60));
+    assert_eq!(story.matched(worker, &prompt(1_000, 50)), 0, "the oldest is gone");
+    for first in [2_000, 3_000, 4_000] {
+        assert_eq!(story.matched(worker, &prompt(first, 50)), 50, "{first}");
+    }
+}
+
+#[test]
+fn nothing_follows_from_counts_of_an_engine_that_evicts_by_another_rule() {
+    let profile = WorkerProfile { capacity_tokens: 4_000, evicts_lru: false, ..WorkerProfile::default() };
+    let mut story = Story::with(1, profile, |_| {});
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let agent = story.introduction(worker, 1, Vec::new());
+    assert!(!agent.profile.evicts_lru);
+    story.join_as(agent, 1).unwrap();
+    story.report(worker, 1, AgentReport::Level(ReportLevel::Counts));
+    drop(story.serve(&prompt(1_000, 50), 0));
+    story.report(worker, 1, AgentReport::Counts { rank: 0, evicted_tokens_total: 0, cached_tokens: 0 });
+    assert_eq!(story.claimed(worker), 50);
+}

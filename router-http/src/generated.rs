@@ -1,0 +1,330 @@
+//! What an answer generated: its target holds that as it holds the prompt, and the next turn of a conversation begins with both.
+//!
+//! Token ids are read from the answers of `/generate`, of a stream's last event alone, since each tells all so far. Text is taken out of
+//! the passing events without reading the rest of them. What is not understood, or too long, is not claimed.
+
+use bytes::Bytes;
+use memchr::memmem;
+use router_core::Router;
+use router_core::key::{PrefixKey, Salt};
+use serde::Deserialize;
+
+use crate::decode::{Facts, Prompt, RouteKind};
+use crate::events::{self, Events};
+
+/// Bytes of an answer that are kept at most.
+const MOST_BYTES: usize = 1 << 20;
+
+/// Bytes that the last token of an answer has at most, nearly always. Nothing has been computed on it.
+const LAST_TOKEN_BYTES: usize = 16;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Generated {
+    router: Router,
+    salt: Salt,
+    key: PrefixKey,
+    /// What of the prompt follows its last full block.
+    tail: Tail,
+    route: RouteKind,
+    so_far: SoFar,
+}
+
+#[derive(Debug)]
+enum Tail {
+    Tokens(Vec<u32>),
+    Text(Vec<u8>),
+}
+
+/// What has passed.
+#[derive(Debug)]
+enum SoFar {
+    Nothing,
+    /// An answer in one piece.
+    Whole(Vec<u8>),
+    /// A stream each of whose events tells all so far: the last one.
+    Last(Events, Bytes),
+    /// A stream whose events tell what is new: the texts as they stand in JSON, and where the last one begins.
+    Texts(Events, Vec<u8>, usize),
+    /// It is not understood, or too long.
+    Lost,
+}
+
+/// An answer of `/generate`, or one of its events.
+#[derive(Deserialize)]
+struct Native {
+    #[serde(default)]
+    text: Option<String>,
+    #[serde(default)]
+    output_ids: Vec<u32>,
+    meta_info: MetaInfo,
+}
+
+#[derive(Deserialize)]
+struct MetaInfo {
+    completion_tokens: usize,
+}
+
+/// An answer of `/v1/completions`.
+#[derive(Deserialize)]
+struct Completions {
+    choices: Vec<Choice>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    text: String,
+}
+
+impl Generated {
+    /// For the answer to a request; `None` if nothing of it could be claimed.
+    pub(crate) fn of(router: &Router, facts: &Facts<'_>, key: Option<&PrefixKey>) -> Option<Box<Self>> {
+        let key = key.filter(|_| !facts.several)?.clone();
+        let rest = |len: usize| {
+            let full = key.hashes().len() * router.key_space(key.unit()).block_size() as usize;
+            full.min(len)
+        };
+        let tail = match (&facts.prompt, facts.kind) {
+            (Prompt::Tokens(ids), RouteKind::Generate) => Tail::Tokens(ids[rest(ids.len())..].to_vec()),
+            (Prompt::Text(text), RouteKind::Generate | RouteKind::Completions) => {
+                Tail::Text(text.as_bytes()[rest(text.len())..].to_vec())
+            }
+            _ => return None,
+        };
+        let [lora, cache_salt, extra_key] = &facts.salts;
+        let salt = Salt::new(lora, cache_salt, extra_key);
+        let (router, route) = (router.clone(), facts.kind);
+        Some(Box::new(Self { router, salt, key, tail, route, so_far: SoFar::Nothing }))
+    }
+
+    /// Data passes.
+    pub(crate) fn look(&mut self, data: &Bytes, streaming: bool) {
+        if let SoFar::Nothing = self.so_far {
+            self.so_far = match (streaming, self.route) {
+                (false, _) => SoFar::Whole(Vec::new()),
+                (true, RouteKind::Generate) => SoFar::Last(Events::default(), Bytes::new()),
+                (true, _) => SoFar::Texts(Events::default(), Vec::new(), 0),
+            };
+        }
+        let kept = match &mut self.so_far {
+            SoFar::Nothing | SoFar::Lost => return,
+            SoFar::Whole(body) => {
+                body.extend_from_slice(data);
+                body.len()
+            }
+            SoFar::Last(events, last) => {
+                let whole = events.push(data.clone());
+                let is_told = |event: &&[u8]| events::data(event).is_some_and(|data| data != b"[DONE]");
+                if let Some(event) = events::each(&whole).filter(is_told).last() {
+                    *last = whole.slice_ref(event);
+                }
+                last.len()
+            }
+            SoFar::Texts(events, texts, last) => {
+                let whole = events.push(data.clone());
+                for event in events::each(&whole) {
+                    match text_of(event) {
+                        Text::None => {}
+                        Text::Of(text) => {
+                            *last = texts.len();
+                            texts.extend_from_slice(text);
+                        }
+                        Text::OfAnother => {
+                            self.so_far = SoFar::Lost;
+                            return;
+                        }
+                    }
+                }
+                texts.len()
+            }
+        };
+        if kept > MOST_BYTES {
+            self.so_far = SoFar::Lost;
+        }
+    }
+
+    /// The key of the prompt with what was generated, if that has more blocks; the answer is complete.
+    pub(crate) fn key(self) -> Option<PrefixKey> {
+        let space = self.router.key_space(self.key.unit());
+        let key = match (self.tail, self.so_far) {
+            (Tail::Tokens(mut ids), SoFar::Whole(body)) => {
+                ids.extend(ids_of(&body)?);
+                space.key_followed_by_tokens(self.salt, &self.key, &ids)
+            }
+            (Tail::Tokens(mut ids), SoFar::Last(_, event)) => {
+                ids.extend(ids_of(events::data(&event)?)?);
+                space.key_followed_by_tokens(self.salt, &self.key, &ids)
+            }
+            (Tail::Text(mut text), so_far) => {
+                text.extend(text_generated(self.route, so_far)?);
+                space.key_followed_by_text(self.salt, &self.key, &text)
+            }
+            _ => return None,
+        };
+        (key.hashes().len() > self.key.hashes().len()).then_some(key)
+    }
+}
+
+/// All token ids but the last.
+fn ids_of(json: &[u8]) -> Option<Vec<u32>> {
+    let Native { mut output_ids, meta_info, .. } = serde_json::from_slice(json).ok()?;
+    // An engine that tells what is new has told more before.
+    (output_ids.len() == meta_info.completion_tokens).then_some(())?;
+    output_ids.pop()?;
+    Some(output_ids)
+}
+
+/// All text but that of the last token.
+fn text_generated(route: RouteKind, so_far: SoFar) -> Option<Vec<u8>> {
+    let all = match (route, so_far) {
+        (RouteKind::Generate, SoFar::Whole(body)) => serde_json::from_slice::<Native>(&body).ok()?.text?,
+        (RouteKind::Generate, SoFar::Last(_, event)) => {
+            let event: Native = serde_json::from_slice(events::data(&event)?).ok()?;
+            (event.output_ids.len() == event.meta_info.completion_tokens).then_some(event.text)??
+        }
+        (_, SoFar::Whole(body)) => {
+            let [Choice { text }] =
+                <[Choice; 1]>::try_from(serde_json::from_slice::<Completions>(&body).ok()?.choices).ok()?;
+            text
+        }
+        (_, SoFar::Texts(_, mut texts, last)) => {
+            texts.truncate(last);
+            let json = [b"\"", texts.as_slice(), b"\""].concat();
+            return Some(serde_json::from_slice::<String>(&json).ok()?.into_bytes());
+        }
+        _ => return None,
+    };
+    let mut text = all.into_bytes();
+    text.truncate(text.len().saturating_sub(LAST_TOKEN_BYTES));
+    Some(text)
+}
+
+/// What an event tells.
+enum Text<'e> {
+    None,
+    /// As it stands in JSON.
+    Of(&'e [u8]),
+    /// There are several answers.
+    OfAnother,
+}
+
+/// The text of an event of `/v1/completions`. Within a text the quotes of what is looked for would be escaped.
+fn text_of(event: &[u8]) -> Text<'_> {
+    const KEY: &[u8] = b"\"text\":\"";
+    const INDEX: &[u8] = b"\"index\":";
+    let Some(at) = memmem::find(event, KEY) else { return Text::None };
+    let is_first = memmem::find(event, INDEX).is_none_or(|at| event.get(at + INDEX.len()) == Some(&b'0'));
+    if !is_first {
+        return Text::OfAnother;
+    }
+    let text = &event[at + KEY.len()..];
+    let mut end = 0;
+    while let Some(found) = memchr::memchr2(b'"', b'\\', text.get(end..).unwrap_or_default()) {
+        end += found;
+        if text[end] == b'"' {
+            return Text::Of(&text[..end]);
+        }
+        end += 2;
+    }
+    Text::None
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+    use router_core::Settings;
+    use router_core::key::Unit;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::decode::facts;
+
+    const BLOCK: u32 = 4;
+
+    fn router() -> Router {
+        let settings = Settings::new(1);
+        let space = |unit| router_core::key::KeySpace::new(unit, BLOCK, 1).unwrap();
+        let (token_space, text_space) = (space(Unit::Token), space(Unit::Text));
+        Router::new(Settings { token_space, text_space, ..settings }).0
+    }
+
+    /// The key after an answer that came in some pieces.
+    fn key_after(kind: RouteKind, request: &Value, answer: &str, pieces: usize) -> Option<PrefixKey> {
+        let router = router();
+        let request = request.to_string();
+        let facts = facts(kind, &HeaderMap::new(), request.as_bytes()).unwrap();
+        let key = crate::key::key(&router, &facts);
+        let mut generated = Generated::of(&router, &facts, key.as_ref())?;
+        for piece in answer.as_bytes().chunks(answer.len().div_ceil(pieces)) {
+            generated.look(&Bytes::copy_from_slice(piece), answer.starts_with("data:"));
+        }
+        generated.key()
+    }
+
+    fn native(text: &str, ids: &[u32], count: usize) -> Value {
+        json!({"text": text, "output_ids": ids, "meta_info": {"completion_tokens": count, "finish_reason": null}})
+    }
+
+    fn hashes(key: Option<PrefixKey>) -> Vec<u64> {
+        key.map(|key| key.hashes().iter().map(|hash| hash.get()).collect()).unwrap_or_default()
+    }
+
+    #[test]
+    fn token_ids_follow_the_prompts() {
+        let request = json!({"input_ids": [1, 2, 3, 4, 5, 6]});
+        let expected =
+            router().key_space(Unit::Token).key_of_tokens(Salt::default(), &[1, 2, 3, 4, 5, 6, 7, 8]);
+        let whole = native("x", &[7, 8, 9], 3).to_string();
+        let stream = format!(
+            "data: {}\n\ndata: {}\n\ndata: [DONE]\n\n",
+            native("x", &[7], 1),
+            native("x", &[7, 8, 9], 3)
+        );
+        for answer in [&whole, &stream] {
+            for pieces in [1, 2, 7] {
+                let key = key_after(RouteKind::Generate, &request, answer, pieces);
+                assert_eq!(hashes(key), hashes(Some(expected.clone())), "{answer}");
+            }
+        }
+        let too_short = native("x", &[7, 8], 2).to_string();
+        assert!(key_after(RouteKind::Generate, &request, &too_short, 1).is_none(), "no block is new");
+        let new_only = format!("data: {}\n\n", native("x", &[8, 9], 3));
+        assert!(key_after(RouteKind::Generate, &request, &new_only, 1).is_none());
+        assert!(key_after(RouteKind::Generate, &request, "data: {\"error\":{}}\n\n", 1).is_none());
+    }
+
+    #[test]
+    fn text_follows_text() {
+        let request = json!({"prompt": "0123456", "max_tokens": 5});
+        let event = |index: u32, text: &str| {
+            format!("data: {}\n\n", json!({"choices": [{"index": index, "text": text, "logprobs": null}]}))
+        };
+        let stream = event(0, "7\"\\") + &event(0, "text\":\"") + &event(0, "last") + "data: [DONE]\n\n";
+        let expected = router().key_space(Unit::Text).key_of_text(Salt::default(), b"01234567\"\\text\":\"");
+        for pieces in [1, 3, 40] {
+            let key = key_after(RouteKind::Completions, &request, &stream, pieces);
+            assert_eq!(hashes(key), hashes(Some(expected.clone())));
+        }
+        let two = event(0, "7890") + &event(1, "abcd") + &event(0, "x");
+        assert!(key_after(RouteKind::Completions, &request, &two, 1).is_none());
+
+        let answer = format!("{}{}", "7".repeat(9), "end of 16 bytes.");
+        let whole = json!({"choices": [{"index": 0, "text": answer}]}).to_string();
+        let expected = router().key_space(Unit::Text).key_of_text(Salt::default(), b"0123456777777777");
+        assert_eq!(
+            hashes(key_after(RouteKind::Completions, &request, &whole, 2)),
+            hashes(Some(expected.clone()))
+        );
+        let request = json!({"text": "0123456"});
+        let whole = native(&answer, &[1, 2], 2).to_string();
+        assert_eq!(hashes(key_after(RouteKind::Generate, &request, &whole, 2)), hashes(Some(expected)));
+    }
+
+    #[test]
+    fn what_is_too_long_or_has_several_prompts_is_not_kept() {
+        let request = json!({"prompt": ["a", "b"]});
+        assert!(key_after(RouteKind::Completions, &request, "{}", 1).is_none());
+        let long = json!({"choices": [{"index": 0, "text": "x".repeat(MOST_BYTES)}]}).to_string();
+        assert!(key_after(RouteKind::Completions, &json!({"prompt": "abcdefgh"}), &long, 3).is_none());
+    }
+}

@@ -1,0 +1,37 @@
+//! HTTP/1.1 as this proxy speaks it: no task and no channel between a socket and the request that uses it.
+//!
+//! [`head`] reads heads, [`chunked`] bodies in chunks, and [`write`](mod@write) sends what there is to say in as few calls as it takes.
+//! [`server`] serves one client's connection, from which [`inbound`] reads bodies and to which [`response`] frames answers;
+//! [`client`] asks a worker over one connection; [`tunnel`] makes one of both. What two readers could understand differently is refused: a proxy that guesses
+//! lets one request hide in another (RFC 9112 §11.2).
+
+pub(crate) mod chunked;
+pub(crate) mod client;
+pub(crate) mod head;
+pub(crate) mod inbound;
+mod patience;
+mod read;
+mod response;
+pub(crate) mod server;
+mod tunnel;
+mod write;
+
+use bytes::{BufMut as _, BytesMut};
+use http::HeaderMap;
+
+/// Writes header lines as they stand.
+fn put_headers(head: &mut BytesMut, headers: &HeaderMap) {
+    for (name, value) in headers {
+        head.put_slice(name.as_str().as_bytes());
+        head.put_slice(b": ");
+        head.put_slice(value.as_bytes());
+        head.put_slice(b"\r\n");
+    }
+}
+
+/// Writes the header line that says how long a body is.
+fn put_length(head: &mut BytesMut, length: u64) {
+    head.put_slice(b"content-length: ");
+    head.put_slice(itoa::Buffer::new().format(length).as_bytes());
+    head.put_slice(b"\r\n");
+}

@@ -1,0 +1,55 @@
+//! What has come over one connection and was not taken yet.
+
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) bytes: BytesMut,
+    /// Room that the next read finds at least half of.
+    room: usize,
+}
+
+/// Room at first: most heads with a small body.
+const LEAST_ROOM: usize = 8 << 10;
+
+/// Room where reads fill what they find.
+const MOST_ROOM: usize = 256 << 10;
+
+impl Incoming {
+    pub(super) fn new() -> Self {
+        Self { bytes: BytesMut::new(), room: LEAST_ROOM }
+    }
+
+    /// Reads what has come; 0 at the end.
+    pub(super) fn poll_read(
+        &mut self,
+        stream: &mut TcpStream,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if self.bytes.capacity() - self.bytes.len() < self.room / 2 {
+            self.bytes.reserve(self.room);
+        }
+        let room = self.bytes.capacity() - self.bytes.len();
+        let read = pin!(stream.read_buf(&mut self.bytes)).poll(context);
+        if let Poll::Ready(Ok(count)) = read
+            && count == room
+        {
+            self.room = (self.room * 2).min(MOST_ROOM);
+        }
+        read
+    }
+
+    /// Gives up room that a connection without work does not need.
+    pub(super) fn shrink(&mut self) {
+        if self.room > LEAST_ROOM && self.bytes.is_empty() {
+            *self = Self::new();
+        }
+    }
+}
