@@ -12,6 +12,7 @@ use long_prefix_bench::report;
 use long_prefix_bench::result::{self, Report};
 use long_prefix_bench::rows::rows;
 use long_prefix_bench::runner::Job;
+use router_core::policy::CacheAwareSettings;
 
 #[derive(Parser)]
 #[command(
@@ -59,6 +60,15 @@ struct Run {
     /// Threads: all cores by default.
     #[arg(long)]
     threads: Option<usize>,
+    /// Setting of `cache_aware`, for a comparison with its default.
+    #[arg(long, value_name = "FACTOR")]
+    miss_penalty: Option<f64>,
+    /// Setting of `cache_aware`.
+    #[arg(long, value_name = "FACTOR")]
+    stiffness: Option<f64>,
+    /// Setting of `cache_aware`.
+    #[arg(long, value_name = "MICROSECONDS")]
+    decode_delay_us: Option<f64>,
     /// Where result.json and report.html go.
     #[arg(long, value_name = "DIR", default_value = "target/long-prefix-bench")]
     out: PathBuf,
@@ -101,6 +111,7 @@ impl Run {
             traces: self.traces.as_deref(),
             seeds: self.seeds.unwrap_or_else(|| suite.seeds()),
             threads: self.threads.unwrap_or(cores),
+            cache_aware: self.cache_aware()?,
         };
         let bar = ProgressBar::new(job.runs() as u64);
         let style = "{bar:40} {pos}/{len} runs, {elapsed} gone, {eta} to go";
@@ -121,6 +132,22 @@ impl Run {
         result::write(&page, &report::page(&report))?;
         note(&format!("{}\n{}", file.display(), page.display()));
         Ok(())
+    }
+}
+
+impl Run {
+    fn cache_aware(&self) -> Result<CacheAwareSettings, Failure> {
+        let default = CacheAwareSettings::default();
+        let settings = CacheAwareSettings {
+            miss_penalty: self.miss_penalty.unwrap_or(default.miss_penalty),
+            stiffness: self.stiffness.unwrap_or(default.stiffness),
+            decode_delay_us: self.decode_delay_us.unwrap_or(default.decode_delay_us),
+        };
+        let all = [settings.miss_penalty, settings.stiffness, settings.decode_delay_us];
+        if all.iter().any(|figure| !figure.is_finite() || *figure < 0.0) {
+            return Err("--miss-penalty, --stiffness and --decode-delay-us take numbers of 0 or more".into());
+        }
+        Ok(settings)
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use router_core::policy::CacheAwareSettings;
 use sglang_sim::Timing;
 
 use crate::engine::Limits;
@@ -30,6 +31,8 @@ pub struct Job<'a> {
     pub seeds: u64,
     /// Threads.
     pub threads: usize,
+    /// Settings of `cache_aware`.
+    pub cache_aware: CacheAwareSettings,
 }
 
 /// A benchmark that cannot go on.
@@ -71,12 +74,12 @@ struct Measured {
 impl Job<'_> {
     /// Runs of single contestants that it comes to.
     pub fn runs(&self) -> usize {
-        self.cells.len() * self.seeds as usize * contestants().len()
+        self.cells.len() * self.seeds as usize * contestants(self.cache_aware).len()
     }
 
     /// Runs all of it; `done` is called after each run. The result does not depend on the number of threads.
     pub fn run(&self, done: &(impl Fn() + Sync)) -> Result<Report, BenchError> {
-        let contestants = contestants();
+        let contestants = contestants(self.cache_aware);
         let tasks: Vec<(usize, u64)> =
             (0..self.cells.len()).flat_map(|cell| (1..=self.seeds).map(move |seed| (cell, seed))).collect();
         let next = AtomicUsize::new(0);

@@ -8,11 +8,19 @@ use long_prefix_bench::report::{CompareError, TRACKS, cells, compare, page, regr
 use long_prefix_bench::result::{Report, ResultError};
 use long_prefix_bench::rows::rows;
 use long_prefix_bench::runner::Job;
+use router_core::policy::CacheAwareSettings;
 
 fn run(threads: usize, most_cells: usize) -> Report {
     let mut plans = Suite::Smoke.cells(None);
     plans.truncate(most_cells);
-    let job = Job { suite: "smoke", cells: &plans, traces: None, seeds: 2, threads };
+    let job = Job {
+        suite: "smoke",
+        cells: &plans,
+        traces: None,
+        seeds: 2,
+        threads,
+        cache_aware: CacheAwareSettings::default(),
+    };
     let done = AtomicUsize::new(0);
     let count = || {
         done.fetch_add(1, Ordering::Relaxed);
@@ -40,7 +48,14 @@ fn cells_that_come_to_the_same_count_once() {
     plans.truncate(1);
     // Both ask for less than an engine's least size.
     plans.push(Plan { capacity: Capacity::Kappa(0.01), ..plans[0] });
-    let job = Job { suite: "smoke", cells: &plans, traces: None, seeds: 1, threads: 1 };
+    let job = Job {
+        suite: "smoke",
+        cells: &plans,
+        traces: None,
+        seeds: 1,
+        threads: 1,
+        cache_aware: CacheAwareSettings::default(),
+    };
     let report = job.run(&|| ()).unwrap();
     assert_eq!(report.cells.len(), 1);
     assert_eq!(report.cells[0].id, plans[0].id());

@@ -70,9 +70,9 @@ impl Contestant {
     }
 }
 
-/// Everybody, in the order of the tables.
-pub fn contestants() -> Vec<Contestant> {
-    let cache_aware = || Rule::Policy(PolicyConfig::CacheAware(CacheAwareSettings::default()));
+/// Everybody, in the order of the tables. The references keep `cache_aware`'s defaults, whatever its settings are.
+pub fn contestants(settings: CacheAwareSettings) -> Vec<Contestant> {
+    let cache_aware = || Rule::Policy(PolicyConfig::CacheAware(settings));
     let threshold = Rule::Policy(PolicyConfig::Threshold(ThresholdSettings::default()));
     let policy = |name, what, config| Contestant::router(name, what, Rule::Policy(config), false);
     vec![

@@ -377,6 +377,8 @@ impl World<'_> {
 
 #[cfg(test)]
 mod tests {
+    use router_core::policy::CacheAwareSettings;
+
     use super::super::contestants;
     use super::*;
     use crate::reference::Accesses;
@@ -396,7 +398,10 @@ mod tests {
     fn outcome(pattern: Pattern, name: &str, capacity_tokens: usize) -> (Traffic, Outcome) {
         let setting = setting(capacity_tokens);
         let traffic = draft(pattern, 200, 7).at_load(0.4, setting.workers, &setting.timing);
-        let contestant = contestants().into_iter().find(|contestant| contestant.name == name).unwrap();
+        let contestant = contestants(CacheAwareSettings::default())
+            .into_iter()
+            .find(|contestant| contestant.name == name)
+            .unwrap();
         let outcome = run(&setting, &traffic, &contestant).unwrap();
         (traffic, outcome)
     }
@@ -407,7 +412,7 @@ mod tests {
 
     #[test]
     fn the_seed_decides_everything() {
-        for contestant in contestants() {
+        for contestant in contestants(CacheAwareSettings::default()) {
             let run = || outcome(Pattern::Agents, contestant.name, 100_000).1;
             let (one, other) = (run(), run());
             assert_eq!(one.requests, other.requests, "{}", contestant.name);
@@ -417,7 +422,7 @@ mod tests {
 
     #[test]
     fn everybody_answers_every_request() {
-        for contestant in contestants() {
+        for contestant in contestants(CacheAwareSettings::default()) {
             for pattern in [Pattern::Chat, Pattern::Branching] {
                 let (traffic, outcome) = outcome(pattern, contestant.name, 1 << 20);
                 let answered = outcome.requests.iter().filter(|request| request.done.is_some()).count();
@@ -468,7 +473,10 @@ mod tests {
     fn clients_leave_when_nothing_comes_and_the_engine_goes_on() {
         let setting = Setting { timeout: Duration::from_secs(1), workers: 1, ..setting(1 << 20) };
         let traffic = draft(Pattern::NoSharing, 60, 7).schedule(Duration::from_secs(1));
-        let router = contestants().into_iter().find(|contestant| contestant.name == "round_robin").unwrap();
+        let router = contestants(CacheAwareSettings::default())
+            .into_iter()
+            .find(|contestant| contestant.name == "round_robin")
+            .unwrap();
         let outcome = run(&setting, &traffic, &router).unwrap();
         let left = outcome.requests.iter().filter(|request| request.first.is_none()).count();
         assert!(left > 20 && left < 60, "{left}");
