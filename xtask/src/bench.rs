@@ -55,7 +55,7 @@ const MEASUREMENTS: &[Measurement] = &[
     },
     Measurement {
         name: "policy",
-        what: "routing policies on simulated fleets (docs/benchmark.md): an hour, with --quick some minutes",
+        what: "routing policies on simulated fleets (docs/benchmark.md): eight minutes of CPU, with --quick one",
         measures: None,
         arguments: &["run", "--quiet", "--release", "--package", "long-prefix-bench", "--", "run", "--rows"],
     },

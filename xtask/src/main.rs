@@ -23,7 +23,7 @@ enum Chore {
     Bench {
         /// The measurement.
         name: Option<String>,
-        /// Fewer runs: two minutes, five for `policy`.
+        /// Fewer runs: under two minutes.
         #[arg(long)]
         quick: bool,
         /// Print one JSON document instead of a table.

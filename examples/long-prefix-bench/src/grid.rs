@@ -10,9 +10,9 @@ use crate::workload::{Draft, Pattern, Trace, TraceError, draft, load};
 pub enum Suite {
     /// A handful of small cells, for tests.
     Smoke,
-    /// Every workload at one point, two of them along both axes: minutes.
+    /// Every workload at one point, two of them along both axes: a minute.
     Quick,
-    /// The surface κ × ρ of the workloads that tell most, and fleets of 4 to 32: about an hour.
+    /// The surface κ × ρ of the workloads that tell most, and fleets of 4 to 32: some minutes.
     Full,
 }
 
