@@ -60,6 +60,12 @@ const MEASUREMENTS: &[Measurement] = &[
         arguments: &["bench", "--quiet", "--package", "router-http", "--bench", "chats", "--"],
     },
     Measurement {
+        name: "policy",
+        what: "routing policies on simulated fleets (docs/benchmark.md): eight minutes of CPU, with --quick one",
+        measures: None,
+        arguments: &["run", "--quiet", "--release", "--package", "long-prefix-bench", "--", "run", "--rows"],
+    },
+    Measurement {
         name: "faults",
         what: "what becomes of requests when workers are killed, stopped, slow, failing, or restarted in turn",
         measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),
