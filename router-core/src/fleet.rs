@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::chat::ChatTemplate;
 use crate::load::{LoadCounters, ReportedLoad};
 use crate::time::Time;
 use crate::timing::PrefillModel;
@@ -131,6 +132,8 @@ pub struct Worker {
     pub incarnation: Incarnation,
     /// Its agent's session, if one is open.
     pub agent: Option<AgentLink>,
+    /// The template that its engine renders chats with, if an agent offers it.
+    pub chat_template: Option<Arc<dyn ChatTemplate>>,
     /// Hash of the URL.
     pub(crate) identity: u64,
 }

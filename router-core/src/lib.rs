@@ -87,6 +87,7 @@ pub mod policy;
 pub mod reconcile;
 
 mod candidates;
+mod chat;
 mod digest;
 mod explain;
 mod fleet;
@@ -105,6 +106,7 @@ mod update;
 mod vouched;
 mod writer;
 
+pub use chat::{ChatTemplate, NoTemplate, NotRendered};
 pub use digest::SetDigest;
 pub use explain::{CandidateView, Excluded, Explanation};
 pub use fleet::{

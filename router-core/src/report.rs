@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::chat::ChatTemplate;
 use crate::digest::SetDigest;
 use crate::fleet::{Incarnation, ReportLevel, WorkerId, WorkerProfile};
 use crate::key::{BlockHash, Unit};
@@ -32,6 +33,8 @@ pub struct Introduction {
     pub units: Units,
     /// It can find the difference of the claims on its blocks and what is held (channel 4 of `docs/routing.md`).
     pub reconciles: bool,
+    /// The template that the engine renders chats with.
+    pub chat_template: Option<Arc<dyn ChatTemplate>>,
 }
 
 /// Units that an agent names blocks in.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::admission::{Entered, Limits, Occupancy};
 use crate::candidates::{Candidates, Exclusion, Reach, exclusion};
+use crate::chat::{ChatTemplate, NoTemplate};
 use crate::explain::{CandidateView, Excluded, Explanation};
 use crate::fleet::{Role, Target, TargetId, WorkerId};
 use crate::health::FaultKind;
@@ -154,6 +155,15 @@ impl Router {
     /// The snapshot in force, to keep for as long as needed: for administration and metrics.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.inner.cell.load_full()
+    }
+
+    /// The template that every worker renders a model's chats with: [`Fleet::chat_template`](crate::Fleet::chat_template) of the snapshot
+    /// in force.
+    ///
+    /// # Errors
+    /// There is none that all agree on.
+    pub fn chat_template(&self, model: Option<&str>) -> Result<Arc<dyn ChatTemplate>, NoTemplate> {
+        self.inner.cell.load().fleet.chat_template(model).cloned()
     }
 
     /// The writer is gone, and nothing is learned any more: from now on requests are decided on the last snapshot, by load

@@ -17,6 +17,7 @@ use router_core::{
     EventKind, FleetError, FleetUpdate, Query, RouteRequest, Router, Update, Worker, WorkerId, WorkerState,
 };
 use router_http::Clock;
+use router_http::Keyed;
 use router_http::decode::{self, RouteKind};
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
@@ -104,7 +105,7 @@ impl Admin for AdminService {
         let kind = RouteKind::of(&Method::POST, path);
         let facts = decode::facts(kind, &HeaderMap::new(), body.as_bytes());
         let facts = facts.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let key = router_http::key(&self.router, &facts);
+        let Keyed { key, chat, .. } = router_http::key(&self.router, &facts, body.as_bytes());
         let wanted = RouteRequest {
             key: key.as_ref(),
             model: facts.model.as_deref(),
@@ -119,7 +120,9 @@ impl Admin for AdminService {
             None => Ok(Vec::new()),
         };
         let confirmed = confirmed.map_err(unheard)?;
-        Ok(Response::new(convert::explanation(&self.router, &explained, key.as_ref(), &confirmed)))
+        let chat_keyed = chat.map(|chat| chat.to_string()).unwrap_or_default();
+        let explanation = convert::explanation(&self.router, &explained, key.as_ref(), &confirmed);
+        Ok(Response::new(ExplainResponse { chat_keyed, ..explanation }))
     }
 
     async fn watch_events(

@@ -25,7 +25,7 @@ use crate::config::{ConfigError, ConfigErrors, PoolMember, RouterConfig};
 use crate::events::EventHub;
 use crate::probe::{ProbeSettings, Prober};
 use crate::requests::{Unheard, ask};
-use crate::session::{AgentService, Sessions, Terms};
+use crate::session::{AgentService, ChatTemplates, Sessions, Terms};
 use crate::settings;
 use crate::telemetry::{ControlMetrics, Exporter, ExporterError, FleetCollector};
 use crate::worker_url::worker_url;
@@ -136,6 +136,7 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
         metrics: metrics.clone(),
         events: events.clone(),
         terms: terms(&config),
+        chat_templates: ChatTemplates::default(),
         next_session: Arc::new(AtomicU64::new(1)),
         room: Arc::new(Semaphore::new(config.max_agent_sessions.min(Semaphore::MAX_PERMITS))),
         reconciling: Arc::new(Semaphore::new(RECONCILIATIONS)),

@@ -1,16 +1,19 @@
 //! What an answer generated: its target holds that as it holds the prompt, and the next turn of a conversation begins with both.
 //!
 //! Token ids are read from the answers of `/generate`, of a stream's last event alone, since each tells all so far. Text is taken out of
-//! the passing events without reading the rest of them. What is not understood, or too long, is not claimed.
+//! the passing events without reading the rest of them. A chat's answer follows the chat where that was rendered as the engine
+//! does it. What is not understood, or too long, is not claimed.
 
 use bytes::Bytes;
 use memchr::memmem;
 use router_core::Router;
 use router_core::key::{PrefixKey, Salt};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::decode::{Facts, Prompt, RouteKind};
 use crate::events::{self, Events};
+use crate::key::Keyed;
 
 /// Bytes of an answer that are kept at most.
 const MOST_BYTES: usize = 1 << 20;
@@ -65,21 +68,34 @@ struct MetaInfo {
     completion_tokens: usize,
 }
 
-/// An answer of `/v1/completions`.
+/// An answer of `/v1/completions` or `/v1/chat/completions`.
 #[derive(Deserialize)]
-struct Completions {
+struct Answer {
     choices: Vec<Choice>,
 }
 
 #[derive(Deserialize)]
 struct Choice {
-    text: String,
+    #[serde(default)]
+    text: Option<String>,
+    #[serde(default)]
+    message: Option<Message>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    content: Option<String>,
+    /// Generated text that the engine has taken apart is not known as it was.
+    #[serde(default)]
+    reasoning_content: Option<IgnoredAny>,
+    #[serde(default)]
+    tool_calls: Option<IgnoredAny>,
 }
 
 impl Generated {
     /// For the answer to a request; `None` if nothing of it could be claimed.
-    pub(crate) fn of(router: &Router, facts: &Facts<'_>, key: Option<&PrefixKey>) -> Option<Box<Self>> {
-        let key = key.filter(|_| !facts.several)?.clone();
+    pub(crate) fn of(router: &Router, facts: &Facts<'_>, keyed: &Keyed) -> Option<Box<Self>> {
+        let key = keyed.key.clone().filter(|_| !facts.several)?;
         let rest = |len: usize| {
             let full = key.hashes().len() * router.key_space(key.unit()).block_size() as usize;
             full.min(len)
@@ -89,6 +105,7 @@ impl Generated {
             (Prompt::Text(text), RouteKind::Generate | RouteKind::Completions) => {
                 Tail::Text(text.as_bytes()[rest(text.len())..].to_vec())
             }
+            (Prompt::Text(_), RouteKind::Chat) => Tail::Text(keyed.rendered_tail.clone()?),
             _ => return None,
         };
         let [lora, cache_salt, extra_key] = &facts.salts;
@@ -123,13 +140,13 @@ impl Generated {
             SoFar::Texts(events, texts, last) => {
                 let whole = events.push(data.clone());
                 for event in events::each(&whole) {
-                    match text_of(event) {
+                    match text_of(event, self.route) {
                         Text::None => {}
                         Text::Of(text) => {
                             *last = texts.len();
                             texts.extend_from_slice(text);
                         }
-                        Text::OfAnother => {
+                        Text::Unclear => {
                             self.so_far = SoFar::Lost;
                             return;
                         }
@@ -183,9 +200,13 @@ fn text_generated(route: RouteKind, so_far: SoFar) -> Option<Vec<u8>> {
             (event.output_ids.len() == event.meta_info.completion_tokens).then_some(event.text)??
         }
         (_, SoFar::Whole(body)) => {
-            let [Choice { text }] =
-                <[Choice; 1]>::try_from(serde_json::from_slice::<Completions>(&body).ok()?.choices).ok()?;
-            text
+            let choices = serde_json::from_slice::<Answer>(&body).ok()?.choices;
+            let [Choice { text, message }] = <[Choice; 1]>::try_from(choices).ok()?;
+            let whole = |message: Message| {
+                let is_whole = message.reasoning_content.is_none() && message.tool_calls.is_none();
+                message.content.filter(|_| is_whole)
+            };
+            text.or_else(|| message.and_then(whole))?
         }
         (_, SoFar::Texts(_, mut texts, last)) => {
             texts.truncate(last);
@@ -204,20 +225,23 @@ enum Text<'e> {
     None,
     /// As it stands in JSON.
     Of(&'e [u8]),
-    /// There are several answers.
-    OfAnother,
+    /// There are several answers, or more than text.
+    Unclear,
 }
 
-/// The text of an event of `/v1/completions`. Within a text the quotes of what is looked for would be escaped.
-fn text_of(event: &[u8]) -> Text<'_> {
-    const KEY: &[u8] = b"\"text\":\"";
+/// The text of an event. Within a text the quotes of what is looked for would be escaped.
+fn text_of(event: &[u8], route: RouteKind) -> Text<'_> {
     const INDEX: &[u8] = b"\"index\":";
-    let Some(at) = memmem::find(event, KEY) else { return Text::None };
+    let key: &[u8] = if route == RouteKind::Chat { b"\"content\":\"" } else { b"\"text\":\"" };
+    if route == RouteKind::Chat && [REASONING, TOOLS].iter().any(|name| says(event, name)) {
+        return Text::Unclear;
+    }
+    let Some(at) = memmem::find(event, key) else { return Text::None };
     let is_first = memmem::find(event, INDEX).is_none_or(|at| event.get(at + INDEX.len()) == Some(&b'0'));
     if !is_first {
-        return Text::OfAnother;
+        return Text::Unclear;
     }
-    let text = &event[at + KEY.len()..];
+    let text = &event[at + key.len()..];
     let mut end = 0;
     while let Some(found) = memchr::memchr2(b'"', b'\\', text.get(end..).unwrap_or_default()) {
         end += found;
@@ -227,6 +251,16 @@ fn text_of(event: &[u8]) -> Text<'_> {
         end += 2;
     }
     Text::None
+}
+
+/// What an engine takes out of a chat's generated text.
+const REASONING: &[u8] = b"\"reasoning_content\":";
+const TOOLS: &[u8] = b"\"tool_calls\":";
+
+/// A member is there, and not null.
+fn says(event: &[u8], name: &[u8]) -> bool {
+    let value = memmem::find(event, name).map(|at| event[at + name.len()..].trim_ascii_start());
+    value.is_some_and(|value| !value.starts_with(b"null"))
 }
 
 #[cfg(test)]
@@ -253,8 +287,16 @@ mod tests {
         let router = router();
         let request = request.to_string();
         let facts = facts(kind, &HeaderMap::new(), request.as_bytes()).unwrap();
-        let key = crate::key::key(&router, &facts);
-        let mut generated = Generated::of(&router, &facts, key.as_ref())?;
+        let mut keyed = crate::key::key(&router, &facts, request.as_bytes());
+        if let (RouteKind::Chat, Prompt::Text(_)) = (kind, &facts.prompt) {
+            // As if there were a template that says the last message alone.
+            let said = serde_json::from_str::<Value>(&request).unwrap()["messages"][0]["content"].clone();
+            let said = said.as_str().unwrap();
+            let key = router.key_space(Unit::Text).key_of_text(Salt::default(), said.as_bytes());
+            keyed.rendered_tail = Some(said.as_bytes()[key.hashes().len() * BLOCK as usize..].to_vec());
+            keyed.key = Some(key);
+        }
+        let mut generated = Generated::of(&router, &facts, &keyed)?;
         for piece in answer.as_bytes().chunks(answer.len().div_ceil(pieces)) {
             generated.look(&Bytes::copy_from_slice(piece), answer.starts_with("data:"));
         }
@@ -326,5 +368,31 @@ mod tests {
         assert!(key_after(RouteKind::Completions, &request, "{}", 1).is_none());
         let long = json!({"choices": [{"index": 0, "text": "x".repeat(MOST_BYTES)}]}).to_string();
         assert!(key_after(RouteKind::Completions, &json!({"prompt": "abcdefgh"}), &long, 3).is_none());
+    }
+
+    #[test]
+    fn a_chats_answer_follows_the_chat_as_it_was_rendered() {
+        let request = json!({"messages": [{"role": "user", "content": "0123456"}]});
+        let event = |delta: Value| {
+            format!("data: {}\n\n", json!({"choices": [{"index": 0, "delta": delta, "logprobs": null}]}))
+        };
+        let said = |text: &str| event(json!({"role": null, "content": text, "reasoning_content": null}));
+        let stream =
+            event(json!({"role": "assistant", "content": ""})) + &said("78") + &said("9ab") + &said("last");
+        let expected = router().key_space(Unit::Text).key_of_text(Salt::default(), b"0123456789ab");
+        assert_eq!(hashes(key_after(RouteKind::Chat, &request, &stream, 3)), hashes(Some(expected.clone())));
+        let message = |more: Value| {
+            let mut message =
+                json!({"role": "assistant", "content": "789abend of 16 bytes.", "tool_calls": null});
+            message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"choices": [{"index": 0, "message": message}]}).to_string()
+        };
+        let whole = message(json!({}));
+        assert_eq!(hashes(key_after(RouteKind::Chat, &request, &whole, 1)), hashes(Some(expected)));
+        let thought = event(json!({"reasoning_content": "hm"})) + &stream;
+        let called = message(json!({"tool_calls": [{"id": "x"}]}));
+        for unclear in [thought, called] {
+            assert!(key_after(RouteKind::Chat, &request, &unclear, 1).is_none(), "{unclear}");
+        }
     }
 }

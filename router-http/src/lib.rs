@@ -58,6 +58,6 @@ pub use budget::RetryConfig;
 pub use clock::Clock;
 pub use config::{ApiConfig, DataPlaneConfig, Secret, SecretProblem, available_threads};
 pub use headers::bearer;
-pub use key::key;
+pub use key::{ChatKeyed, Keyed, key};
 pub use metrics::{HttpMetrics, Outcome};
 pub use server::{BindError, Bound, DataPlane};

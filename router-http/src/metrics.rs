@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::decode::RouteKind;
+use crate::key::ChatKeyed;
 
 /// The data plane's families. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -39,6 +40,13 @@ pub struct HttpMetrics {
     pub(crate) queue_waiting: Gauge,
     pub(crate) queue_wait_s: Histogram,
     pub(crate) queue_refused: Family<QueueLabels, Counter>,
+    pub(crate) chats: Family<ChatLabels, Counter>,
+}
+
+/// Labels of one chat.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ChatLabels {
+    pub(crate) keyed: &'static str,
 }
 
 /// Labels of one request that waited in vain, or could not.
@@ -89,6 +97,8 @@ pub enum Outcome {
 pub(crate) struct ThreadMetrics {
     pub(crate) families: HttpMetrics,
     requests: [[OnceLock<Counter>; OUTCOMES]; ROUTES],
+    /// Rendered, and not.
+    chats: [Counter; 2],
 }
 
 const OUTCOMES: usize = Outcome::Broken as usize + 1;
@@ -96,7 +106,14 @@ const ROUTES: usize = RouteKind::Other as usize + 1;
 
 impl ThreadMetrics {
     pub(crate) fn new(families: HttpMetrics) -> Self {
-        Self { families, requests: Default::default() }
+        let chats = ["rendered", "canonical"];
+        let chats = chats.map(|keyed| families.chats.get_or_create(&ChatLabels { keyed }).clone());
+        Self { families, requests: Default::default(), chats }
+    }
+
+    /// Counts a chat by how it was keyed.
+    pub(crate) fn chat(&self, keyed: &ChatKeyed) {
+        self.chats[usize::from(*keyed != ChatKeyed::Rendered)].inc();
     }
 
     /// Counts a request that has ended.
@@ -157,6 +174,7 @@ impl HttpMetrics {
             queue_waiting: Gauge::default(),
             queue_wait_s: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
             queue_refused: Family::default(),
+            chats: Family::default(),
         };
         let it = &metrics;
         registry.register("espalier_requests", "Requests by route and how they ended", it.requests.clone());
@@ -267,6 +285,11 @@ impl HttpMetrics {
             "Requests that were refused for want of room: the queue was full, others had more right to their place, or they had waited \
              too long",
             it.queue_refused.clone(),
+        );
+        registry.register(
+            "espalier_chats",
+            "Chats, by whether they were keyed as the text that the model's template renders, or in the router's own serialisation",
+            it.chats.clone(),
         );
         metrics
     }

@@ -280,8 +280,12 @@ impl Service {
     ) -> Result<Wanted, Failure> {
         let (plane, now) = (&*self.plane, self.plane.clock.now());
         let facts = decode::facts(arrived.kind, &arrived.headers, &arrived.body)?;
-        let key = crate::key::key(&plane.router, &facts);
-        exchange.claims(Generated::of(&plane.router, &facts, key.as_ref()));
+        let keyed = crate::key::key(&plane.router, &facts, &arrived.body);
+        if let Some(chat) = &keyed.chat {
+            plane.metrics.chat(chat);
+        }
+        exchange.claims(Generated::of(&plane.router, &facts, &keyed));
+        let key = keyed.key;
         let place = match only {
             Some(worker) => Some(Place { worker, rank: None }),
             None if arrived.kind.generates() => {

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 #![allow(clippy::missing_panics_doc, missing_docs)]
 
+pub mod text;
 pub mod upstream;
 
 use std::collections::HashSet;

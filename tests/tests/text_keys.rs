@@ -3,34 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::OnceLock;
 
+use espalier_tests::text::{both, tokenizer_path, until_text_is_exact};
 use espalier_tests::{HttpClient, agent, alert, fast, metrics, until, until_ready, worker};
 use proptest::prelude::*;
-use router_core::key::{BlockHash, KeySpace, Salt, Unit};
+use router_core::key::{KeySpace, Salt, Unit};
 use router_grpc::{RouterConfig, RunningRouter};
 use serde_json::{Value, json};
-use sglang_sim::tokenizer::Tokenizer;
 use sglang_sim::{Sim, SimConfig};
 use worker_agent::events::{Event, Removed, Stored, TokenIds};
 use worker_agent::mirror::Mirror;
-use worker_agent::tokenizer::Vocabulary;
 use worker_agent::translate::{BlockView, Tell, runs};
-
-/// A small byte-level BPE tokenizer; `data/README.md` beside it says how it was made.
-fn tokenizer_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/sglang-sim/data/tokenizer.json")
-}
-
-fn both() -> &'static (Tokenizer, Arc<Vocabulary>) {
-    static BOTH: OnceLock<(Tokenizer, Arc<Vocabulary>)> = OnceLock::new();
-    BOTH.get_or_init(|| {
-        let path = tokenizer_path();
-        (Tokenizer::read(&path).unwrap(), Arc::new(Vocabulary::read(&path).unwrap()))
-    })
-}
 
 /// An engine with pages of 16 tokens and room for so many, which reads text with the tokenizer.
 async fn engine(max_total_tokens: usize) -> Sim {
@@ -50,38 +34,6 @@ fn text(first: usize, words: usize) -> String {
 
 fn generate(text: &str) -> Value {
     json!({"text": text, "sampling_params": {"max_new_tokens": 1}})
-}
-
-/// The blocks of text that an engine holds: what its cached tokens stand for, cut as the router cuts a prompt.
-async fn held(space: &KeySpace, sim: &Sim) -> HashSet<BlockHash> {
-    let mut held = HashSet::new();
-    for (_, tokens) in sim.cached_paths(0).await {
-        let (_, vocabulary) = both();
-        let spoken = tokens.strip_prefix(vocabulary.leading()).unwrap_or(&tokens);
-        // What the simulated model generates is no token of the vocabulary.
-        let bytes: Vec<u8> =
-            spoken.iter().map_while(|token| vocabulary.bytes(*token)).flatten().copied().collect();
-        held.extend(space.key_of_text(Salt::default(), &bytes).hashes());
-    }
-    held
-}
-
-async fn claimed(router: &RunningRouter, sim: &Sim) -> HashSet<BlockHash> {
-    let worker = worker(router, &sim.url()).unwrap();
-    let target = router.router().snapshot().fleet.targets_of(worker.id).next().unwrap().id;
-    router.claims(target, Unit::Text).await.into_iter().collect()
-}
-
-async fn until_text_is_exact(router: &RunningRouter, sim: &Sim) -> usize {
-    let space = router.router().key_space(Unit::Text);
-    let mut blocks = 0;
-    until("the claims on text are what the engine holds", async || {
-        let held = held(space, sim).await;
-        blocks = held.len();
-        claimed(router, sim).await == held
-    })
-    .await;
-    blocks
 }
 
 /// The divergence of both units that the router shows.

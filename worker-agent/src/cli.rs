@@ -59,6 +59,9 @@ struct Options {
     /// says that it has it].
     #[arg(long, env = "ESPALIER_AGENT_TOKENIZER", global = true)]
     tokenizer: Option<PathBuf>,
+    /// The file that the server was given as --chat-template [default: the template beside the tokenizer].
+    #[arg(long, env = "ESPALIER_AGENT_CHAT_TEMPLATE", global = true)]
+    chat_template: Option<PathBuf>,
     /// Most pages to track for each dp rank [default: four times the rank's capacity].
     #[arg(long, env = "ESPALIER_AGENT_MAX_PAGES", global = true)]
     max_pages: Option<usize>,
@@ -91,6 +94,7 @@ impl Options {
             admin_api_key_file: self.admin_api_key_file,
             token_file: self.token_file,
             tokenizer: self.tokenizer,
+            chat_template: self.chat_template,
             max_pages: self.max_pages,
             ..AgentConfig::default()
         };

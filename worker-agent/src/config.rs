@@ -27,6 +27,8 @@ pub struct AgentConfig {
     pub token_file: Option<PathBuf>,
     /// The model's `tokenizer.json` or its directory; by default where the engine says that it has it.
     pub tokenizer: Option<PathBuf>,
+    /// The file that the server was given as `--chat-template`; by default the template beside the tokenizer.
+    pub chat_template: Option<PathBuf>,
     /// Most pages to track for each rank; by default four times the rank's capacity.
     pub max_pages: Option<usize>,
     /// Time between two checks of the engine's state.
@@ -114,6 +116,7 @@ impl Default for AgentConfig {
             admin_api_key_file: None,
             token_file: None,
             tokenizer: None,
+            chat_template: None,
             max_pages: None,
             state_interval: Duration::from_secs(1),
             info_interval: Duration::from_secs(10),

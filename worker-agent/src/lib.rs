@@ -30,6 +30,7 @@
 //! # }
 //! ```
 
+pub mod chat_template;
 pub mod check;
 pub mod cli;
 pub mod events;

@@ -54,6 +54,18 @@ const MEASUREMENTS: &[Measurement] = &[
         arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "divergence", "--"],
     },
     Measurement {
+        name: "chats",
+        what: "rendering chats with a template, beside the canonical serialisation",
+        measures: None,
+        arguments: &["bench", "--quiet", "--package", "router-http", "--bench", "chats", "--"],
+    },
+    Measurement {
+        name: "policy",
+        what: "routing policies on simulated fleets (docs/benchmark.md): eight minutes of CPU, with --quick one",
+        measures: None,
+        arguments: &["run", "--quiet", "--release", "--package", "long-prefix-bench", "--", "run", "--rows"],
+    },
+    Measurement {
         name: "faults",
         what: "what becomes of requests when workers are killed, stopped, slow, failing, or restarted in turn",
         measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),

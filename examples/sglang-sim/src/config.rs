@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::events::EventEncoding;
 use crate::scheduler::Limits;
 use crate::timing::Timing;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Chats, Tokenizer};
 
 /// Options of a simulated SGLang server. Names that SGLang has mean what they mean there.
 #[derive(Clone, Debug, clap::Parser)]
@@ -34,10 +34,14 @@ pub struct SimConfig {
     /// Name the model is served under.
     #[arg(long, default_value = "sim")]
     pub served_model_name: String,
-    /// The model's tokenizer.json (byte-level BPE, cut as GPT-2's); without it, words stand for tokens. What the simulated model
-    /// generates is not in its vocabulary.
+    /// The model's tokenizer.json (byte-level BPE, cut as GPT-2's), or its directory; without it, words stand for tokens. What the
+    /// simulated model generates is not in its vocabulary.
     #[arg(long)]
     pub tokenizer_path: Option<PathBuf>,
+    /// A Jinja template for chats [default: chat_template.jinja in the tokenizer's directory; without it, a form of the simulator's
+    /// own].
+    #[arg(long)]
+    pub chat_template: Option<PathBuf>,
     /// Version of the weights.
     #[arg(long, default_value = "default")]
     pub weight_version: String,
@@ -124,6 +128,14 @@ pub enum SimError {
         /// What is wrong with it.
         source: std::io::Error,
     },
+    /// The chat template cannot be used.
+    #[error("--chat-template {}: {source}", path.display())]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A port cannot be listened on.
     #[error("cannot listen on {address}: {source}; is something else running there?")]
     Listen {
@@ -206,10 +218,21 @@ impl SimConfig {
         Ok(())
     }
 
-    /// Reads the tokenizer.
+    /// Reads the tokenizer, and the chat template, if there is one.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, SimError> {
-        let Some(path) = &self.tokenizer_path else { return Ok(Tokenizer::default()) };
-        Tokenizer::read(path).map_err(|source| SimError::Tokenizer { path: path.clone(), source })
+        let tokenizer = match &self.tokenizer_path {
+            None => Tokenizer::default(),
+            Some(path) => {
+                Tokenizer::read(path).map_err(|source| SimError::Tokenizer { path: path.clone(), source })?
+            }
+        };
+        let directory = self.tokenizer_path.as_deref().filter(|path| path.is_dir());
+        let beside = directory.map(|directory| directory.join("chat_template.jinja"));
+        let beside = beside.filter(|path| path.is_file());
+        let Some(path) = self.chat_template.clone().or(beside) else { return Ok(tokenizer) };
+        let chats = Chats::read(&path, self.chat_template.is_some(), directory);
+        let chats = chats.map_err(|source| SimError::ChatTemplate { path, source })?;
+        Ok(tokenizer.with_chats(chats))
     }
 
     pub(crate) fn limits(&self) -> Limits {

@@ -330,6 +330,27 @@ pub struct Hello {
     /// Version of the sketches of Symbols that the agent can decode: 1 is the one below. 0: none.
     #[prost(uint32, tag = "19")]
     pub sketch_version: u32,
+    /// The template that the engine renders chats with. It MUST be offered only with TEXT among the units, and only if the engine turns
+    /// every chat into a prompt by it.
+    #[prost(message, optional, tag = "20")]
+    pub chat_template: ::core::option::Option<ChatTemplate>,
+}
+/// How an engine turns chats into prompts: by a template, as the `transformers` library renders it. Coordinators that cannot use it, or
+/// do not know of it, go on without; it is not refused.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChatTemplate {
+    /// The template, in Jinja.
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    /// Special tokens that the template may name, by their names in the tokenizer's configuration: bos_token, eos_token and their like.
+    #[prost(map = "string, string", tag = "2")]
+    pub special_tokens: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The text of the special tokens that the tokenizer puts before every text by itself, and that blocks of TEXT are reported without.
+    #[prost(string, tag = "3")]
+    pub leading: ::prost::alloc::string::String,
 }
 /// A place in one rank's sequence.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1020,6 +1041,10 @@ pub struct ExplainResponse {
     /// Targets that may not be chosen, with the reason.
     #[prost(message, repeated, tag = "10")]
     pub excluded: ::prost::alloc::vec::Vec<Excluded>,
+    /// How a chat was keyed, in words: rendered with its model's template, or in the router's own serialisation, and why. Empty for what is
+    /// no chat.
+    #[prost(string, tag = "11")]
+    pub chat_keyed: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Candidate {

@@ -110,6 +110,7 @@ impl State {
         };
         let earlier = member.session.replace(fresh).filter(|earlier| earlier.open && earlier.id != session);
         let registered = std::mem::replace(&mut member.incarnation, agent.incarnation);
+        member.chat_template = agent.chat_template.clone();
         if let Some(earlier) = earlier {
             let why = SessionEnd::Replaced;
             self.notices.push(Notice::SessionEnded { session: earlier.id, why });

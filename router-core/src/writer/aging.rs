@@ -60,6 +60,7 @@ impl State {
     fn forget_reports(&mut self, worker: WorkerId, now: Time) {
         let Some(member) = self.roster.get_mut(worker) else { return };
         member.session = None;
+        member.chat_template = None;
         member.updating = false;
         for rank in &mut member.ranks {
             rank.doubtful = false;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::gate::Gate;
 use super::pressure::Pressure;
+use crate::chat::ChatTemplate;
 use crate::fleet::{
     AgentLink, DEFAULT_BOOTSTRAP_PORT, Declaration, Incarnation, ReportLevel, Slot, Tenure, Worker, WorkerId,
     WorkerProfile, WorkerState,
@@ -30,6 +31,8 @@ pub(crate) struct Member {
     pub(crate) paused: bool,
     pub(crate) reason: Arc<str>,
     pub(crate) session: Option<Session>,
+    /// As its agent says.
+    pub(crate) chat_template: Option<Arc<dyn ChatTemplate>>,
     pub(crate) ranks: Vec<Rank>,
     pub(super) identity: u64,
     /// As snapshots show it, until it changes.
@@ -113,6 +116,7 @@ impl Member {
             bootstrap_port: port.unwrap_or(DEFAULT_BOOTSTRAP_PORT),
             incarnation: self.incarnation,
             agent,
+            chat_template: self.chat_template.clone(),
             identity: self.identity,
         });
         self.published = Some(worker.clone());

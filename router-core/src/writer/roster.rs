@@ -72,6 +72,7 @@ impl Roster {
             paused: false,
             reason: Arc::from("not probed yet"),
             session: None,
+            chat_template: None,
             ranks: vec![rank],
             identity,
             published: None,

@@ -149,6 +149,7 @@ pub(super) fn explanation(
         epoch: snapshot.epoch,
         candidates: candidates.collect(),
         excluded: excluded.collect(),
+        chat_keyed: String::new(),
     }
 }
 

@@ -103,12 +103,16 @@ fn print_explanation(answer: &ExplainResponse, out: &mut impl Write) -> io::Resu
     writeln!(out, "{} rank {}, by {}: {}", answer.worker_url, answer.rank, answer.policy, answer.reason)?;
     writeln!(
         out,
-        "{} prompt tokens in {} blocks of {}, decided on snapshot {}\n",
+        "{} prompt tokens in {} blocks of {}, decided on snapshot {}",
         answer.prompt_tokens,
         answer.blocks,
         unit(answer),
         answer.epoch
     )?;
+    if !answer.chat_keyed.is_empty() {
+        writeln!(out, "the chat is keyed {}", answer.chat_keyed)?;
+    }
+    writeln!(out)?;
     writeln!(
         out,
         "  {:<32} {:>4} {:>9} {:>9} {:>9} {:>11} {:>11} {:>11}",
@@ -180,7 +184,7 @@ fn explanation_json(answer: &ExplainResponse) -> serde_json::Value {
         .collect();
     json!({
         "policy": answer.policy, "worker_url": answer.worker_url, "rank": answer.rank, "reason": answer.reason,
-        "key_unit": unit(answer), "blocks": answer.blocks, "prompt_tokens": answer.prompt_tokens,
+        "key_unit": unit(answer), "chat_keyed": answer.chat_keyed, "blocks": answer.blocks, "prompt_tokens": answer.prompt_tokens,
         "epoch": answer.epoch, "candidates": candidates, "excluded": excluded,
     })
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use chat_template::Source;
 use espalier_proto::coordinator_message::Message as Reply;
 use espalier_proto::{
-    Ack, Baseline, CoordinatorMessage, Delta as WireDelta, EvictionPolicy, Hello, KeySpace as WireKeySpace,
-    KeyUnit, Load, ReportLevel as WireLevel, ResumePoint, Resync, SetFingerprint, Symbols, Welcome,
-    WorkerRole as WireRole,
+    Ack, Baseline, ChatTemplate as WireTemplate, CoordinatorMessage, Delta as WireDelta, EvictionPolicy,
+    Hello, KeySpace as WireKeySpace, KeyUnit, Load, ReportLevel as WireLevel, ResumePoint, Resync,
+    SetFingerprint, Symbols, Welcome, WorkerRole as WireRole,
 };
 use router_core::key::{BlockHash, KeySpace, SCHEME, Unit};
 use router_core::{
@@ -87,6 +88,12 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
         units: hello.units().filter(|_| knows_hash).filter_map(unit).collect(),
         reconciles: hello.sketch_version == SKETCH_VERSION,
     })
+}
+
+/// The template that an agent offers.
+pub(super) fn chat_template(offered: WireTemplate) -> Source {
+    let WireTemplate { source, special_tokens, leading } = offered;
+    Source { source, special_tokens: special_tokens.into_iter().collect(), leading }
 }
 
 /// `None` if it is not said.

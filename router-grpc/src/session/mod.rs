@@ -4,6 +4,7 @@
 //! that gets no further silences nobody. [`reports`] turns every later message into an update for the writer. What the writer
 //! has to say to an agent goes through [`Sessions`]. [`rounds`] finds out what was lost, and makes sure now and then that nothing was.
 
+mod chat_templates;
 mod convert;
 mod opening;
 mod reports;
@@ -29,6 +30,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
 
+pub(crate) use self::chat_templates::ChatTemplates;
 pub(crate) use self::convert::role;
 use self::opening::{Opened, PATIENCE};
 use self::reports::Reports;
@@ -76,6 +78,7 @@ pub(crate) struct AgentService {
     pub(crate) metrics: ControlMetrics,
     pub(crate) events: EventHub,
     pub(crate) terms: Terms,
+    pub(crate) chat_templates: ChatTemplates,
     pub(crate) next_session: Arc<AtomicU64>,
     /// Room for streams, those that have not said Hello yet included.
     pub(crate) room: Arc<Semaphore>,

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chat_template::Source;
 use espalier_proto::agent_message::Message;
 use espalier_proto::{Accept, AgentMessage, Hello};
 use router_core::key::Unit;
 use router_core::{
-    Considered, EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Units, Update,
-    WorkerId,
+    ChatTemplate, Considered, EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Units,
+    Update, WorkerId,
 };
 use tokio_stream::StreamExt as _;
 use tonic::{Status, Streaming};
@@ -56,7 +57,7 @@ impl AgentService {
         inbound: &mut Streaming<AgentMessage>,
         outbox: &Outbox,
     ) -> Result<Agreed, Status> {
-        let Message::Hello(hello) = first(inbound, "Hello").await? else {
+        let Message::Hello(mut hello) = first(inbound, "Hello").await? else {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let greeting = convert::hello(&hello)?;
@@ -70,9 +71,13 @@ impl AgentService {
             level = ReportLevel::Counts;
         }
         let (resume, fingerprint) = self.resumable(&hello);
+        let chat_template = hello.chat_template.take().filter(|_| units.contains(Unit::Text));
+        let chat_template =
+            chat_template.and_then(|offered| self.template(&url, convert::chat_template(offered)));
         let reconciles = reconciles && level > ReportLevel::Counts;
         let (reconcile, units) = (Vec::new(), Units::default());
-        let mut agent = Introduction { url, incarnation, profile, resume, reconcile, units, reconciles };
+        let mut agent =
+            Introduction { url, incarnation, profile, resume, reconcile, units, reconciles, chat_template };
         let considered = self.consider(&agent).await?;
         let welcome = convert::welcome(&self.terms, level, &spaces, (&considered, fingerprint));
         (agent.resume, agent.reconcile) = (considered.resume, considered.reconcile);
@@ -93,6 +98,19 @@ impl AgentService {
         }
         let hashes = agent.units != Units::default();
         Ok(Agreed { agent, level: if hashes { level } else { ReportLevel::Counts } })
+    }
+
+    /// The template that an agent offers; `None`, with the reason in the log, where it cannot be used.
+    fn template(&self, url: &Arc<str>, offered: Source) -> Option<Arc<dyn ChatTemplate>> {
+        let compiled = self.chat_templates.compile(offered).inspect_err(|error| {
+            let (worker, reason) = (&**url, shown(&error.to_string()));
+            tracing::warn!(
+                worker,
+                reason,
+                "the chat template that the agent offers cannot be used: chats are not rendered"
+            );
+        });
+        compiled.ok()
     }
 
     /// From now on the session speaks for its worker.

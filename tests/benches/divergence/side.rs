@@ -90,6 +90,7 @@ impl Side {
                 units: router_core::Units::TOKENS,
                 reconcile: Vec::new(),
                 reconciles: true,
+                chat_template: None,
             };
             let session = SessionId(engine as u64);
             let join = FleetUpdate::Join { agent, session, level, at: start, done: Done::ignore() };

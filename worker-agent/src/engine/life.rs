@@ -8,8 +8,10 @@ use router_core::key::Unit;
 use tokio_util::sync::CancellationToken;
 
 use super::load::LoadReading;
+use super::model::Model;
 use super::probe::EngineInfo;
 use crate::cache::{RankCache, lock};
+use crate::chat_template::ChatTemplate;
 use crate::mirror::Mirror;
 use crate::tokenizer::Vocabulary;
 
@@ -30,6 +32,8 @@ pub(crate) struct Life {
     pub(crate) info: EngineInfo,
     /// The bytes of the model's tokens, or why they are not known.
     pub(crate) vocabulary: Result<Arc<Vocabulary>, Arc<str>>,
+    /// The template that chats are rendered with, or why it is not known.
+    pub(crate) chat_template: Result<Arc<ChatTemplate>, Arc<str>>,
     pub(crate) ranks: Arc<[RankState]>,
     /// Ends the tasks that follow this life.
     pub(crate) over: CancellationToken,
@@ -58,7 +62,7 @@ pub(crate) struct RankCounters {
 impl Life {
     pub(crate) fn new(
         info: EngineInfo,
-        vocabulary: Result<Arc<Vocabulary>, Arc<str>>,
+        Model { vocabulary, chat_template }: Model,
         incarnation: u64,
         max_pages: Option<usize>,
         routers: usize,
@@ -74,14 +78,16 @@ impl Life {
             }
         };
         let ranks = (0..info.dp_size).map(rank).collect();
-        Self { incarnation, birth: incarnation, ranks, info, vocabulary, over: CancellationToken::new() }
+        let over = CancellationToken::new();
+        Self { incarnation, birth: incarnation, ranks, info, vocabulary, chat_template, over }
     }
 
     /// The same life, mirrors and all, under another incarnation.
     pub(crate) fn renumbered(&self, incarnation: u64) -> Self {
-        let Self { birth, info, vocabulary, ranks, over, .. } = self;
-        let (info, vocabulary) = (info.clone(), vocabulary.clone());
-        Self { incarnation, birth: *birth, info, vocabulary, ranks: Arc::clone(ranks), over: over.clone() }
+        let Self { birth, info, vocabulary, chat_template, ranks, over, .. } = self;
+        let (vocabulary, chat_template) = (vocabulary.clone(), chat_template.clone());
+        let (info, ranks, over) = (info.clone(), Arc::clone(ranks), over.clone());
+        Self { incarnation, birth: *birth, info, vocabulary, chat_template, ranks, over }
     }
 
     /// The units that its pages can be translated to.
@@ -102,7 +108,7 @@ impl Life {
                 info.tokenizer.clone(),
             )
         };
-        shape(&self.info) == shape(&other.info)
+        shape(&self.info) == shape(&other.info) && self.chat_template == other.chat_template
     }
 }
 

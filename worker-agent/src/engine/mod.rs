@@ -6,6 +6,7 @@
 mod client;
 mod life;
 mod load;
+mod model;
 mod probe;
 mod replay;
 mod subscriber;

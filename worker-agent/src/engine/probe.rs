@@ -4,6 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::Value;
 
+use crate::chat_template::ChatSetup;
+
 /// Most dp ranks an engine may have.
 const MAX_RANKS: u64 = 1024;
 
@@ -16,6 +18,8 @@ pub struct EngineInfo {
     pub model: String,
     /// Path or name of the tokenizer, of the model where none is named; empty when neither is.
     pub tokenizer: String,
+    /// How it renders chats.
+    pub chats: ChatSetup,
     /// Version of the weights.
     pub weight_version: String,
     /// Number of dp ranks.
@@ -107,6 +111,7 @@ impl EngineInfo {
                 path if path.is_empty() => text(answer, "model_path"),
                 path => path,
             },
+            chats: ChatSetup::read(answer),
             weight_version: text(answer, "weight_version"),
             dp_size,
             page_size: u32::try_from(page_size).ok()?,

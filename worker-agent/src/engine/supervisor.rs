@@ -1,6 +1,5 @@
 //! Watches the engine over HTTP and decides which life it lives.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -12,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use super::client::EngineClient;
 use super::life::{Life, mint, mint_after_refusal};
 use super::load;
+use super::model::Model;
 use super::probe::EngineInfo;
 use super::subscriber::Subscriber;
 use crate::config::AgentConfig;
-use crate::tokenizer::Vocabulary;
 
 /// The engine as the router should see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,8 +135,8 @@ impl Supervisor {
                     Ok(info) => {
                         info_due = Instant::now() + self.config.info_interval;
                         if !self.is_present(&info) {
-                            let vocabulary = vocabulary(self.config.tokenizer.clone(), &info).await;
-                            self.begin_life(info, vocabulary);
+                            let model = Model::of(&self.config, &info).await;
+                            self.begin_life(info, model);
                         }
                     }
                     Err(error) => tracing::debug!(%error, "the engine does not describe itself"),
@@ -196,11 +195,11 @@ impl Supervisor {
         same
     }
 
-    fn begin_life(&mut self, info: EngineInfo, vocabulary: Result<Arc<Vocabulary>, Arc<str>>) {
+    fn begin_life(&mut self, info: EngineInfo, model: Model) {
         self.end_life();
         let before = self.lives.borrow().as_ref().map_or(0, |life| life.incarnation);
         let incarnation = mint(before, info.started_us);
-        let life = Life::new(info, vocabulary, incarnation, self.config.max_pages, self.routers);
+        let life = Life::new(info, model, incarnation, self.config.max_pages, self.routers);
         tracing::info!(
             incarnation,
             version = life.info.version,
@@ -209,6 +208,7 @@ impl Supervisor {
             page_size = life.info.page_size,
             events = !life.info.events.is_empty(),
             text = life.vocabulary.is_ok(),
+            chats = life.chat_template.is_ok(),
             "a life of the engine begins"
         );
         if life.info.events.is_empty() {
@@ -218,6 +218,11 @@ impl Supervisor {
         }
         if let Err(reason) = &life.vocabulary {
             tracing::warn!(reason = &**reason, "prompts given as text cannot be reported, only token ids");
+        } else if let Err(reason) = &life.chat_template {
+            tracing::warn!(
+                reason = &**reason,
+                "no chat template is offered: routers key chats in their own way"
+            );
         }
         let life = Arc::new(life);
         (self.condemned, self.refusals) = (false, 0);
@@ -284,21 +289,6 @@ impl Supervisor {
                 _ => Health::new(State::Unreachable, "the engine is starting or shutting down"),
             },
         }
-    }
-}
-
-/// The bytes of the tokens of the engine's model, or why they are not known.
-async fn vocabulary(given: Option<PathBuf>, info: &EngineInfo) -> Result<Arc<Vocabulary>, Arc<str>> {
-    let path = match given {
-        Some(path) => path,
-        None if info.tokenizer.is_empty() => return Err("the engine names no tokenizer".into()),
-        None => PathBuf::from(&info.tokenizer),
-    };
-    // Megabytes of JSON.
-    match tokio::task::spawn_blocking(move || Vocabulary::read(&path)).await {
-        Ok(Ok(vocabulary)) => Ok(Arc::new(vocabulary)),
-        Ok(Err(error)) => Err(error.to_string().into()),
-        Err(_) => Err("the tokenizer was not read to its end".into()),
     }
 }
 

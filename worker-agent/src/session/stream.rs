@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 
 use super::convert::{Inbound, Incoming, Outgoing, ResumePoint};
-use super::terms::Terms;
+use super::terms::{Terms, Without};
 use super::writer::Writer;
 use super::{Desk, Link, RouterCounters, convert};
 use crate::cache::lock;
@@ -79,8 +79,11 @@ impl Link {
         let first = tokio::time::timeout(OPEN_TIMEOUT, inbound.next()).await;
         let first = first.map_err(|_| SessionError::Timeout)??.ok_or(SessionError::Closed)?;
         let Incoming::Welcome(welcome) = first else { return Err(SessionError::NoWelcome) };
-        let no_text = life.vocabulary.as_ref().err().map(AsRef::as_ref);
-        let terms = Terms::new(welcome, life.info.page_size, no_text);
+        let without = Without {
+            text: life.vocabulary.as_ref().err().map(AsRef::as_ref),
+            chats: life.chat_template.as_ref().err().map(AsRef::as_ref),
+        };
+        let terms = Terms::new(welcome, life.info.page_size, without);
         self.counters.connected.store(true, Ordering::Relaxed);
         self.counters.sessions.fetch_add(1, Ordering::Relaxed);
         tracing::info!(router = self.url, level = ?terms.level, refused = terms.refused, "a session is open");

@@ -30,16 +30,25 @@ pub(super) struct Terms {
     pub(super) reconcile: Vec<u32>,
 }
 
+/// Why something is not offered, where it is not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Without<'r> {
+    /// Blocks of text.
+    pub(super) text: Option<&'r str>,
+    /// The chat template.
+    pub(super) chats: Option<&'r str>,
+}
+
 impl Terms {
-    /// Reads a welcome for an engine with pages of `page_size` tokens. `no_text`: why text cannot be reported, if it cannot.
-    pub(super) fn new(welcome: Welcome, page_size: u32, no_text: Option<&str>) -> Self {
+    /// Reads a welcome for an engine with pages of `page_size` tokens.
+    pub(super) fn new(welcome: Welcome, page_size: u32, without: Without<'_>) -> Self {
         let ms = |ms: u32, range: std::ops::RangeInclusive<u32>| {
             Duration::from_millis(ms.clamp(*range.start(), *range.end()).into())
         };
         let mut spaces: Vec<KeySpace> = Vec::new();
         let mut refused = Vec::new();
         for wanted in &welcome.key_spaces {
-            match space_of(wanted, page_size, no_text) {
+            match space_of(wanted, page_size, without.text) {
                 Ok(accepted) if spaces.iter().any(|space| space.unit() == accepted.unit()) => {}
                 Ok(accepted) => spaces.push(accepted),
                 Err(refusal) => refused.push(format!("key space of {} blocks: {refusal}", unit_name(wanted))),
@@ -47,7 +56,11 @@ impl Terms {
         }
         // A router asks for no more than was offered; why less was is for its people too.
         let asked = welcome.key_spaces.iter().any(|wanted| wanted.unit == Some(Unit::Text));
-        refused.extend(no_text.filter(|_| !asked).map(|reason| format!("text is not reported: {reason}")));
+        refused
+            .extend(without.text.filter(|_| !asked).map(|reason| format!("text is not reported: {reason}")));
+        // Without text there are no chats as text.
+        let no_chats = without.chats.filter(|_| without.text.is_none());
+        refused.extend(no_chats.map(|reason| format!("no chat template is offered: {reason}")));
         Self {
             lease: ms(welcome.lease_ms, LEASE_MS),
             batch_interval: ms(welcome.batch_interval_ms, BATCH_MS),
@@ -138,7 +151,7 @@ mod tests {
             resume: Vec::new(),
             reconcile: Vec::new(),
         };
-        Terms::new(welcome, 16, Some("there is no tokenizer"))
+        Terms::new(welcome, 16, Without { text: Some("there is no tokenizer"), chats: Some("no") })
     }
 
     #[test]
@@ -161,8 +174,10 @@ mod tests {
             resume: Vec::new(),
             reconcile: Vec::new(),
         };
-        let terms = Terms::new(welcome, 16, None);
+        let terms = Terms::new(welcome.clone(), 16, Without::default());
         assert_eq!((terms.spaces.len(), terms.fingerprint(), &*terms.refused), (2, Some(both), ""));
+        let terms = Terms::new(welcome, 16, Without { text: None, chats: Some("there is none") });
+        assert_eq!((terms.spaces.len(), &*terms.refused), (2, "no chat template is offered: there is none"));
     }
 
     #[test]
@@ -193,7 +208,7 @@ mod tests {
                 resume: Vec::new(),
                 reconcile: Vec::new(),
             };
-            let terms = Terms::new(welcome, 16, None);
+            let terms = Terms::new(welcome, 16, Without::default());
             assert!(3 * (terms.renewal() + terms.tick()) <= terms.lease, "{lease_ms} {batch_interval_ms}");
         }
     }

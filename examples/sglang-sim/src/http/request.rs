@@ -156,7 +156,7 @@ pub(super) fn parse(api: Api, body: &[u8], tokenizer: &Tokenizer) -> Result<Pars
     let parsed = match api {
         Api::Generate => generate(read(body)?, tokenizer)?,
         Api::Completions => completions(read(body)?, tokenizer)?,
-        Api::Chat => chat(read(body)?, tokenizer)?,
+        Api::Chat => chat(read(body)?, body, tokenizer)?,
     };
     if parsed.prompts.is_empty() || parsed.prompts.iter().any(Vec::is_empty) {
         return Err(BadRequest::new("the prompt must not be empty"));
@@ -202,11 +202,14 @@ fn completions(body: OpenAiBody, tokenizer: &Tokenizer) -> Result<Parsed, BadReq
     Ok(Parsed { include_usage: usage, model: body.model, ..parsed })
 }
 
-fn chat(body: OpenAiBody, tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
+fn chat(body: OpenAiBody, raw: &[u8], tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
     let messages = body.messages.ok_or_else(|| BadRequest::new("messages: Field required"))?;
-    let prompt = match body.input_ids {
-        Some(ids) => ids,
-        None => tokenizer.encode_part(&render(&messages, body.tools.as_ref())),
+    let prompt = match (body.input_ids, tokenizer.render(raw)) {
+        (Some(ids), _) => ids,
+        (None, Some(rendered)) => {
+            tokenizer.encode_part(&rendered.map_err(|error| BadRequest::new(error.to_string()))?)
+        }
+        (None, None) => tokenizer.encode_part(&render(&messages, body.tools.as_ref())),
     };
     let most = body.max_completion_tokens.or(body.max_tokens);
     let usage = body.stream_options.and_then(|options| options.include_usage).unwrap_or(false);
@@ -214,7 +217,7 @@ fn chat(body: OpenAiBody, tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
     Ok(Parsed { include_usage: usage, model: body.model, ..parsed })
 }
 
-/// A chat template: tools, then every message with its role.
+/// Without a chat template: tools, then every message with its role.
 fn render(messages: &[Message], tools: Option<&serde_json::Value>) -> String {
     let tools = tools.map(|tools| format!("<|tools|> {tools} ")).unwrap_or_default();
     let content = |message: &Message| match &message.content {

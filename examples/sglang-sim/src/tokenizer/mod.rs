@@ -6,26 +6,44 @@
 //! tokens, so that equal prompts get equal answers.
 
 mod bpe;
+mod chats;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use bpe::Bpe;
+use chat_template::RenderError;
+pub(crate) use chats::Chats;
 
 /// The tokenizer of a simulated server. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Tokenizer(Option<Arc<Bpe>>);
+pub struct Tokenizer {
+    bpe: Option<Arc<Bpe>>,
+    chats: Option<Chats>,
+}
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json` of byte-level BPE; the error says what is wrong with it.
+    /// Reads a `tokenizer.json` of byte-level BPE, or that of a directory; the error says what is wrong with it.
     pub fn read(path: &Path) -> io::Result<Self> {
-        Ok(Self(Some(Arc::new(Bpe::read(path)?))))
+        let beside = path.join("tokenizer.json");
+        let path = if path.is_dir() { &beside } else { path };
+        Ok(Self { bpe: Some(Arc::new(Bpe::read(path)?)), chats: None })
+    }
+
+    /// The same with a template for chats.
+    pub(crate) fn with_chats(self, chats: Chats) -> Self {
+        Self { chats: Some(chats), ..self }
+    }
+
+    /// The prompt that a chat request's body comes to; `None` without a template, and an error that says why it cannot be rendered.
+    pub(crate) fn render(&self, body: &[u8]) -> Option<Result<String, RenderError>> {
+        self.chats.as_ref().map(|chats| chats.render(body))
     }
 
     /// The tokens of a text as they stand in a chat.
     pub fn encode_part(&self, text: &str) -> Vec<u32> {
-        match &self.0 {
+        match &self.bpe {
             Some(bpe) => bpe.encode(text),
             None => encode(text),
         }
@@ -33,7 +51,7 @@ impl Tokenizer {
 
     /// The tokens of a text that stands alone: with what the tokenizer puts before it by itself.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        let mut tokens = self.0.as_ref().map_or_else(Vec::new, |bpe| bpe.leading().to_vec());
+        let mut tokens = self.bpe.as_ref().map_or_else(Vec::new, |bpe| bpe.leading().to_vec());
         tokens.extend(self.encode_part(text));
         tokens
     }

@@ -248,3 +248,54 @@ fn figures_of_a_large_fleet_are_published_once_more_and_no_oftener() {
     (0..10).for_each(|_| drop(story.pass(Duration::from_millis(1))));
     assert!(epoch(&story) <= set_back + 1);
 }
+
+/// A template that says no more than its name.
+#[derive(Debug)]
+struct Named(u64);
+
+impl ChatTemplate for Named {
+    fn id(&self) -> u64 {
+        self.0
+    }
+
+    fn render(&self, _: &[u8]) -> Result<String, NotRendered> {
+        Ok(self.0.to_string())
+    }
+}
+
+#[test]
+fn a_template_counts_where_all_workers_of_a_model_offer_it() {
+    let mut story = Story::with_workers(3);
+    let ids: Vec<_> = story.router.snapshot().fleet.workers.iter().map(|worker| worker.id).collect();
+    let found = |story: &Story, model| story.router.chat_template(model).map(|template| template.id());
+    for (worker, model) in ids.iter().zip(["a", "a", "b"]) {
+        let models = vec![model.into()];
+        story.profile(*worker, WorkerProfile { models, ..WorkerProfile::default() }).unwrap();
+    }
+    let offer = |story: &mut Story, worker: usize, name: Option<u64>, incarnation| {
+        let chat_template = name.map(|name| Arc::new(Named(name)) as Arc<dyn ChatTemplate>);
+        let agent =
+            Introduction { chat_template, ..story.introduction(ids[worker], incarnation, Vec::new()) };
+        story.join_as(agent, 100 * incarnation + worker as u64).unwrap();
+    };
+    assert_eq!(found(&story, Some("a")), Err(NoTemplate::NotOffered));
+    offer(&mut story, 0, Some(1), 10);
+    assert_eq!(found(&story, Some("a")), Err(NoTemplate::NotOffered));
+    offer(&mut story, 1, Some(1), 10);
+    offer(&mut story, 2, Some(2), 10);
+    assert_eq!((found(&story, Some("a")), found(&story, Some("b"))), (Ok(1), Ok(2)));
+    assert_eq!(found(&story, Some("a:adapter")), Ok(1));
+    assert_eq!(found(&story, None), Err(NoTemplate::Different));
+    assert_eq!(found(&story, Some("c")), Err(NoTemplate::NoWorker));
+    offer(&mut story, 1, Some(2), 11);
+    assert_eq!(found(&story, Some("a")), Err(NoTemplate::Different));
+    story.healthy(ids[1], false);
+    assert_eq!(found(&story, Some("a")), Ok(1), "a worker that cannot be reached gets no chats");
+    offer(&mut story, 0, None, 11);
+    assert_eq!(found(&story, Some("a")), Err(NoTemplate::NotOffered));
+    // The agent of the other one falls silent for good.
+    assert_eq!(found(&story, Some("b")), Ok(2));
+    story.pass(Duration::from_secs(16));
+    story.pass(Duration::from_secs(16));
+    assert_eq!(found(&story, Some("b")), Err(NoTemplate::NotOffered));
+}

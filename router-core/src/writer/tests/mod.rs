@@ -11,10 +11,10 @@ use std::time::Duration;
 use super::Writer;
 use crate::key::{BlockHash, PrefixKey, Salt, Unit};
 use crate::{
-    AgentReport, BlockRun, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight, Incarnation,
-    Introduction, JoinError, Joined, MispredictionCause, Notice, Query, ReportLevel, RouteError,
-    RouteRequest, Router, SessionEnd, SessionId, SetDigest, Settings, TargetId, Time, Units, Update, Usage,
-    WorkerId, WorkerProfile, WorkerState,
+    AgentReport, BlockRun, ChatTemplate, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight,
+    Incarnation, Introduction, JoinError, Joined, MispredictionCause, NoTemplate, NotRendered, Notice, Query,
+    ReportLevel, RouteError, RouteRequest, Router, SessionEnd, SessionId, SetDigest, Settings, TargetId,
+    Time, Units, Update, Usage, WorkerId, WorkerProfile, WorkerState,
 };
 
 /// Tokens in a block of the tests' key space.
@@ -123,6 +123,7 @@ impl Story {
             reconcile: Vec::new(),
             units,
             reconciles: false,
+            chat_template: None,
         }
     }
 

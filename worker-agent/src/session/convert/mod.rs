@@ -9,6 +9,7 @@ use espalier_proto::{AgentMessage, BlockRun};
 use prost::Message as _;
 use router_core::key::{SCHEME, Unit};
 
+use crate::chat_template::ChatTemplate;
 use crate::config::Level;
 use crate::engine::{EngineRole, Eviction, Health, Life, LoadReading, State};
 use crate::translate::{BlockView, Run, ViewDelta};
@@ -84,8 +85,14 @@ pub(super) fn hello(life: &Life, worker_url: &str, max_level: Level, resume: Vec
         max_level: to_level(max_level).into(),
         resume: resume.into_iter().map(point).collect(),
         sketch_version: SKETCH_VERSION,
+        chat_template: life.chat_template.as_ref().ok().map(|template| chat_template(template)),
         agent: concat!("worker-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
     }))
+}
+
+fn chat_template(template: &ChatTemplate) -> proto::ChatTemplate {
+    let ChatTemplate { source, special_tokens, leading } = template.clone();
+    proto::ChatTemplate { source, special_tokens: special_tokens.into_iter().collect(), leading }
 }
 
 pub(super) fn accept(fingerprints: Vec<u64>, reason: String) -> Outgoing {

@@ -1,0 +1,203 @@
+//! Which cells are run: workloads × cache pressure κ × load ρ × fleet size.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use crate::workload::{Draft, Pattern, Trace, TraceError, draft, load};
+
+/// How much is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Suite {
+    /// A handful of small cells, for tests.
+    Smoke,
+    /// Every workload at one point, two of them along both axes: a minute.
+    Quick,
+    /// The surface κ × ρ of the workloads that tell most, and fleets of 4 to 32: some minutes.
+    Full,
+}
+
+/// Where requests come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// Generated.
+    Generated(Pattern),
+    /// From a trace.
+    Real(Trace),
+}
+
+/// How large the engines' caches are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Capacity {
+    /// The fleet's relative to what a pooled LRU needs for 90 % of the ideal hits.
+    Kappa(f64),
+    /// So that all sessions at their longest come to this share of the fleet's.
+    LiveContext(f64),
+}
+
+/// One cell to run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Plan {
+    /// The workload.
+    pub workload: Workload,
+    /// The caches.
+    pub capacity: Capacity,
+    /// The load.
+    pub rho: f64,
+    /// Engines.
+    pub workers: usize,
+    /// About so many requests.
+    pub requests: usize,
+}
+
+impl Suite {
+    /// As results name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Smoke => "smoke",
+            Self::Quick => "quick",
+            Self::Full => "full",
+        }
+    }
+
+    /// Seeds unless told otherwise.
+    pub fn seeds(self) -> u64 {
+        match self {
+            Self::Smoke => 2,
+            Self::Quick => 5,
+            Self::Full => 5,
+        }
+    }
+
+    /// Its cells; those of real traces in a directory only if there is one.
+    pub fn cells(self, traces: Option<&Path>) -> Vec<Plan> {
+        let mut cells = match self {
+            Self::Smoke => smoke(),
+            Self::Quick => quick(),
+            Self::Full => full(),
+        };
+        if traces.is_some() && self != Self::Smoke {
+            let points: &[(f64, f64)] = match self {
+                Self::Full => &[(0.25, 0.5), (0.5, 0.5), (1.0, 0.3), (1.0, 0.5), (1.0, 0.7), (2.0, 0.5)],
+                Self::Smoke | Self::Quick => &[(0.5, 0.5), (1.0, 0.5)],
+            };
+            let requests = if self == Self::Full { 6_000 } else { 2_000 };
+            for trace in Trace::ALL.into_iter().filter(|trace| *trace != Trace::Sample) {
+                cells.extend(
+                    points
+                        .iter()
+                        .map(|(kappa, rho)| Plan::new(Workload::Real(trace), *kappa, *rho, 8, requests)),
+                );
+            }
+        }
+        cells
+    }
+}
+
+fn smoke() -> Vec<Plan> {
+    let generated = [Pattern::SystemPrompts, Pattern::Chat, Pattern::OnePrompt, Pattern::Herd];
+    generated.into_iter().map(|pattern| Plan::new(Workload::Generated(pattern), 1.0, 0.5, 4, 150)).collect()
+}
+
+fn quick() -> Vec<Plan> {
+    let mut cells: Vec<Plan> =
+        Pattern::ALL.into_iter().map(|pattern| Plan::generated(pattern, 1.0, 0.5, 8, 3_000)).collect();
+    // An engine that holds two of these sessions is at κ 0.78.
+    for (kappa, rho) in [(0.75, 0.5), (2.0, 0.5), (1.0, 0.3), (1.0, 0.8)] {
+        cells.push(Plan::new(Workload::Generated(Pattern::Agents), kappa, rho, 8, 3_000));
+    }
+    let sample = Workload::Real(Trace::Sample);
+    for (kappa, rho) in [(0.5, 0.5), (1.0, 0.5), (2.0, 0.5), (1.0, 0.3), (1.0, 0.8)] {
+        cells.push(Plan::new(sample, kappa, rho, 4, 1_214));
+    }
+    cells
+}
+
+fn full() -> Vec<Plan> {
+    let mut cells: Vec<Plan> =
+        Pattern::ALL.into_iter().map(|pattern| Plan::generated(pattern, 1.0, 0.5, 8, 4_000)).collect();
+    let surfaces = [Pattern::Chat, Pattern::Agents, Pattern::Documents].map(Workload::Generated);
+    for workload in surfaces.into_iter().chain([Workload::Real(Trace::Sample)]) {
+        // Downwards: where engines cannot be smaller, the cell that comes first is the one that is kept.
+        for kappa in [4.0, 2.0, 1.0, 0.5, 0.25] {
+            for rho in [0.15, 0.3, 0.5, 0.7, 0.9] {
+                cells.push(Plan::new(workload, kappa, rho, 8, 3_000));
+            }
+        }
+        for workers in [4, 16, 32] {
+            cells.push(Plan::new(workload, 1.0, 0.5, workers, 400 * workers));
+        }
+    }
+    for live in [0.8, 0.9, 1.1, 1.2] {
+        let cliff = Plan::generated(Pattern::Cliff, 1.0, 0.5, 8, 4_000);
+        cells.push(Plan { capacity: Capacity::LiveContext(live), ..cliff });
+    }
+    // The middle of a surface has been named before.
+    let mut seen = HashSet::new();
+    cells.retain(|plan| seen.insert(plan.id()));
+    cells
+}
+
+impl Plan {
+    fn new(workload: Workload, kappa: f64, rho: f64, workers: usize, requests: usize) -> Self {
+        Self { workload, capacity: Capacity::Kappa(kappa), rho, workers, requests }
+    }
+
+    /// The cliff's capacity follows from its sessions, the sliding set's is short of what it uses.
+    fn generated(pattern: Pattern, kappa: f64, rho: f64, workers: usize, requests: usize) -> Self {
+        let capacity = match pattern {
+            Pattern::Cliff => Capacity::LiveContext(1.0),
+            Pattern::Sliding => Capacity::Kappa(0.5 * kappa),
+            _ => Capacity::Kappa(kappa),
+        };
+        Self { capacity, ..Self::new(Workload::Generated(pattern), kappa, rho, workers, requests) }
+    }
+
+    /// Names the cell within its suite.
+    pub fn id(&self) -> String {
+        let capacity = match self.capacity {
+            Capacity::Kappa(kappa) => format!("κ {kappa}"),
+            Capacity::LiveContext(live) => format!("live {live}"),
+        };
+        format!("{}, {capacity}, ρ {}, N {}", self.workload.name(), self.rho, self.workers)
+    }
+
+    /// Its requests.
+    pub fn draft(&self, traces: Option<&Path>, seed: u64) -> Result<Draft, TraceError> {
+        match self.workload {
+            Workload::Generated(pattern) => Ok(draft(pattern, self.requests, seed)),
+            Workload::Real(trace) => {
+                let dir = traces.map_or_else(PathBuf::new, Path::to_owned);
+                load(trace, &dir, self.requests, seed)
+            }
+        }
+    }
+}
+
+impl Workload {
+    /// As tables name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Generated(pattern) => pattern.name(),
+            Self::Real(trace) => trace.name(),
+        }
+    }
+
+    /// From a trace.
+    pub fn is_real(self) -> bool {
+        matches!(self, Self::Real(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_have_names_of_their_own() {
+        for suite in [Suite::Smoke, Suite::Quick, Suite::Full] {
+            let cells = suite.cells(Some(Path::new("traces")));
+            let ids: HashSet<_> = cells.iter().map(Plan::id).collect();
+            assert_eq!(ids.len(), cells.len(), "{}", suite.name());
+        }
+    }
+}

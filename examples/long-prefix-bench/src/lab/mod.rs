@@ -1,0 +1,14 @@
+//! The laboratory: a fleet of engines, their clients and a router, in virtual time.
+//!
+//! [`Contestant`] says who routes, [`Setting`] what the fleet is, and [`run`] what became of every request. The router is
+//! `router-core` itself, its writer driven by the same clock as the engines; decisions, predictions, responses and agents' reports take
+//! their usual ways through it.
+
+mod contestant;
+mod exact;
+mod side;
+mod world;
+
+pub use contestant::{Contestant, Kind, contestants};
+pub use side::LabError;
+pub use world::{Outcome, Request, Sample, Setting, run};

@@ -1,0 +1,181 @@
+//! The command `long-prefix-bench`: runs a suite, compares results, writes reports.
+
+use std::error::Error;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use long_prefix_bench::grid::Suite;
+use long_prefix_bench::report;
+use long_prefix_bench::result::{self, Report};
+use long_prefix_bench::rows::rows;
+use long_prefix_bench::runner::Job;
+use router_core::policy::CacheAwareSettings;
+
+#[derive(Parser)]
+#[command(
+    name = "long-prefix-bench",
+    version,
+    about = "Routing policies on fleets of simulated engines, in virtual time"
+)]
+enum Command {
+    /// Runs a suite and prints its tables.
+    Run(Run),
+    /// Prints the tables of a result.
+    Show {
+        /// A result.
+        result: PathBuf,
+        /// Writes its page there too.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+    },
+    /// Prints what one result is relative to another.
+    Compare {
+        /// The first result.
+        a: PathBuf,
+        /// The second one.
+        b: PathBuf,
+    },
+}
+
+#[derive(Parser)]
+struct Run {
+    /// How much is run.
+    #[arg(long, value_enum, default_value_t = Suite::Full)]
+    suite: Suite,
+    /// The quick suite: at most five minutes on two cores.
+    #[arg(long, conflicts_with = "suite")]
+    quick: bool,
+    /// A directory with trace files (docs/benchmark.md names them); without it the sample in the repository is the only one.
+    #[arg(long, value_name = "DIR")]
+    traces: Option<PathBuf>,
+    /// Seeds: 2 for smoke, 5 for the others by default.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    seeds: Option<u64>,
+    /// Only cells whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Threads: all cores by default.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Setting of `cache_aware`, for a comparison with its default.
+    #[arg(long, value_name = "FACTOR")]
+    miss_penalty: Option<f64>,
+    /// Setting of `cache_aware`.
+    #[arg(long, value_name = "FACTOR")]
+    stiffness: Option<f64>,
+    /// Setting of `cache_aware`.
+    #[arg(long, value_name = "MICROSECONDS")]
+    decode_delay_us: Option<f64>,
+    /// Where result.json and report.html go.
+    #[arg(long, value_name = "DIR", default_value = "target/long-prefix-bench")]
+    out: PathBuf,
+    /// Prints rows for `cargo xtask bench` on standard output, and the tables on standard error.
+    #[arg(long)]
+    rows: bool,
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let done = match Command::parse() {
+        Command::Run(run) => run.run(),
+        Command::Show { result, html } => reread(&result, html.as_deref()),
+        Command::Compare { a, b } => compare(&a, &b),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            note(&format!("long-prefix-bench: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Run {
+    fn run(&self) -> Result<(), Failure> {
+        let suite = if self.quick { Suite::Quick } else { self.suite };
+        let mut cells = suite.cells(self.traces.as_deref());
+        if let Some(only) = &self.only {
+            cells.retain(|plan| plan.id().contains(only.as_str()));
+        }
+        if cells.is_empty() {
+            return Err("no cell has such a name; run without --only to see all names".into());
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let job = Job {
+            suite: suite.name(),
+            cells: &cells,
+            traces: self.traces.as_deref(),
+            seeds: self.seeds.unwrap_or_else(|| suite.seeds()),
+            threads: self.threads.unwrap_or(cores),
+            cache_aware: self.cache_aware()?,
+        };
+        let bar = ProgressBar::new(job.runs() as u64);
+        let style = "{bar:40} {pos}/{len} runs, {elapsed} gone, {eta} to go";
+        bar.set_style(ProgressStyle::with_template(style)?);
+        let report = job.run(&|| bar.inc(1))?;
+        bar.finish_and_clear();
+        let file = self.out.join("result.json");
+        report.write(&file)?;
+        if self.rows {
+            note(&format!("{}{}", report::cells(&report), report::standings(&report)));
+            for row in rows(&report)? {
+                say(&format!("{row}\n"))?;
+            }
+        } else {
+            show(&report)?;
+        }
+        let page = self.out.join("report.html");
+        result::write(&page, &report::page(&report))?;
+        note(&format!("{}\n{}", file.display(), page.display()));
+        Ok(())
+    }
+}
+
+impl Run {
+    fn cache_aware(&self) -> Result<CacheAwareSettings, Failure> {
+        let default = CacheAwareSettings::default();
+        let settings = CacheAwareSettings {
+            miss_penalty: self.miss_penalty.unwrap_or(default.miss_penalty),
+            stiffness: self.stiffness.unwrap_or(default.stiffness),
+            decode_delay_us: self.decode_delay_us.unwrap_or(default.decode_delay_us),
+        };
+        let all = [settings.miss_penalty, settings.stiffness, settings.decode_delay_us];
+        if all.iter().any(|figure| !figure.is_finite() || *figure < 0.0) {
+            return Err("--miss-penalty, --stiffness and --decode-delay-us take numbers of 0 or more".into());
+        }
+        Ok(settings)
+    }
+}
+
+fn reread(path: &Path, html: Option<&Path>) -> Result<(), Failure> {
+    let report = Report::read(path)?;
+    if let Some(html) = html {
+        result::write(html, &report::page(&report))?;
+    }
+    show(&report)
+}
+
+fn show(report: &Report) -> Result<(), Failure> {
+    say(&format!("{}{}", report::cells(report), report::standings(report)))
+}
+
+fn compare(a: &Path, b: &Path) -> Result<(), Failure> {
+    say(&report::compare(&Report::read(a)?, &Report::read(b)?)?)
+}
+
+/// Whoever reads may stop reading.
+fn say(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// For people who watch; nothing is lost if nobody does.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -1,0 +1,250 @@
+//! Runs the cells of a suite on a few threads.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use router_core::policy::CacheAwareSettings;
+use sglang_sim::Timing;
+
+use crate::engine::Limits;
+use crate::grid::{Capacity, Plan};
+use crate::lab::{Contestant, Kind, LabError, Setting, contestants, run};
+use crate::metrics::{Detail, Metrics, detail, metrics};
+use crate::reference::Accesses;
+use crate::result::{Cell, EngineProfile, Entry, Report, Run, SCHEMA, Seed};
+use crate::sequence::BLOCK_TOKENS;
+use crate::workload::{TraceError, Traffic};
+
+/// What is run, and on what.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// Name of the suite.
+    pub suite: &'a str,
+    /// Its cells.
+    pub cells: &'a [Plan],
+    /// Where traces are.
+    pub traces: Option<&'a Path>,
+    /// So many seeds, from 1.
+    pub seeds: u64,
+    /// Threads.
+    pub threads: usize,
+    /// Settings of `cache_aware`.
+    pub cache_aware: CacheAwareSettings,
+}
+
+/// A benchmark that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// A trace cannot be read.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// A run failed.
+    #[error("{contestant} in {cell}: {source}")]
+    Lab {
+        /// Whose run.
+        contestant: &'static str,
+        /// The cell.
+        cell: String,
+        /// Why.
+        source: LabError,
+    },
+}
+
+/// A client's patience.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Hits of the ideal that define the working set.
+const W90_SHARE: f64 = 0.9;
+
+/// An engine holds at least this many of the longest sequence,
+const LEAST_SEQUENCES: f64 = 1.5;
+
+/// and so many tokens: with less it is memory for what runs that is short, not cache.
+const LEAST_TOKENS: f64 = 131_072.0;
+
+/// One cell with one seed.
+struct Measured {
+    seed: Seed,
+    runs: Vec<(Metrics, Detail)>,
+}
+
+impl Job<'_> {
+    /// Runs of single contestants that it comes to.
+    pub fn runs(&self) -> usize {
+        self.cells.len() * self.seeds as usize * contestants(self.cache_aware).len()
+    }
+
+    /// Runs all of it; `done` is called after each run. The result does not depend on the number of threads.
+    pub fn run(&self, done: &(impl Fn() + Sync)) -> Result<Report, BenchError> {
+        let contestants = contestants(self.cache_aware);
+        let tasks: Vec<(usize, u64)> =
+            (0..self.cells.len()).flat_map(|cell| (1..=self.seeds).map(move |seed| (cell, seed))).collect();
+        let next = AtomicUsize::new(0);
+        let results = Mutex::new(Vec::with_capacity(tasks.len()));
+        std::thread::scope(|scope| {
+            for _ in 0..self.threads.max(1) {
+                scope.spawn(|| {
+                    while let Some((cell, seed)) = tasks.get(next.fetch_add(1, Relaxed)) {
+                        let measured = self.measure(&self.cells[*cell], *seed, &contestants, done);
+                        let failed = measured.is_err();
+                        let mut results = results.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                        results.push((*cell, *seed, measured));
+                        if failed {
+                            // Nobody begins anything more.
+                            next.store(tasks.len(), Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        let mut results = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        results.sort_by_key(|(cell, seed, _)| (*cell, *seed));
+        let mut cells: Vec<Cell> = self.cells.iter().map(|plan| empty(plan, &contestants)).collect();
+        for (cell, seed, measured) in results {
+            let measured = measured?;
+            cells[cell].seeds.push(measured.seed);
+            for (run, (metrics, detail)) in cells[cell].runs.iter_mut().zip(measured.runs) {
+                run.seeds.push(metrics);
+                if seed == 1 {
+                    run.detail = detail;
+                }
+            }
+        }
+        leave_out_repetitions(&mut cells);
+        Ok(Report {
+            schema: SCHEMA.to_owned(),
+            suite: self.suite.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: profile(&Timing::default(), &Limits::default()),
+            contestants: contestants.iter().map(entry).collect(),
+            cells,
+        })
+    }
+
+    fn measure(
+        &self,
+        plan: &Plan,
+        seed: u64,
+        contestants: &[Contestant],
+        done: &(impl Fn() + Sync),
+    ) -> Result<Measured, BenchError> {
+        let timing = Timing::default();
+        let traffic = plan.draft(self.traces, seed)?.at_load(plan.rho, plan.workers, &timing);
+        let accesses = Accesses::new(&traffic.requests);
+        let ideal = accesses.infinite();
+        let w90_tokens = accesses.lru_capacity_for(W90_SHARE) * BLOCK_TOKENS;
+        let capacity_tokens = capacity_tokens(plan, &traffic, w90_tokens);
+        let setting = Setting {
+            workers: plan.workers,
+            capacity_tokens,
+            limits: Limits::default(),
+            timing,
+            timeout: TIMEOUT,
+            seed,
+        };
+        let runs = contestants.iter().map(|contestant| {
+            let outcome = run(&setting, &traffic, contestant).map_err(|source| BenchError::Lab {
+                contestant: contestant.name,
+                cell: plan.id(),
+                source,
+            })?;
+            done();
+            let detail =
+                if seed == 1 { detail(&setting, &traffic, &ideal, &outcome) } else { Detail::default() };
+            Ok((metrics(&setting, &traffic, &ideal, &outcome), detail))
+        });
+        let runs = runs.collect::<Result<Vec<_>, BenchError>>()?;
+        let fleet_blocks = capacity_tokens * plan.workers / BLOCK_TOKENS;
+        let share = |tokens: u64| tokens as f64 / traffic.prompt_tokens().max(1) as f64;
+        let seed = Seed {
+            seed,
+            hash: format!("{:016x}", traffic.hash),
+            requests: traffic.requests.len(),
+            prompt_tokens: traffic.prompt_tokens(),
+            span_s: traffic.span.as_secs_f64(),
+            capacity_tokens,
+            kappa: (capacity_tokens * plan.workers) as f64 / w90_tokens.max(1) as f64,
+            w90_tokens,
+            infinite_hit_rate: share(ideal.iter().sum::<usize>() as u64),
+            belady_hit_rate: share(accesses.belady(fleet_blocks)),
+            lru_hit_rate: share(accesses.lru(fleet_blocks)),
+        };
+        Ok(Measured { seed, runs })
+    }
+}
+
+/// Engines have a least size: cells that ask for less have the same traffic and caches as one before them, and would count twice.
+fn leave_out_repetitions(cells: &mut Vec<Cell>) {
+    let mut seen = HashSet::new();
+    cells.retain(|cell| {
+        let of = |seed: &Seed| (seed.hash.clone(), seed.capacity_tokens);
+        seen.insert((cell.workers, cell.seeds.iter().map(of).collect::<Vec<_>>()))
+    });
+}
+
+/// In whole pages, and never less than an engine needs to run anything.
+fn capacity_tokens(plan: &Plan, traffic: &Traffic, w90_tokens: usize) -> usize {
+    let workers = plan.workers as f64;
+    let wanted = match plan.capacity {
+        Capacity::Kappa(kappa) => kappa * w90_tokens as f64 / workers,
+        Capacity::LiveContext(share) => {
+            let longest = |turns: &[crate::workload::Turn]| {
+                let requests = turns.iter().flat_map(|turn| &turn.requests);
+                let sequences = requests.map(|at| &traffic.requests[*at as usize]);
+                let tokens = sequences.map(|sequence| sequence.prompt_tokens() + sequence.output_tokens());
+                tokens.max().unwrap_or(0)
+            };
+            let live: usize = traffic.sessions.iter().map(|session| longest(&session.turns)).sum();
+            live as f64 / (share * workers)
+        }
+    };
+    let least = LEAST_TOKENS.max(LEAST_SEQUENCES * traffic.longest_tokens() as f64);
+    (wanted.max(least) as usize).next_multiple_of(BLOCK_TOKENS)
+}
+
+fn empty(plan: &Plan, contestants: &[Contestant]) -> Cell {
+    let run = |contestant: &Contestant| Run {
+        contestant: contestant.name.to_owned(),
+        seeds: Vec::new(),
+        detail: Detail::default(),
+    };
+    Cell {
+        id: plan.id(),
+        workload: plan.workload.name().to_owned(),
+        is_real: plan.workload.is_real(),
+        workers: plan.workers,
+        kappa: match plan.capacity {
+            Capacity::Kappa(kappa) => Some(kappa),
+            Capacity::LiveContext(_) => None,
+        },
+        rho: plan.rho,
+        seeds: Vec::new(),
+        runs: contestants.iter().map(run).collect(),
+    }
+}
+
+fn entry(contestant: &Contestant) -> Entry {
+    Entry {
+        name: contestant.name.to_owned(),
+        what: contestant.what.to_owned(),
+        is_reference: contestant.kind == Kind::Reference,
+        settings: contestant.settings(),
+    }
+}
+
+fn profile(timing: &Timing, limits: &Limits) -> EngineProfile {
+    EngineProfile {
+        prefill_tokens_per_s: timing.prefill_tokens_per_s,
+        half_context_tokens: timing.half_context_tokens,
+        decode_base_us: timing.decode_base.as_secs_f64() * 1e6,
+        decode_per_request_us: timing.decode_per_request.as_secs_f64() * 1e6,
+        decode_per_token_ns: timing.decode_per_token_ns,
+        chunk_tokens: limits.chunk_tokens,
+        max_running: limits.max_running,
+        page_tokens: BLOCK_TOKENS,
+        timeout_s: TIMEOUT.as_secs_f64(),
+    }
+}

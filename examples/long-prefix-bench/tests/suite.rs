@@ -1,0 +1,159 @@
+//! The benchmark from its grid to its documents, with the smallest suite.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use long_prefix_bench::grid::{Capacity, Plan, Suite};
+use long_prefix_bench::report::{CompareError, TRACKS, cells, compare, page, regrets, standings};
+use long_prefix_bench::result::{Report, ResultError};
+use long_prefix_bench::rows::rows;
+use long_prefix_bench::runner::Job;
+use router_core::policy::CacheAwareSettings;
+
+fn run(threads: usize, most_cells: usize) -> Report {
+    let mut plans = Suite::Smoke.cells(None);
+    plans.truncate(most_cells);
+    let job = Job {
+        suite: "smoke",
+        cells: &plans,
+        traces: None,
+        seeds: 2,
+        threads,
+        cache_aware: CacheAwareSettings::default(),
+    };
+    let done = AtomicUsize::new(0);
+    let count = || {
+        done.fetch_add(1, Ordering::Relaxed);
+    };
+    let report = job.run(&count).expect("generated cells run");
+    assert_eq!(done.into_inner(), job.runs(), "progress comes to an end");
+    report
+}
+
+/// Run once for all tests.
+fn smoke() -> &'static Report {
+    static SMOKE: OnceLock<Report> = OnceLock::new();
+    SMOKE.get_or_init(|| run(2, usize::MAX))
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let of = |threads| serde_json::to_string(&run(threads, 2)).unwrap();
+    assert!(of(1) == of(3), "the documents differ");
+}
+
+#[test]
+fn cells_that_come_to_the_same_count_once() {
+    let mut plans = Suite::Smoke.cells(None);
+    plans.truncate(1);
+    // Both ask for less than an engine's least size.
+    plans.push(Plan { capacity: Capacity::Kappa(0.01), ..plans[0] });
+    let job = Job {
+        suite: "smoke",
+        cells: &plans,
+        traces: None,
+        seeds: 1,
+        threads: 1,
+        cache_aware: CacheAwareSettings::default(),
+    };
+    let report = job.run(&|| ()).unwrap();
+    assert_eq!(report.cells.len(), 1);
+    assert_eq!(report.cells[0].id, plans[0].id());
+}
+
+#[test]
+fn a_result_comes_back_as_it_was_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("deep/result.json");
+    smoke().write(&path).unwrap();
+    assert!(&Report::read(&path).unwrap() == smoke(), "every figure comes back");
+
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("long-prefix-bench/1", "long-prefix-bench/0")).unwrap();
+    assert!(matches!(Report::read(&path), Err(ResultError::Schema { found, .. }) if found.ends_with("/0")));
+    std::fs::write(&path, "[]").unwrap();
+    assert!(matches!(Report::read(&path), Err(ResultError::Json { .. })));
+    let missing = Report::read(&directory.path().join("missing.json")).unwrap_err();
+    assert!(missing.to_string().contains("missing.json"), "{missing}");
+}
+
+#[test]
+fn references_bound_what_routers_do() {
+    for cell in &smoke().cells {
+        for seed in &cell.seeds {
+            assert!(
+                seed.lru_hit_rate <= seed.belady_hit_rate && seed.belady_hit_rate <= seed.infinite_hit_rate
+            );
+        }
+        let of = |name: &str| cell.run(name).unwrap();
+        let hits = |name: &str| of(name).mean(|metrics| metrics.hit_rate);
+        let infinite = hits("infinite cache");
+        for run in &cell.runs {
+            // Requests that come together find nothing of each other, so that order within a moment moves a little.
+            assert!(hits(&run.contestant) <= infinite + 0.03, "{}, {}", cell.id, run.contestant);
+        }
+        assert!(hits("pooled cache") + 0.03 >= hits("round_robin"), "{}", cell.id);
+        assert_eq!(cell.efficiency("round_robin").unwrap_or(0.0), 0.0);
+    }
+}
+
+#[test]
+fn somebody_is_best_in_every_cell() {
+    for (track, of) in TRACKS {
+        let all = regrets(smoke(), of);
+        for row in &all {
+            assert!(row.mean >= 1.0 && row.worst >= row.mean, "{track}: {row:?}");
+            assert!(row.within_tenth <= row.within_twice);
+        }
+        let blind = all.iter().find(|row| row.contestant == "round_robin");
+        if let Some(ratio) = blind.and_then(|row| row.beside_round_robin) {
+            assert_eq!((ratio.ratio, ratio.low, ratio.high), (1.0, 1.0, 1.0));
+        }
+    }
+    let text = format!("{}{}", cells(smoke()), standings(smoke()));
+    for entry in &smoke().contestants {
+        assert!(text.contains(&entry.name));
+    }
+    assert_eq!(rows(smoke()).unwrap().len(), 2, "two rows of the generated track");
+}
+
+#[test]
+fn a_result_is_equal_to_itself_and_others_are_refused() {
+    let same = compare(smoke(), smoke()).unwrap();
+    assert!(same.contains("1.000 (1.000 to 1.000) "));
+    assert!(!same.contains(")*"), "nothing differs");
+
+    let changed = |change: fn(&mut Report)| {
+        let mut other = smoke().clone();
+        change(&mut other);
+        compare(smoke(), &other)
+    };
+    let slower = changed(|other| {
+        other.cells[0].runs[0].seeds.iter_mut().for_each(|metrics| metrics.ttft_s.mean *= 2.0);
+    });
+    assert!(slower.unwrap().contains("2.000 (2.000 to 2.000)*"));
+    assert_eq!(changed(|other| other.engine.chunk_tokens = 2_048), Err(CompareError::Engine));
+    let traffic = changed(|other| other.cells[1].seeds[0].hash = "0".to_owned());
+    assert!(matches!(traffic, Err(CompareError::Traffic { seed: 1, .. })));
+    let capacity = changed(|other| other.cells[0].seeds[1].capacity_tokens += 64);
+    assert!(matches!(capacity, Err(CompareError::Capacity { .. })));
+    assert_eq!(changed(|other| other.cells.clear()), Err(CompareError::NothingInCommon));
+}
+
+#[test]
+fn the_page_is_one_file() {
+    let page = page(smoke());
+    assert!(page.starts_with("<!doctype html>"));
+    for outside in ["http:", "https:", "<script", "<link", "@import", "url("] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    for element in ["svg", "table", "details", "div", "g", "text", "tr"] {
+        let opened =
+            page.matches(&format!("<{element} ")).count() + page.matches(&format!("<{element}>")).count();
+        assert_eq!(opened, page.matches(&format!("</{element}>")).count(), "{element}");
+    }
+    for cell in &smoke().cells {
+        assert!(page.contains(&cell.id));
+    }
+    assert!(!page.contains("NaN") && !page.contains("inf<"));
+}
