@@ -19,7 +19,8 @@ pub struct CacheAwareSettings {
     pub miss_penalty: f64,
     /// How much faster `λ` grows under pressure; 0 turns the growth off.
     pub stiffness: f64,
-    /// Delay that one running request adds to a first token, in microseconds.
+    /// Price of one running request, in microseconds: what it costs those beside it over a hundred decode steps or so, not what it adds to
+    /// one (`docs/benchmark.md`).
     pub decode_delay_us: f64,
 }
 
@@ -37,7 +38,7 @@ const COSTS_KEPT: usize = 128;
 
 impl Default for CacheAwareSettings {
     fn default() -> Self {
-        Self { miss_penalty: 1.0, stiffness: 3.0, decode_delay_us: 200.0 }
+        Self { miss_penalty: 1.0, stiffness: 3.0, decode_delay_us: 20_000.0 }
     }
 }
 

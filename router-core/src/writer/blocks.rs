@@ -68,7 +68,7 @@ impl State {
         }
         let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
         let evicted = self.claims.remove(slot, &delta.removed);
-        if evicted > 0 {
+        if evicted > 0 || delta.cleared {
             self.predict_again(target);
         }
         if let Some(rank) = self.roster.figures_mut(target) {

@@ -223,7 +223,8 @@ impl BlockView {
                 (true, false) => {
                     block.told = true;
                     self.told += 1;
-                    if self.tell == Tell::All {
+                    // Whoever is told that all is gone forgets what it expected, too.
+                    if self.tell == Tell::All || delta.cleared {
                         push_block(&mut delta.stored, block.parent, hash);
                     }
                 }
@@ -309,7 +310,7 @@ impl BlockView {
             return;
         }
         self.held += 1;
-        if self.tell == Tell::Removals && !block.told {
+        if self.tell == Tell::Removals && !self.cleared && !block.told {
             block.told = true;
             self.told += 1;
         }
