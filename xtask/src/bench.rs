@@ -1,4 +1,4 @@
-//! One door to every measurement: `cargo xtask bench NAME [--quick] [--json]`.
+//! One door to every measurement: `cargo xtask bench NAME [--quick] [--only TEXT] [--json]`.
 //!
 //! A measurement is a program that prints one JSON row a line. This door adds machine and commit, and prints all of it as
 //! one document or as a table.
@@ -113,7 +113,12 @@ struct Row {
 }
 
 /// Runs a measurement, or lists them all.
-pub(crate) fn run(name: Option<&str>, quick: bool, json: bool) -> Result<(), Box<dyn Error>> {
+pub(crate) fn run(
+    name: Option<&str>,
+    quick: bool,
+    only: Option<&str>,
+    json: bool,
+) -> Result<(), Box<dyn Error>> {
     let Some(name) = name else {
         for Measurement { name, what, .. } in MEASUREMENTS {
             println!("{name:<12} {what}");
@@ -126,6 +131,9 @@ pub(crate) fn run(name: Option<&str>, quick: bool, json: bool) -> Result<(), Box
     };
     let mut command = Command::new(env!("CARGO"));
     command.args(measurement.arguments).args(quick.then_some("--quick")).stderr(Stdio::inherit());
+    if let Some(only) = only {
+        command.args(["--only", only]);
+    }
     if let Some((build, option)) = measurement.measures {
         command.arg(option).arg(built(build)?);
     }

@@ -26,6 +26,9 @@ enum Chore {
         /// Fewer runs: under two minutes.
         #[arg(long)]
         quick: bool,
+        /// Only what has this in its name, of a measurement of several.
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
         /// Print one JSON document instead of a table.
         #[arg(long)]
         json: bool,
@@ -36,7 +39,7 @@ fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Proto { check } => proto::run(check),
         Chore::Tidy => tidy::run(),
-        Chore::Bench { name, quick, json } => bench::run(name.as_deref(), quick, json),
+        Chore::Bench { name, quick, only, json } => bench::run(name.as_deref(), quick, only.as_deref(), json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

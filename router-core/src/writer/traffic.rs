@@ -74,11 +74,19 @@ impl State {
         decision
     }
 
+    fn is_open(&self, target: TargetId, ordinal: u64) -> bool {
+        self.open.get(&target).is_some_and(|decisions| decisions.contains_key(&ordinal))
+    }
+
     fn predict(&mut self, traffic: &Traffic) {
         self.claim_prompt(traffic, traffic.decided_at, Source::Predicted { by: traffic.ordinal });
         let decision =
             OpenDecision { tenure: traffic.tenure, key: traffic.key.clone(), decided_at: traffic.decided_at };
         self.open.entry(traffic.target).or_default().insert(traffic.ordinal, decision);
+        // Most are settled within seconds: what is kept is as long as the oldest that is not.
+        while self.leases.front().is_some_and(|(_, target, ordinal)| !self.is_open(*target, *ordinal)) {
+            self.leases.pop_front();
+        }
         let until = traffic.decided_at + self.settings.predicted_ttl;
         self.leases.push_back((until, traffic.target, traffic.ordinal));
         if self.leases.len() > LEASES_KEPT
