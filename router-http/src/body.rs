@@ -139,7 +139,7 @@ impl Body {
 /// What a connection goes on as once it is no HTTP any more.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
-    pub(crate) link: Link,
+    pub(crate) link: Box<Link>,
     pub(crate) exchange: Exchange,
     /// Longest silence in both directions.
     pub(crate) idle_timeout: Option<Duration>,

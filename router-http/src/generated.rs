@@ -8,9 +8,8 @@ use bytes::Bytes;
 use memchr::memmem;
 use router_core::Router;
 use router_core::key::{PrefixKey, Salt};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 
+use crate::decode::answer::{self, Native};
 use crate::decode::{Facts, Prompt, RouteKind};
 use crate::events::{self, Events};
 use crate::key::Keyed;
@@ -43,8 +42,8 @@ enum Tail {
 #[derive(Debug)]
 enum SoFar {
     Nothing,
-    /// An answer in one piece.
-    Whole(Vec<u8>),
+    /// An answer in one piece, which mostly comes in one, too.
+    Whole(Whole),
     /// A stream each of whose events tells all so far: the last one.
     Last(Events, Bytes),
     /// A stream whose events tell what is new: the texts as they stand in JSON, and where the last one begins.
@@ -53,43 +52,32 @@ enum SoFar {
     Lost,
 }
 
-/// An answer of `/generate`, or one of its events.
-#[derive(Deserialize)]
-struct Native {
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    output_ids: Vec<u32>,
-    meta_info: MetaInfo,
+/// The pieces of a body, put together once there is a second one.
+#[derive(Debug, Default)]
+struct Whole {
+    first: Bytes,
+    all: Vec<u8>,
 }
 
-#[derive(Deserialize)]
-struct MetaInfo {
-    completion_tokens: usize,
-}
+impl Whole {
+    fn push(&mut self, data: &Bytes) {
+        if self.len() == 0 {
+            self.first = data.clone();
+            return;
+        }
+        if self.all.is_empty() {
+            self.all.extend_from_slice(&std::mem::take(&mut self.first));
+        }
+        self.all.extend_from_slice(data);
+    }
 
-/// An answer of `/v1/completions` or `/v1/chat/completions`.
-#[derive(Deserialize)]
-struct Answer {
-    choices: Vec<Choice>,
-}
+    fn len(&self) -> usize {
+        self.bytes().len()
+    }
 
-#[derive(Deserialize)]
-struct Choice {
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    message: Option<Message>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    content: Option<String>,
-    /// Generated text that the engine has taken apart is not known as it was.
-    #[serde(default)]
-    reasoning_content: Option<IgnoredAny>,
-    #[serde(default)]
-    tool_calls: Option<IgnoredAny>,
+    fn bytes(&self) -> &[u8] {
+        if self.all.is_empty() { &self.first } else { &self.all }
+    }
 }
 
 impl Generated {
@@ -118,7 +106,7 @@ impl Generated {
     pub(crate) fn look(&mut self, data: &Bytes, streaming: bool) {
         if let SoFar::Nothing = self.so_far {
             self.so_far = match (streaming, self.route) {
-                (false, _) => SoFar::Whole(Vec::new()),
+                (false, _) => SoFar::Whole(Whole::default()),
                 (true, RouteKind::Generate) => SoFar::Last(Events::default(), Bytes::new()),
                 (true, _) => SoFar::Texts(Events::default(), Vec::new(), 0),
             };
@@ -126,7 +114,7 @@ impl Generated {
         let kept = match &mut self.so_far {
             SoFar::Nothing | SoFar::Lost => return,
             SoFar::Whole(body) => {
-                body.extend_from_slice(data);
+                body.push(data);
                 body.len()
             }
             SoFar::Last(events, last) => {
@@ -165,7 +153,7 @@ impl Generated {
         let space = self.router.key_space(self.key.unit());
         let key = match (self.tail, self.so_far) {
             (Tail::Tokens(mut ids), SoFar::Whole(body)) => {
-                ids.extend(ids_of(&body)?);
+                ids.extend(ids_of(body.bytes())?);
                 space.key_followed_by_tokens(self.salt, &self.key, &ids)
             }
             (Tail::Tokens(mut ids), SoFar::Last(_, event)) => {
@@ -184,38 +172,30 @@ impl Generated {
 
 /// All token ids but the last.
 fn ids_of(json: &[u8]) -> Option<Vec<u32>> {
-    let Native { mut output_ids, meta_info, .. } = serde_json::from_slice(json).ok()?;
+    let Native { ids, completion_tokens, .. } = answer::native(json)?;
+    let mut ids = ids?;
     // An engine that tells what is new has told more before.
-    (output_ids.len() == meta_info.completion_tokens).then_some(())?;
-    output_ids.pop()?;
-    Some(output_ids)
+    (Some(ids.len() as u64) == completion_tokens).then_some(())?;
+    ids.pop()?;
+    Some(ids)
 }
 
 /// All text but that of the last token.
 fn text_generated(route: RouteKind, so_far: SoFar) -> Option<Vec<u8>> {
-    let all = match (route, so_far) {
-        (RouteKind::Generate, SoFar::Whole(body)) => serde_json::from_slice::<Native>(&body).ok()?.text?,
+    let text = match (route, &so_far) {
         (RouteKind::Generate, SoFar::Last(_, event)) => {
-            let event: Native = serde_json::from_slice(events::data(&event)?).ok()?;
-            (event.output_ids.len() == event.meta_info.completion_tokens).then_some(event.text)??
+            let Native { text, ids, completion_tokens } = answer::native(events::data(event)?)?;
+            text.filter(|_| ids.is_some_and(|ids| Some(ids.len() as u64) == completion_tokens))?
         }
-        (_, SoFar::Whole(body)) => {
-            let choices = serde_json::from_slice::<Answer>(&body).ok()?.choices;
-            let [Choice { text, message }] = <[Choice; 1]>::try_from(choices).ok()?;
-            let whole = |message: Message| {
-                let is_whole = message.reasoning_content.is_none() && message.tool_calls.is_none();
-                message.content.filter(|_| is_whole)
-            };
-            text.or_else(|| message.and_then(whole))?
-        }
-        (_, SoFar::Texts(_, mut texts, last)) => {
-            texts.truncate(last);
-            let json = [b"\"", texts.as_slice(), b"\""].concat();
-            return Some(serde_json::from_slice::<String>(&json).ok()?.into_bytes());
+        (RouteKind::Generate, SoFar::Whole(body)) => answer::native(body.bytes())?.text?,
+        (_, SoFar::Whole(body)) => answer::only_choice(body.bytes())?,
+        (_, SoFar::Texts(_, texts, last)) => {
+            let json = [b"\"", &texts[..*last], b"\""].concat();
+            return Some(answer::text(&json)?.into_owned().into_bytes());
         }
         _ => return None,
     };
-    let mut text = all.into_bytes();
+    let mut text = text.into_owned().into_bytes();
     text.truncate(text.len().saturating_sub(LAST_TOKEN_BYTES));
     Some(text)
 }

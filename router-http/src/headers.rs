@@ -4,7 +4,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::Injector;
 
 /// Headers that concern one connection alone (RFC 9110 §7.6.1).
-const HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
@@ -29,14 +29,15 @@ const MOST_ID_BYTES: usize = 128;
 
 /// Takes out what concerns one connection alone, and what `Connection` names.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in HOP_BY_HOP.iter().chain(&named) {
+    // To look once at what is there is less than to look for each that could be.
+    let mut leaving: Vec<HeaderName> =
+        headers.keys().filter(|name| HOP_BY_HOP.contains(name)).cloned().collect();
+    if leaving.contains(&header::CONNECTION) {
+        let lines = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let named = lines.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
+        leaving.extend(named);
+    }
+    for name in leaving {
         headers.remove(name);
     }
 }

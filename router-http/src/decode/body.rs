@@ -162,7 +162,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Facts<'de>, A::Error> {
         let mut parts = Parts::of_kind(self.kind);
         while let Some(key) = map.next_key::<Text<'de>>()? {
-            let field = Field::of(self.kind, &key.0);
+            let field = Field::of(self.kind, key.0.as_bytes());
             self.place.set(field.place(self.kind));
             let map = &mut map;
             match field {

@@ -45,43 +45,43 @@ pub(super) enum Field {
 }
 
 impl Field {
-    pub(super) fn of(kind: RouteKind, key: &str) -> Self {
+    pub(super) fn of(kind: RouteKind, key: &[u8]) -> Self {
         use RouteKind::{
             Chat, Completions, Generate, Messages, OllamaChat, OllamaGenerate, Responses, Vertex,
         };
         match (kind, key) {
-            (Generate, "text") => Self::Text,
-            (Generate | Chat, "input_ids") => Self::Ids,
-            (Completions | OllamaGenerate, "prompt") => Self::Prompt,
-            (Chat | Messages | OllamaChat, "messages") => Self::Messages,
-            (Responses, "input") => Self::Input,
-            (Messages, "system") => Self::System,
-            (Responses, "instructions") | (OllamaGenerate, "system") => Self::Instructions,
-            (Chat | Messages | Responses, "tools") => Self::Tools,
-            (Vertex, "instances") => Self::Instances,
-            (Completions | Chat, "stream") => Self::Stream,
-            (Completions | Chat, "stream_options") => Self::StreamOptions,
-            (Generate | Vertex, "model") => Self::Other,
-            (_, "model") => Self::Model,
+            (Generate, b"text") => Self::Text,
+            (Generate | Chat, b"input_ids") => Self::Ids,
+            (Completions | OllamaGenerate, b"prompt") => Self::Prompt,
+            (Chat | Messages | OllamaChat, b"messages") => Self::Messages,
+            (Responses, b"input") => Self::Input,
+            (Messages, b"system") => Self::System,
+            (Responses, b"instructions") | (OllamaGenerate, b"system") => Self::Instructions,
+            (Chat | Messages | Responses, b"tools") => Self::Tools,
+            (Vertex, b"instances") => Self::Instances,
+            (Completions | Chat, b"stream") => Self::Stream,
+            (Completions | Chat, b"stream_options") => Self::StreamOptions,
+            (Generate | Vertex, b"model") => Self::Other,
+            (_, b"model") => Self::Model,
             (Generate | Completions | Chat | Responses, _) => Self::of_sglang(kind, key),
             _ => Self::Other,
         }
     }
 
     /// SGLang's own members, which it adds to some APIs.
-    fn of_sglang(kind: RouteKind, key: &str) -> Self {
+    fn of_sglang(kind: RouteKind, key: &[u8]) -> Self {
         let responses = kind == RouteKind::Responses;
         match key {
-            "routed_dp_rank" => Self::Rank,
-            "data_parallel_rank" => Self::OlderRank,
-            "lora_path" => Self::Salt(0),
-            "cache_salt" => Self::Salt(1),
-            "extra_key" => Self::Salt(2),
-            "rid" if !responses => Self::Rid,
-            "request_id" if responses => Self::Rid,
-            "session_params" if !responses => Self::Session,
-            "session_id" => Self::SessionId,
-            "previous_response_id" if responses => Self::PreviousResponse,
+            b"routed_dp_rank" => Self::Rank,
+            b"data_parallel_rank" => Self::OlderRank,
+            b"lora_path" => Self::Salt(0),
+            b"cache_salt" => Self::Salt(1),
+            b"extra_key" => Self::Salt(2),
+            b"rid" if !responses => Self::Rid,
+            b"request_id" if responses => Self::Rid,
+            b"session_params" if !responses => Self::Session,
+            b"session_id" => Self::SessionId,
+            b"previous_response_id" if responses => Self::PreviousResponse,
             _ => Self::Other,
         }
     }

@@ -4,6 +4,7 @@
 //! straight into token ids. Anything else is walked by a careful reader (`body`), which says what is wrong: nothing of a
 //! value appears in an error, only the field and the place.
 
+pub(crate) mod answer;
 mod body;
 mod chat;
 mod field;

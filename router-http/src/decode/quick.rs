@@ -53,7 +53,7 @@ pub(super) fn read(kind: RouteKind, body: &[u8]) -> Option<Facts<'_>> {
 pub(super) fn model(body: &[u8]) -> Option<Cow<'_, str>> {
     let mut members = Members::of(body)?;
     while let Some(key) = members.key()? {
-        if key == "model" {
+        if *key == *b"model" {
             return members.string()?;
         }
         members.value()?;
@@ -66,7 +66,7 @@ fn careful<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Option<T> {
     serde_json::from_slice(value).ok()
 }
 
-fn optional_string<'a>(members: &mut Members<'a>) -> Option<Option<Cow<'a, str>>> {
+pub(super) fn optional_string<'a>(members: &mut Members<'a>) -> Option<Option<Cow<'a, str>>> {
     match members.string()? {
         Some(text) => Some(Some(text)),
         None => (members.value()? == b"null").then_some(None),

@@ -26,7 +26,7 @@ impl<'a> Members<'a> {
     }
 
     /// The next member's key; `Some(None)` at the end of the object, after which there must be nothing.
-    pub(super) fn key(&mut self) -> Option<Option<Cow<'a, str>>> {
+    pub(super) fn key(&mut self) -> Option<Option<Cow<'a, [u8]>>> {
         let first = std::mem::replace(&mut self.first, false);
         let mut at = white(self.bytes, self.at);
         match self.bytes.get(at)? {
@@ -35,7 +35,7 @@ impl<'a> Members<'a> {
             _ if first => {}
             _ => return None,
         }
-        let (key, end) = string(self.bytes, at)?;
+        let (key, end) = key(self.bytes, at)?;
         at = white(self.bytes, end);
         if self.bytes.get(at) != Some(&b':') {
             return None;
@@ -60,6 +60,17 @@ impl<'a> Members<'a> {
         self.at = end;
         Some(Some(text))
     }
+}
+
+/// The key that begins at `at`, and where it ends. Hardly any has escapes.
+#[inline]
+fn key(bytes: &[u8], at: usize) -> Option<(Cow<'_, [u8]>, usize)> {
+    let from = (bytes.get(at) == Some(&b'"')).then_some(at + 1)?;
+    let end = from + memchr2(b'"', b'\\', &bytes[from..])?;
+    if bytes[end] == b'"' {
+        return Some((Cow::Borrowed(&bytes[from..end]), end + 1));
+    }
+    string(bytes, at).map(|(key, end)| (Cow::Owned(key.into_owned().into_bytes()), end))
 }
 
 /// A flat list of token ids.
@@ -185,7 +196,8 @@ mod tests {
         let mut all = Vec::new();
         while let Some(key) = members.key()? {
             let value = members.value()?;
-            all.push((key.into_owned(), String::from_utf8(value.to_vec()).unwrap()));
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            all.push((text(&key), text(value)));
         }
         Some(all)
     }

@@ -16,7 +16,7 @@ use crate::wire::client::{BrokenOff, Framing, Link};
 pub(crate) struct WorkerBody {
     framing: Framing,
     /// Until the end.
-    link: Option<Link>,
+    link: Option<Box<Link>>,
     keep_alive: bool,
     worker: WorkerId,
     pool: Arc<Pool>,
@@ -25,7 +25,7 @@ pub(crate) struct WorkerBody {
 impl WorkerBody {
     pub(super) fn new(
         framing: Framing,
-        link: Link,
+        link: Box<Link>,
         keep_alive: bool,
         worker: WorkerId,
         pool: Arc<Pool>,
@@ -36,7 +36,7 @@ impl WorkerBody {
     }
 
     /// The connection, if the answer has not come to its end.
-    pub(crate) fn into_link(self) -> Option<Link> {
+    pub(crate) fn into_link(self) -> Option<Box<Link>> {
         self.link
     }
 

@@ -131,10 +131,10 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self, origin: &Origin) -> Result<Link, Attempt> {
+    async fn connect(&self, origin: &Origin) -> Result<Box<Link>, Attempt> {
         let stream = self.connector.clone().call(origin.base.clone()).await;
         let stream = stream.map_err(|error| Attempt::unsent(error.to_string()))?;
-        Ok(Link::new(stream.into_inner()))
+        Ok(Box::new(Link::new(stream.into_inner())))
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Pool {
 struct Kept {
     origin: Arc<Origin>,
     /// The most recently used last.
-    links: VecDeque<(Link, Instant)>,
+    links: VecDeque<(Box<Link>, Instant)>,
 }
 
 impl Pool {
@@ -44,7 +44,7 @@ impl Pool {
     }
 
     /// The connection that was used last, of those that the worker has not closed.
-    pub(super) fn take(&self, worker: WorkerId) -> Option<Link> {
+    pub(super) fn take(&self, worker: WorkerId) -> Option<Box<Link>> {
         let mut workers = self.workers();
         let links = &mut workers.get_mut(&worker)?.links;
         while let Some((mut link, since)) = links.pop_back() {
@@ -59,7 +59,7 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request, if one can be sent on it.
-    pub(super) fn put(&self, worker: WorkerId, mut link: Link) {
+    pub(super) fn put(&self, worker: WorkerId, mut link: Box<Link>) {
         if !link.is_free() {
             return;
         }
