@@ -91,7 +91,7 @@ impl Generated {
         let tail = match (&facts.prompt, facts.kind) {
             (Prompt::Tokens(ids), RouteKind::Generate) => Tail::Tokens(ids[rest(ids.len())..].to_vec()),
             (Prompt::Text(text), RouteKind::Generate | RouteKind::Completions) => {
-                Tail::Text(text.as_bytes()[rest(text.len())..].to_vec())
+                Tail::Text(text[rest(text.len())..].to_vec())
             }
             (Prompt::Text(_), RouteKind::Chat) => Tail::Text(keyed.rendered_tail.clone()?),
             _ => return None,

@@ -35,7 +35,7 @@ pub enum ChatKeyed {
 pub fn key(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Keyed {
     let [lora, cache_salt, extra_key] = &facts.salts;
     let salt = Salt::new(lora, cache_salt, extra_key);
-    let of_text = |text: &str| router.key_space(Unit::Text).key_of_text(salt, text.as_bytes());
+    let of_text = |text: &[u8]| router.key_space(Unit::Text).key_of_text(salt, text);
     let text = match &facts.prompt {
         Prompt::None => return Keyed::plain(None),
         Prompt::Tokens(tokens) => {
@@ -48,7 +48,7 @@ pub fn key(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Keyed {
         // Elsewhere the engine makes the prompt by the model's template.
         RouteKind::Chat => match rendered(router, facts, body) {
             Ok(prompt) => {
-                let key = of_text(&prompt);
+                let key = of_text(prompt.as_bytes());
                 let full = key.hashes().len() * router.key_space(Unit::Text).block_size() as usize;
                 let rendered_tail = prompt.as_bytes().get(full..).map(<[u8]>::to_vec);
                 Keyed { key: Some(key), chat: Some(ChatKeyed::Rendered), rendered_tail }

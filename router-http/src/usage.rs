@@ -47,19 +47,32 @@ impl UsageSearch {
         if self.found().is_some() {
             return None;
         }
-        // The border first: the end of what came before with the beginning of this.
-        let mut border = std::mem::take(&mut self.carried);
-        border.extend_from_slice(&chunk[..chunk.len().min(MOST_CARRIED)]);
-        self.search(&border);
-        self.search(chunk);
-        if chunk.len() >= MOST_CARRIED {
-            border.clear();
-            border.extend_from_slice(&chunk[chunk.len() - MOST_CARRIED..]);
-        } else {
-            border.drain(..border.len().saturating_sub(MOST_CARRIED));
+        if !self.carried.is_empty() {
+            // The border first: the end of what came before with the beginning of this.
+            let mut border = std::mem::take(&mut self.carried);
+            border.extend_from_slice(&chunk[..chunk.len().min(MOST_CARRIED)]);
+            self.search(&border);
+            self.carried = border;
         }
-        self.carried = border;
-        self.found()
+        self.search(chunk);
+        let found = self.found();
+        if found.is_none() {
+            self.carry(chunk);
+        }
+        found
+    }
+
+    /// Keeps the end of what has come, unless it is the end of an event, beyond which nothing goes on.
+    fn carry(&mut self, chunk: &[u8]) {
+        if chunk.ends_with(b"\n\n") {
+            self.carried.clear();
+        } else if chunk.len() >= MOST_CARRIED || self.carried.is_empty() {
+            self.carried.clear();
+            self.carried.extend_from_slice(&chunk[chunk.len().saturating_sub(MOST_CARRIED)..]);
+        } else {
+            // It has the chunk already.
+            self.carried.drain(..self.carried.len().saturating_sub(MOST_CARRIED));
+        }
     }
 
     /// Bytes that are kept for the next chunk.

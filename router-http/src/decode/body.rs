@@ -10,6 +10,7 @@ use serde_json::error::Category;
 
 use super::chat::{Chat, Input, System};
 use super::field::Field;
+use super::text::utf8;
 use super::value::{Ids, Instances, Name, Prompts, Text, TextOrIds};
 use super::{Facts, Prompt, RouteKind};
 
@@ -104,7 +105,9 @@ impl<'a> Parts<'a> {
             (Some(TextOrIds::Ids(ids)), ..) => Prompt::Tokens(ids),
             (Some(TextOrIds::Text(text)), ..) => Prompt::Text(match self.instructions {
                 // As SGLang puts the two together for Ollama's clients.
-                Some(system) if !system.is_empty() => Cow::Owned(format!("{system}\n\n{text}")),
+                Some(system) if !system.is_empty() => {
+                    Cow::Owned([system.as_bytes(), b"\n\n", &text].concat())
+                }
                 _ => text,
             }),
             (_, _, Some(chat)) => {
@@ -114,7 +117,7 @@ impl<'a> Parts<'a> {
                     Some(first) => first.then(chat),
                     None => chat,
                 };
-                Prompt::Text(Cow::Owned(chat.render(self.tools.as_ref())))
+                Prompt::Text(Cow::Owned(chat.render(self.tools.as_ref()).into_bytes()))
             }
             _ => Prompt::None,
         };
@@ -210,7 +213,8 @@ fn name<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>>, A:
 fn salt<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Cow<'de, str>, A::Error> {
     let salt = map.next_value::<Option<Prompts<'de>>>()?;
     Ok(match salt.map(|salts| salts.first) {
-        Some(TextOrIds::Text(salt)) => salt,
+        // Read as text, it is some.
+        Some(TextOrIds::Text(salt)) => utf8(salt).unwrap_or_default(),
         _ => Cow::Borrowed(""),
     })
 }

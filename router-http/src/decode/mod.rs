@@ -89,8 +89,8 @@ pub enum Prompt<'a> {
     None,
     /// Token ids.
     Tokens(Vec<u32>),
-    /// Text, or a chat in the serialisation of the `chat` module.
-    Text(Cow<'a, str>),
+    /// Text, or a chat in the serialisation of the `chat` module. Whether a text is UTF-8 is the worker's to judge.
+    Text(Cow<'a, [u8]>),
 }
 
 impl RouteKind {
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn every_form_of_a_prompt_is_read() {
         use RouteKind::{Completions, Generate};
-        let text = |text: &'static str| Prompt::Text(text.into());
+        let text = |text: &'static str| Prompt::Text(text.as_bytes().into());
         assert_eq!(prompt(Generate, r#"{"text":"a b"}"#), text("a b"));
         assert_eq!(prompt(Generate, r#"{"text":["a","b"]}"#), text("a"));
         assert_eq!(prompt(Generate, r#"{"input_ids":[1,2,3]}"#), Prompt::Tokens(vec![1, 2, 3]));
@@ -224,8 +224,8 @@ mod tests {
         ] {
             assert_eq!(prompt(kind, body), chat, "{body}");
         }
-        assert_eq!(prompt(OllamaGenerate, r#"{"prompt":"u","system":"s"}"#), Prompt::Text("s\n\nu".into()));
-        assert_eq!(prompt(OllamaGenerate, r#"{"prompt":"u"}"#), Prompt::Text("u".into()));
+        assert_eq!(prompt(OllamaGenerate, r#"{"prompt":"u","system":"s"}"#), Prompt::Text(b"s\n\nu".into()));
+        assert_eq!(prompt(OllamaGenerate, r#"{"prompt":"u"}"#), Prompt::Text(b"u".into()));
         let vertex = r#"{"instances":[{"input_ids":[1,2]},{"input_ids":[3]}],"parameters":{}}"#;
         let facts = read(Vertex, vertex).unwrap();
         assert_eq!((facts.prompt, facts.several), (Prompt::Tokens(vec![1, 2]), true));
@@ -245,7 +245,7 @@ mod tests {
     fn what_is_named_is_read_and_history_elsewhere_hides_the_prompt() {
         let facts = read(RouteKind::Generate, r#"{"text":"p","rid":"r","session_id":"l"}"#).unwrap();
         assert_eq!((facts.names.rid.as_deref(), facts.names.session_id.as_deref()), (Some("r"), Some("l")));
-        assert_eq!(facts.prompt, Prompt::Text("p".into()));
+        assert_eq!(facts.prompt, Prompt::Text(b"p".into()));
         let facts =
             read(RouteKind::Generate, r#"{"text":"p","session_params":{"id":"s","rid":"x"}}"#).unwrap();
         assert_eq!((facts.names.session.as_deref(), &facts.prompt), (Some("s"), &Prompt::None));

@@ -8,6 +8,7 @@ use super::body::Parts;
 use super::chat::{Input, System};
 use super::field::Field;
 use super::scan::{Members, ids};
+use super::text::utf8;
 use super::value::{Ids, Name, Prompts, TextOrIds};
 use super::{Facts, RouteKind};
 
@@ -81,7 +82,7 @@ fn name<'a>(members: &mut Members<'a>) -> Option<Option<Cow<'a, str>>> {
 }
 
 fn prompts<'a>(members: &mut Members<'a>) -> Option<Option<Prompts<'a>>> {
-    if let Some(text) = members.string()? {
+    if let Some(text) = members.text()? {
         return Some(Some(TextOrIds::Text(text).into()));
     }
     let value = members.value()?;
@@ -104,7 +105,7 @@ fn salt<'a>(members: &mut Members<'a>) -> Option<Cow<'a, str>> {
     }
     let salts = careful::<Option<Prompts<'_>>>(members.value()?)?;
     Some(match salts.map(|salts| salts.first) {
-        Some(TextOrIds::Text(salt)) => salt,
+        Some(TextOrIds::Text(salt)) => utf8(salt)?,
         _ => Cow::Borrowed(""),
     })
 }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use memchr::{memchr2, memchr3};
 
-use super::text::string;
+use super::text::{bytes, utf8};
 
 /// The members of an object, in order: after each [`key`](Self::key) its value is taken, one way or the other.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl<'a> Members<'a> {
             _ if first => {}
             _ => return None,
         }
-        let (key, end) = key(self.bytes, at)?;
+        let (key, end) = bytes(self.bytes, at)?;
         at = white(self.bytes, end);
         if self.bytes.get(at) != Some(&b':') {
             return None;
@@ -51,26 +51,23 @@ impl<'a> Members<'a> {
         Some(&self.bytes[at..self.at])
     }
 
-    /// The value, read, if it is a string. Otherwise it is still to be taken.
-    pub(super) fn string(&mut self) -> Option<Option<Cow<'a, str>>> {
+    /// The bytes of the value if it is a string. Otherwise it is still to be taken.
+    pub(super) fn text(&mut self) -> Option<Option<Cow<'a, [u8]>>> {
         if self.bytes.get(self.at) != Some(&b'"') {
             return Some(None);
         }
-        let (text, end) = string(self.bytes, self.at)?;
+        let (text, end) = bytes(self.bytes, self.at)?;
         self.at = end;
         Some(Some(text))
     }
-}
 
-/// The key that begins at `at`, and where it ends. Hardly any has escapes.
-#[inline]
-fn key(bytes: &[u8], at: usize) -> Option<(Cow<'_, [u8]>, usize)> {
-    let from = (bytes.get(at) == Some(&b'"')).then_some(at + 1)?;
-    let end = from + memchr2(b'"', b'\\', &bytes[from..])?;
-    if bytes[end] == b'"' {
-        return Some((Cow::Borrowed(&bytes[from..end]), end + 1));
+    /// The value, read, if it is a string. Otherwise it is still to be taken.
+    pub(super) fn string(&mut self) -> Option<Option<Cow<'a, str>>> {
+        match self.text()? {
+            None => Some(None),
+            Some(text) => utf8(text).map(Some),
+        }
     }
-    string(bytes, at).map(|(key, end)| (Cow::Owned(key.into_owned().into_bytes()), end))
 }
 
 /// A flat list of token ids.

@@ -22,7 +22,7 @@ pub(super) struct Prompts<'a> {
 
 /// One prompt.
 pub(super) enum TextOrIds<'a> {
-    Text(Cow<'a, str>),
+    Text(Cow<'a, [u8]>),
     Ids(Vec<u32>),
 }
 
@@ -91,6 +91,15 @@ impl<'de> Deserialize<'de> for Ids {
     }
 }
 
+impl<'a> TextOrIds<'a> {
+    fn of(text: Cow<'a, str>) -> Self {
+        Self::Text(match text {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        })
+    }
+}
+
 impl<'a> From<TextOrIds<'a>> for Prompts<'a> {
     fn from(first: TextOrIds<'a>) -> Self {
         Self { first, several: false }
@@ -111,11 +120,11 @@ impl<'de> Visitor<'de> for PromptsVisitor {
     }
 
     fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(TextOrIds::Text(Cow::Borrowed(text)).into())
+        Ok(TextOrIds::Text(Cow::Borrowed(text.as_bytes())).into())
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(TextOrIds::Text(Cow::Owned(text.to_owned())).into())
+        Ok(TextOrIds::Text(Cow::Owned(text.as_bytes().to_vec())).into())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
@@ -130,7 +139,7 @@ impl<'de> Visitor<'de> for PromptsVisitor {
                 }
                 return Ok(TextOrIds::Ids(ids).into());
             }
-            Some(Element::Text(text)) => TextOrIds::Text(text),
+            Some(Element::Text(text)) => TextOrIds::of(text),
             Some(Element::Ids(ids)) => TextOrIds::Ids(ids),
         };
         let mut several = false;
@@ -259,7 +268,7 @@ impl<'de> Visitor<'de> for InstancesVisitor {
         }
         // SGLang takes the first of the two that is not empty.
         let first = first.and_then(|instance| match (instance.text, instance.input_ids) {
-            (Some(text), _) if !text.0.is_empty() => Some(TextOrIds::Text(text.0)),
+            (Some(text), _) if !text.0.is_empty() => Some(TextOrIds::of(text.0)),
             (_, ids) => ids.map(TextOrIds::Ids),
         });
         Ok(Instances { first, several })

@@ -1,9 +1,11 @@
 //! Heads of requests and answers: found, parsed and held against the rules, before anything is believed of them.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use httparse::ParserConfig;
 use memchr::memchr_iter;
 
 thread_local! {
@@ -155,9 +157,9 @@ pub(crate) fn give_back(mut headers: HeaderMap) {
 }
 
 fn request(head: &Bytes) -> Result<RequestHead, HeadError> {
-    let mut lines = [httparse::EMPTY_HEADER; MOST_HEADERS];
-    let mut parsed = httparse::Request::new(&mut lines);
-    complete(parsed.parse(head), head)?;
+    let mut lines = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut parsed = httparse::Request::new(&mut []);
+    complete(ParserConfig::default().parse_request_with_uninit_headers(&mut parsed, head, &mut lines), head)?;
     let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(HeadError::FirstLine);
     };
@@ -176,9 +178,12 @@ fn request(head: &Bytes) -> Result<RequestHead, HeadError> {
 }
 
 fn response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
-    let mut lines = [httparse::EMPTY_HEADER; MOST_HEADERS];
-    let mut parsed = httparse::Response::new(&mut lines);
-    complete(parsed.parse(head), head)?;
+    let mut lines = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut parsed = httparse::Response::new(&mut []);
+    complete(
+        ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, head, &mut lines),
+        head,
+    )?;
     let (Some(code), Some(version)) = (parsed.code, parsed.version) else { return Err(HeadError::FirstLine) };
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::FirstLine)?;
     let lines = Lines::collect(head, parsed.headers)?;
