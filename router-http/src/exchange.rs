@@ -111,6 +111,11 @@ impl Exchange {
         self.generated = generated;
     }
 
+    /// When its head had come.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
+    }
+
     pub(crate) fn route(&self) -> RouteKind {
         self.route
     }

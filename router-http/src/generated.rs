@@ -5,11 +5,10 @@
 //! does it. What is not understood, or too long, is not claimed.
 
 use bytes::Bytes;
-use memchr::memmem;
 use router_core::Router;
 use router_core::key::{PrefixKey, Salt};
 
-use crate::decode::answer::{self, Native};
+use crate::decode::answer::{self, Native, Told};
 use crate::decode::{Facts, Prompt, RouteKind};
 use crate::events::{self, Events};
 use crate::key::Keyed;
@@ -128,13 +127,13 @@ impl Generated {
             SoFar::Texts(events, texts, last) => {
                 let whole = events.push(data.clone());
                 for event in events::each(&whole) {
-                    match text_of(event, self.route) {
-                        Text::None => {}
-                        Text::Of(text) => {
+                    match answer::told(event, self.route == RouteKind::Chat) {
+                        Told::Nothing => {}
+                        Told::Text(text) => {
                             *last = texts.len();
                             texts.extend_from_slice(text);
                         }
-                        Text::Unclear => {
+                        Told::Unclear => {
                             self.so_far = SoFar::Lost;
                             return;
                         }
@@ -160,8 +159,8 @@ impl Generated {
                 ids.extend(ids_of(events::data(&event)?)?);
                 space.key_followed_by_tokens(self.salt, &self.key, &ids)
             }
-            (Tail::Text(mut text), so_far) => {
-                text.extend(text_generated(self.route, so_far)?);
+            (Tail::Text(tail), so_far) => {
+                let text = [&tail[..], &text_generated(self.route, so_far)?].concat();
                 space.key_followed_by_text(self.salt, &self.key, &text)
             }
             _ => return None,
@@ -188,7 +187,7 @@ fn text_generated(route: RouteKind, so_far: SoFar) -> Option<Vec<u8>> {
             text.filter(|_| ids.is_some_and(|ids| Some(ids.len() as u64) == completion_tokens))?
         }
         (RouteKind::Generate, SoFar::Whole(body)) => answer::native(body.bytes())?.text?,
-        (_, SoFar::Whole(body)) => answer::only_choice(body.bytes())?,
+        (_, SoFar::Whole(body)) => answer::only_text(body.bytes(), route == RouteKind::Chat)?,
         (_, SoFar::Texts(_, texts, last)) => {
             let json = [b"\"", &texts[..*last], b"\""].concat();
             return Some(answer::text(&json)?.into_owned().into_bytes());
@@ -198,49 +197,6 @@ fn text_generated(route: RouteKind, so_far: SoFar) -> Option<Vec<u8>> {
     let mut text = text.into_owned().into_bytes();
     text.truncate(text.len().saturating_sub(LAST_TOKEN_BYTES));
     Some(text)
-}
-
-/// What an event tells.
-enum Text<'e> {
-    None,
-    /// As it stands in JSON.
-    Of(&'e [u8]),
-    /// There are several answers, or more than text.
-    Unclear,
-}
-
-/// The text of an event. Within a text the quotes of what is looked for would be escaped.
-fn text_of(event: &[u8], route: RouteKind) -> Text<'_> {
-    const INDEX: &[u8] = b"\"index\":";
-    let key: &[u8] = if route == RouteKind::Chat { b"\"content\":\"" } else { b"\"text\":\"" };
-    if route == RouteKind::Chat && [REASONING, TOOLS].iter().any(|name| says(event, name)) {
-        return Text::Unclear;
-    }
-    let Some(at) = memmem::find(event, key) else { return Text::None };
-    let is_first = memmem::find(event, INDEX).is_none_or(|at| event.get(at + INDEX.len()) == Some(&b'0'));
-    if !is_first {
-        return Text::Unclear;
-    }
-    let text = &event[at + key.len()..];
-    let mut end = 0;
-    while let Some(found) = memchr::memchr2(b'"', b'\\', text.get(end..).unwrap_or_default()) {
-        end += found;
-        if text[end] == b'"' {
-            return Text::Of(&text[..end]);
-        }
-        end += 2;
-    }
-    Text::None
-}
-
-/// What an engine takes out of a chat's generated text.
-const REASONING: &[u8] = b"\"reasoning_content\":";
-const TOOLS: &[u8] = b"\"tool_calls\":";
-
-/// A member is there, and not null.
-fn says(event: &[u8], name: &[u8]) -> bool {
-    let value = memmem::find(event, name).map(|at| event[at + name.len()..].trim_ascii_start());
-    value.is_some_and(|value| !value.starts_with(b"null"))
 }
 
 #[cfg(test)]

@@ -190,7 +190,6 @@ impl Service {
         exchange: &mut Exchange,
     ) -> Result<Reply, Failure> {
         let plane = &*self.plane;
-        let arrived_at = tokio::time::Instant::now();
         self.authorize(route, request.method(), request.headers())?;
         own::refuse_connect(request.method())?;
         let upgrade = own::upgrade_of(&request);
@@ -218,6 +217,7 @@ impl Service {
         if wanted.several {
             exchange.has_several_prompts();
         }
+        let arrived_at = exchange.began();
         let answer = self.answer_one(&arrived, &mut wanted, began, exchange);
         let Some(given) = own.or(plane.config.request_timeout) else {
             let answered = answer.await?;
@@ -225,7 +225,7 @@ impl Service {
             wire::head::give_back(arrived.headers);
             return Ok(Reply::Passing { answered, deadline: None, continuation });
         };
-        let deadline = arrived_at + given;
+        let deadline = tokio::time::Instant::from_std(arrived_at) + given;
         let answered = tokio::time::timeout_at(deadline, answer).await;
         let answered = answered.map_err(|_| Failure::Deadline { seconds: given.as_secs_f64() })??;
         // A stream or tunnel that has begun goes on for as long as it says something, unless its client itself said how long.
@@ -278,7 +278,7 @@ impl Service {
         only: Option<WorkerId>,
         exchange: &mut Exchange,
     ) -> Result<Wanted, Failure> {
-        let (plane, now) = (&*self.plane, self.plane.clock.now());
+        let plane = &*self.plane;
         let facts = decode::facts(arrived.kind, &arrived.headers, &arrived.body)?;
         let keyed = crate::key::key(&plane.router, &facts, &arrived.body);
         if let Some(chat) = &keyed.chat {
@@ -289,11 +289,18 @@ impl Service {
         let place = match only {
             Some(worker) => Some(Place { worker, rank: None }),
             None if arrived.kind.generates() => {
-                addressee::of_history(&plane.router, &plane.shared, &facts.names, now)?
+                addressee::of_history(&plane.router, &plane.shared, &facts.names, plane.clock.now())?
             }
             None if arrived.kind == RouteKind::Session => {
                 let path = addressee::percent_decoded(arrived.path.path());
-                addressee::of_route(&plane.router, &plane.shared, route, &path, &arrived.body, now)?
+                addressee::of_route(
+                    &plane.router,
+                    &plane.shared,
+                    route,
+                    &path,
+                    &arrived.body,
+                    plane.clock.now(),
+                )?
             }
             None => None,
         };

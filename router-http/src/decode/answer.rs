@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 
+use memchr::memmem;
+
 use super::quick::optional_string;
-use super::scan::{Members, ids};
+use super::scan::{Members, ids, string_end};
 use super::text::string;
 
 /// An answer of `/generate`, or one of its events.
@@ -31,38 +33,63 @@ pub(crate) fn native(json: &[u8]) -> Option<Native<'_>> {
     Some(native)
 }
 
-/// The text of the only choice of an answer of `/v1/completions` or `/v1/chat/completions`, if that is all it generated: what an
-/// engine takes out of a chat's text is not known as it was.
-pub(crate) fn only_choice(json: &[u8]) -> Option<Cow<'_, str>> {
-    let choice = member(json, b"choices")?.strip_prefix(b"[")?.strip_suffix(b"]")?;
-    let (mut members, mut text) = (Members::of(choice)?, None);
-    while let Some(key) = members.key()? {
-        match &*key {
-            b"text" => text = optional_string(&mut members)?,
-            b"message" => text = Some(content(members.value()?)?),
-            _ => _ = members.value()?,
-        }
+/// What an answer of `/v1/completions` or `/v1/chat/completions`, or one of its events, tells of its text.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Told<'a> {
+    Nothing,
+    /// As it stands in JSON between its quotes.
+    Text(&'a [u8]),
+    /// There are several answers, or more than text: what an engine takes out of a chat's text is not known as it was.
+    Unclear,
+}
+
+/// The text of an answer or of one of its events.
+pub(crate) fn told(json: &[u8], is_chat: bool) -> Told<'_> {
+    match quote(json, is_chat) {
+        Ok(None) => Told::Nothing,
+        Ok(Some(at)) => string_end(json, at).map_or(Told::Nothing, |end| Told::Text(&json[at + 1..end - 1])),
+        Err(Unclear) => Told::Unclear,
     }
-    text
+}
+
+/// The text of a whole answer, if that is all it generated.
+pub(crate) fn only_text(json: &[u8], is_chat: bool) -> Option<Cow<'_, str>> {
+    let at = quote(json, is_chat).ok()??;
+    let (text, end) = string(json, at)?;
+    memmem::find(&json[end..], key(is_chat)).is_none().then_some(text)
+}
+
+struct Unclear;
+
+/// Where the text begins, which alone is looked for: within a text the quotes of what stands before it would be escaped.
+fn quote(json: &[u8], is_chat: bool) -> Result<Option<usize>, Unclear> {
+    const INDEX: &[u8] = b"\"index\":";
+    if is_chat && [REASONING, TOOLS].iter().any(|name| says(json, name)) {
+        return Err(Unclear);
+    }
+    let Some(at) = memmem::find(json, key(is_chat)) else { return Ok(None) };
+    let is_first = memmem::find(json, INDEX).is_none_or(|at| json.get(at + INDEX.len()) == Some(&b'0'));
+    if is_first { Ok(Some(at + key(is_chat).len() - 1)) } else { Err(Unclear) }
+}
+
+/// What stands before the text, written without spaces as the engine does it.
+fn key(is_chat: bool) -> &'static [u8] {
+    if is_chat { b"\"content\":\"" } else { b"\"text\":\"" }
+}
+
+/// What an engine takes out of a chat's generated text.
+const REASONING: &[u8] = b"\"reasoning_content\":";
+const TOOLS: &[u8] = b"\"tool_calls\":";
+
+/// A member is there, and not null.
+fn says(json: &[u8], name: &[u8]) -> bool {
+    let value = memmem::find(json, name).map(|at| json[at + name.len()..].trim_ascii_start());
+    value.is_some_and(|value| !value.starts_with(b"null"))
 }
 
 /// A text, of JSON that is nothing else.
 pub(crate) fn text(json: &[u8]) -> Option<Cow<'_, str>> {
     string(json, 0).filter(|(_, end)| *end == json.len()).map(|(text, _)| text)
-}
-
-/// The content of a message that has nothing else.
-fn content(message: &[u8]) -> Option<Cow<'_, str>> {
-    let (mut members, mut content) = (Members::of(message)?, None);
-    while let Some(key) = members.key()? {
-        match &*key {
-            b"content" => content = optional_string(&mut members)?,
-            b"reasoning_content" | b"tool_calls" if members.value()? != b"null" => return None,
-            b"reasoning_content" | b"tool_calls" => {}
-            _ => _ = members.value()?,
-        }
-    }
-    content
 }
 
 /// A member of an object, as it stands there.
@@ -87,25 +114,30 @@ mod tests {
         let expected = Native { text: Some("a\n".into()), ids: Some(vec![1, 2]), completion_tokens: Some(2) };
         assert_eq!(native(json), Some(expected));
         assert_eq!(native(br#"{"error":{}}"#), Some(Native::default()));
-        assert_eq!(only_choice(br#"{"id": "x", "choices": [ {"text": "a"} ], "usage"#), Some("a".into()));
+        assert_eq!(
+            only_text(br#"{"id": "x", "choices": [{"text":"a\n","index":0}]}"#, false),
+            Some("a\n".into())
+        );
         let message = br#"{"choices":[{"message":{"content":"a","tool_calls":null}}]}"#;
-        assert_eq!(only_choice(message), Some("a".into()));
+        assert_eq!(only_text(message, true), Some("a".into()));
+        assert_eq!(told(br#"{"text":"a\"b""#, false), Told::Text(br#"a\"b"#));
         assert_eq!(text(br#""a\"""#), Some("a\"".into()));
     }
 
     #[test]
     fn what_is_not_all_or_not_one_is_not_taken() {
-        for json in [
-            &br#"{"choices":[{"text":"a"},{"text":"b"}]}"#[..],
-            br#"{"choices":[]}"#,
-            br#"{"choices":[{"text":null}]}"#,
-            br#"{"choices":[{"message":{"content":"a","tool_calls":[{}]}}]}"#,
-            br#"{"choices":[{"message":{"content":"a","reasoning_content":"b"}}]}"#,
-            br#"{"choices":[{"message":{"content":null}}]}"#,
-            br#"{"error":{}}"#,
-            b"",
+        for (is_chat, json) in [
+            (false, &br#"{"choices":[{"text":"a"},{"text":"b"}]}"#[..]),
+            (false, br#"{"choices":[{"index":1,"text":"a"}]}"#),
+            (false, br#"{"choices":[]}"#),
+            (false, br#"{"choices":[{"text":null}]}"#),
+            (true, br#"{"choices":[{"message":{"content":"a","tool_calls":[{}]}}]}"#),
+            (true, br#"{"choices":[{"message":{"content":"a","reasoning_content":"b"}}]}"#),
+            (true, br#"{"choices":[{"message":{"content":null}}]}"#),
+            (true, br#"{"error":{}}"#),
+            (true, b""),
         ] {
-            assert_eq!(only_choice(json), None, "{}", json.escape_ascii());
+            assert_eq!(only_text(json, is_chat), None, "{}", json.escape_ascii());
         }
         assert_eq!(text(br#""a" "#), None);
         assert_eq!(native(br#"{"meta_info":{}}"#), None);
