@@ -160,6 +160,10 @@ fn passed_on(method: &Method, path: &str, mut headers: HeaderMap) {
     let mut text = put_request(&request);
     text.extend_from_slice(b"body");
     let head = take_request(&mut Finder::default(), &mut text);
+    // With what is added it may be more than a client may send.
+    if matches!(head, Err(HeadError::TooMany | HeadError::TooLarge)) {
+        return;
+    }
     let head = head.expect("what is sent is well-formed").expect("and whole");
     assert_eq!((&head.method, head.length, &text[..]), (method, Length::Known(4), &b"body"[..]));
     headers.insert(header::HOST, host);

@@ -34,6 +34,10 @@ pub enum Tell {
     All,
 }
 
+/// Deltas after one that tells of a clear in which stores are told, too. Whoever hears of a clear forgets what has been computed by then,
+/// of which the engine may tell a moment later.
+const TELLING_AFTER_CLEAR: u32 = 40;
+
 /// A key space that an engine's pages cannot be translated to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TranslateError {
@@ -73,6 +77,8 @@ pub struct BlockView {
     /// Blocks of which something may have to be told, in the order in which they first changed.
     queue: Vec<u64>,
     cleared: bool,
+    /// Deltas that tell of stores still, whatever else is told.
+    telling: u32,
     buckets: Box<[u16; BUCKETS]>,
     untranslatable_pages: u64,
     /// Reused by every translation.
@@ -134,6 +140,7 @@ impl BlockView {
             told: 0,
             queue: Vec::new(),
             cleared: false,
+            telling: 0,
             buckets: Box::new([0; BUCKETS]),
             untranslatable_pages: 0,
             hashes: Vec::new(),
@@ -214,7 +221,9 @@ impl BlockView {
     /// Takes what is to be told; from now on it counts as told. Of blocks that went only the topmost are named: what hangs below
     /// went with them.
     pub fn take_delta(&mut self) -> ViewDelta {
+        let tells_stores = self.tells_stores();
         let mut delta = ViewDelta { cleared: std::mem::take(&mut self.cleared), ..ViewDelta::default() };
+        self.telling = if delta.cleared { TELLING_AFTER_CLEAR } else { self.telling.saturating_sub(1) };
         let mut removed: Vec<(u64, u64)> = Vec::new();
         for hash in std::mem::take(&mut self.queue) {
             let Some(block) = self.blocks.get_mut(&hash) else { continue };
@@ -223,8 +232,7 @@ impl BlockView {
                 (true, false) => {
                     block.told = true;
                     self.told += 1;
-                    // Whoever is told that all is gone forgets what it expected, too.
-                    if self.tell == Tell::All || delta.cleared {
+                    if tells_stores {
                         push_block(&mut delta.stored, block.parent, hash);
                     }
                 }
@@ -303,14 +311,19 @@ impl BlockView {
         self.gone = gone;
     }
 
+    fn tells_stores(&self) -> bool {
+        self.tell == Tell::All || self.cleared || self.telling > 0
+    }
+
     fn hold(&mut self, hash: u64, parent: u64) {
+        let tells_stores = self.tells_stores();
         let block = self.blocks.entry(hash).or_insert(Block { parent, pages: 0, told: false, queued: false });
         block.pages += 1;
         if block.pages > 1 {
             return;
         }
         self.held += 1;
-        if self.tell == Tell::Removals && !self.cleared && !block.told {
+        if !tells_stores && !block.told {
             block.told = true;
             self.told += 1;
         }
