@@ -27,12 +27,14 @@
 mod decoder;
 mod encoder;
 mod mapping;
+mod pace;
 mod symbol;
 #[cfg(test)]
 mod tests;
 
 pub use decoder::{Decoder, Difference, Progress};
 pub use encoder::Encoder;
+pub use pace::Pace;
 pub use symbol::{SYMBOL_BYTES, Symbol};
 
 /// Symbols of one round at most: with more, the sets differ by more than a reconciliation can save.

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use router_core::ReportLevel;
+use router_core::reconcile::Pace;
 use worker_agent::translate::Tell;
 
 const OFTEN: Duration = Duration::from_secs(5);
 
-/// The coordinator's default.
-const SELDOM: Duration = Duration::from_secs(60);
+/// Longest time between two comparisons: the coordinator's default.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// What corrects a router's predictions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,23 +22,18 @@ pub(crate) enum Level {
     Counts,
     /// The same, and which blocks were removed.
     Removals,
-    /// The same, and now and then claims and caches are compared.
-    Reconciled { every: Duration },
+    /// The same, and every 5 s claims and caches are compared.
+    Often,
+    /// The same, and they are compared as often as the coordinator does it.
+    Paced,
     /// As removals, and which blocks were stored.
     Full,
 }
 
 impl Level {
     /// All of them, from the least to the most that is told.
-    pub(crate) const ALL: [Self; 7] = [
-        Self::None,
-        Self::Responses,
-        Self::Counts,
-        Self::Removals,
-        Self::Reconciled { every: OFTEN },
-        Self::Reconciled { every: SELDOM },
-        Self::Full,
-    ];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::None, Self::Responses, Self::Counts, Self::Removals, Self::Often, Self::Paced, Self::Full];
 
     /// As rows name it.
     pub(crate) fn name(self) -> &'static str {
@@ -46,8 +42,8 @@ impl Level {
             Self::Responses => "responses only",
             Self::Counts => "counts",
             Self::Removals => "removals",
-            Self::Reconciled { every: OFTEN } => "reconciled every 5 s",
-            Self::Reconciled { .. } => "reconciled every 60 s",
+            Self::Often => "reconciled every 5 s",
+            Self::Paced => "reconciled as needed",
             Self::Full => "full",
         }
     }
@@ -58,7 +54,7 @@ impl Level {
             Self::None | Self::Responses => None,
             Self::Counts => Some(5.0),
             Self::Removals => Some(1.0),
-            Self::Reconciled { .. } | Self::Full => Some(0.5),
+            Self::Often | Self::Paced | Self::Full => Some(0.5),
         }
     }
 
@@ -72,15 +68,21 @@ impl Level {
         match self {
             Self::None | Self::Responses => None,
             Self::Counts => Some(ReportLevel::Counts),
-            Self::Removals | Self::Reconciled { .. } => Some(ReportLevel::Removals),
+            Self::Removals | Self::Often | Self::Paced => Some(ReportLevel::Removals),
             Self::Full => Some(ReportLevel::Full),
         }
     }
 
-    /// Time between two comparisons of each engine's claims.
-    pub(crate) fn reconciles_every(self) -> Option<Duration> {
+    /// Time to the first comparison of an engine's claims; none if they are not compared.
+    pub(crate) fn first_comparison(self) -> Option<Duration> {
+        self.next_comparison(OFTEN, 0, 1)
+    }
+
+    /// Time to the next one, after one of `blocks` found `differing`, `elapsed` after the last.
+    pub(crate) fn next_comparison(self, elapsed: Duration, differing: u64, blocks: u64) -> Option<Duration> {
         match self {
-            Self::Reconciled { every } => Some(every),
+            Self::Often => Some(OFTEN),
+            Self::Paced => Some(Pace::new(LONGEST).compared(elapsed, differing, blocks)),
             _ => None,
         }
     }
@@ -89,7 +91,7 @@ impl Level {
     pub(crate) fn tells(self) -> Option<Tell> {
         match self {
             Self::None | Self::Responses | Self::Counts => None,
-            Self::Removals | Self::Reconciled { .. } => Some(Tell::Removals),
+            Self::Removals | Self::Often | Self::Paced => Some(Tell::Removals),
             Self::Full => Some(Tell::All),
         }
     }

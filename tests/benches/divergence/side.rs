@@ -146,14 +146,19 @@ impl Side {
         }
     }
 
-    /// Compares the claims on an engine with what its agent holds, and corrects them.
-    pub(crate) fn reconcile(&mut self, engine: usize, view: &BlockView, now: Time) -> Result<(), Fault> {
+    /// Compares the claims on an engine with what its agent holds, and corrects them; how many of how many blocks differed.
+    pub(crate) fn reconcile(
+        &mut self,
+        engine: usize,
+        view: &BlockView,
+        now: Time,
+    ) -> Result<(u64, u64), Fault> {
         let (answer, answered) = mpsc::channel();
         let done = Done::new(move |claims: Option<VouchedClaims>| drop(answer.send(claims)));
         let target = TargetId { worker: self.workers[engine], rank: 0 };
         self.send(Update::Query(Query::Vouched { target, unit: Unit::Token, done }))?;
         self.turn(now);
-        let Some(claims) = answered.try_recv()? else { return Ok(()) };
+        let Some(claims) = answered.try_recv()? else { return Ok((0, 0)) };
         let round = self.rng.u64(1..);
         let began = Instant::now();
         let mut encoder = Encoder::new(round, claims.hashes());
@@ -174,12 +179,14 @@ impl Side {
             self.told(Message::MoreSymbols(proto::MoreSymbols { rank: 0, unit, round, until }));
         };
         self.report_us += encoding.as_secs_f64() * 1e6;
+        let differed = ((found.theirs.len() + found.ours.len()) as u64, encoder.len());
         let parent = |hash: &BlockHash| view.parent_of_held(hash.get());
         let removed = found.theirs.iter().map(|hash| hash.get()).collect();
         let held = found.ours.iter().filter_map(|hash| Some((parent(hash)?, hash.get())));
         let change = ViewDelta { cleared: false, removed, stored: runs(held.collect()) };
         let delta = self.delta(engine, &change, round);
-        self.report(engine, AgentReport::Reconciled { rank: 0, as_of: claims.as_of, delta }, now)
+        self.report(engine, AgentReport::Reconciled { rank: 0, as_of: claims.as_of, delta }, now)?;
+        Ok(differed)
     }
 
     /// What a router sends of its sketch is as much traffic as what it is told.

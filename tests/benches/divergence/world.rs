@@ -46,7 +46,7 @@ enum Event {
     Report,
     Alive,
     Sample,
-    Reconcile,
+    Reconcile { side: usize, engine: usize, elapsed: Duration },
 }
 
 /// A request at an engine.
@@ -100,8 +100,12 @@ pub(crate) fn run(setting: Setting) -> Result<Figures, Fault> {
     for event in [Event::Arrival, Event::Report, Event::Alive, Event::Sample] {
         world.after(Duration::ZERO, event);
     }
-    if let Some(every) = setting.level.reconciles_every() {
-        world.after(every, Event::Reconcile);
+    if let Some(elapsed) = setting.level.first_comparison() {
+        for (side, engine) in
+            (0..setting.routers).flat_map(|side| (0..setting.engines).map(move |at| (side, at)))
+        {
+            world.after(elapsed, Event::Reconcile { side, engine, elapsed });
+        }
     }
     while let Some(Reverse((at, event))) = world.events.pop() {
         world.now = at;
@@ -144,10 +148,12 @@ impl World {
                     self.after(SAMPLE_EVERY, event);
                 }
             }
-            Event::Reconcile => {
-                self.reconcile()?;
-                if let Some(every) = self.setting.level.reconciles_every().filter(|_| !over) {
-                    self.after(every, event);
+            // Once all is over, agents say no more that they are there.
+            Event::Reconcile { .. } if over => {}
+            Event::Reconcile { side, engine, elapsed } => {
+                let (differing, blocks) = self.reconcile(side, engine)?;
+                if let Some(elapsed) = self.setting.level.next_comparison(elapsed, differing, blocks) {
+                    self.after(elapsed, Event::Reconcile { side, engine, elapsed });
                 }
             }
         }
@@ -242,16 +248,13 @@ impl World {
         Ok(())
     }
 
-    fn reconcile(&mut self) -> Result<(), Fault> {
-        // All that has changed is told before what a comparison finds.
-        self.report()?;
+    /// Compares one router's claims on an engine with what that holds; how many of how many blocks differed.
+    fn reconcile(&mut self, side: usize, engine: usize) -> Result<(u64, u64), Fault> {
         let now = as_time(self.now);
-        for (number, engine) in self.engines.iter_mut().enumerate() {
-            for (view, side) in engine.views.iter_mut().zip(&mut self.sides) {
-                side.reconcile(number, view, now)?;
-            }
-        }
-        Ok(())
+        let (view, router) = (&mut self.engines[engine].views[side], &mut self.sides[side]);
+        // All that has changed is told before what a comparison finds.
+        router.changed(engine, view.take_delta(), now)?;
+        router.reconcile(engine, view, now)
     }
 
     fn alive(&mut self) -> Result<(), Fault> {
