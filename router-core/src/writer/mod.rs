@@ -2,7 +2,7 @@
 //!
 //! Two loops meet here: what this router routed and what the responses said about it ([`traffic`]), and what the agents
 //! report ([`agents`], [`blocks`], [`reconciled`]). Both become claims in one table ([`claims`]); [`roster`] knows whose they are, and [`aging`] lets
-//! leases and silence, and [`bounds`] sizes, take their effect. Nothing here reads a clock or blocks, except [`Writer::wait`] on its queue.
+//! leases and silence, [`bounds`] sizes, and [`counts`] what engines count, take their effect; [`vouching`] watches whether anything corrects. Nothing here reads a clock or blocks, except [`Writer::wait`] on its queue.
 
 mod agents;
 mod aging;
@@ -15,7 +15,10 @@ mod claims_cases;
 #[cfg(test)]
 mod claims_tests;
 mod correct;
+mod counts;
+mod evidence;
 mod gate;
+mod horizon;
 mod member;
 mod members;
 mod pressure;
@@ -25,6 +28,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod vouching;
 
 use std::collections::VecDeque;
 use std::fmt;

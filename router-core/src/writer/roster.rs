@@ -117,7 +117,7 @@ impl Roster {
             rank.tenure = tenure;
             rank.gate.close();
             rank.unreconciled = Units::default();
-            rank.divergence_tokens = [None; 2];
+            rank.evidence.void();
             self.slots.retired.push_back(old);
         }
     }
@@ -256,6 +256,8 @@ impl Roster {
                     fleet.by_slot.resize(slot + 1, u32::MAX);
                 }
                 fleet.by_slot[slot] = fleet.targets.len() as u32;
+                let claimed_tokens = claimed_tokens(state.slot);
+                fleet.accuracies.push(state.evidence.accuracy(claimed_tokens));
                 fleet.targets.push(Target {
                     ready: worker.state == WorkerState::Ready,
                     id: TargetId { worker: member.id, rank: rank as u32 },
@@ -263,9 +265,8 @@ impl Roster {
                     slot: state.slot,
                     tenure: state.tenure,
                     doubtful: state.doubtful,
-                    claimed_tokens: claimed_tokens(state.slot),
+                    claimed_tokens,
                     eviction_pressure: state.pressure.share(),
-                    divergence_tokens: state.divergence_tokens.into_iter().max().flatten(),
                     prefill: state.prefill,
                     reported: state.reported,
                     foreign_waiting_tokens: state.foreign_waiting_tokens,

@@ -1,0 +1,77 @@
+//! What an engine's counts change: claims stay within what it holds, and what it must have evicted goes.
+
+use std::time::Duration;
+
+use super::State;
+use crate::accuracy::{Counted, Counts, Witness};
+use crate::fleet::TargetId;
+use crate::key::{PrefixKey, Unit};
+use crate::time::Time;
+
+/// Of an engine's capacity, one token in so many may be claimed beyond what it has said that it holds.
+const COUNT_MARGIN_SHARE: u64 = 64;
+
+/// What was used so shortly before a count may have been used after it: an engine refreshes what it shows when a step ends.
+const SETTLING: Duration = Duration::from_secs(2);
+
+impl State {
+    /// The engine of a worker without an agent was asked for its metrics. An agent knows better, and has its own say.
+    pub(super) fn apply_asked_counts(&mut self, target: TargetId, counts: Counts, at: Time) {
+        let member = self.roster.get(target.worker);
+        let has_agent = member.is_some_and(|member| member.session.is_some_and(|session| session.open));
+        if self.settings.count_from_engines && !has_agent {
+            self.apply_counts(target, Counted { counts, by: Witness::Engine, at });
+        }
+    }
+
+    pub(super) fn apply_counts(&mut self, target: TargetId, counted: Counted) {
+        let exact = self.roster.get(target.worker).is_some_and(|member| member.reports_exactly());
+        let Some(rank) = self.roster.figures_mut(target) else { return };
+        let Counts { held_tokens, evicted_tokens_total } = counted.counts;
+        rank.evidence.counted = Some(counted);
+        if let Some(total) = evicted_tokens_total {
+            let evicted = rank.evidence.evictions.count(counted.at, held_tokens, total);
+            // Exact reports have counted them block by block.
+            if !exact {
+                rank.pressure.evicted(evicted);
+            }
+        }
+        self.dirty = true;
+        self.bound_by_count(target, held_tokens);
+        self.forget_evicted(target);
+    }
+
+    /// Claims no more than an engine says that it holds, beside what is on its way to it and a margin for what it has stored since it
+    /// said so. What goes is what an engine evicts that takes the least recently used leaf first; of others nothing follows.
+    fn bound_by_count(&mut self, target: TargetId, held_tokens: u64) {
+        let Some(member) = self.roster.get(target.worker).filter(|member| member.profile.evicts_lru) else {
+            return;
+        };
+        let margin = member.profile.capacity_tokens / COUNT_MARGIN_SHARE;
+        let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
+        let decisions = self.open.get(&target).into_iter().flat_map(|decisions| decisions.values());
+        let on_its_way: u64 = decisions.map(|decision| self.tokens_of(&decision.key)).sum();
+        let most = held_tokens.saturating_add(on_its_way).saturating_add(margin);
+        // The count has told the pressure already.
+        self.claims.evict_to(slot, self.guessed(target), most);
+    }
+
+    /// Gives up what the engine must have evicted by now, as [`horizon`](super::horizon) reckons.
+    fn forget_evicted(&mut self, target: TargetId) {
+        let evicts_lru = self.roster.get(target.worker).is_some_and(|member| member.profile.evicts_lru);
+        let Some(rank) = self.roster.figures_mut(target).filter(|_| evicts_lru) else { return };
+        let Some(horizon) = rank.evidence.evictions.horizon() else { return };
+        let slot = rank.slot;
+        let scope = self.guessed(target);
+        if self.claims.move_horizon(slot, scope, horizon - SETTLING) > 0 {
+            self.predict_again(target);
+        }
+    }
+
+    fn tokens_of(&self, key: &PrefixKey) -> u64 {
+        match key.unit() {
+            Unit::Token => key.units(),
+            Unit::Text => (key.units() as f64 / self.text_bytes_per_token) as u64,
+        }
+    }
+}
