@@ -1,4 +1,6 @@
-//! Health checks: whether each worker answers, what it says about itself, and whether it is the same process as before.
+//! Health checks, and what engines are asked beside: whether each worker answers, what it says about itself, and whether it is the same process as before.
+
+mod counts;
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -12,7 +14,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use router_core::{Done, FleetUpdate, Role, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState};
-use router_http::Secret;
+use router_http::{Clock, Secret};
 use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -38,6 +40,8 @@ pub(crate) struct ProbeSettings {
     pub(crate) timeout: Duration,
     pub(crate) failure_threshold: u32,
     pub(crate) api_key: Option<Secret>,
+    /// Time between two questions for the counts of an engine without an agent; `None`: they are not asked for.
+    pub(crate) counts_interval: Option<Duration>,
 }
 
 /// Asks workers about themselves. Cheap to clone.
@@ -101,13 +105,13 @@ impl Prober {
     }
 
     /// Checks all registered workers, each by itself: one that does not answer delays no other. A new one is checked at once.
-    pub(crate) async fn run(self, router: Router, mut events: Receiver<FleetEvent>) {
+    pub(crate) async fn run(self, router: Router, clock: Clock, mut events: Receiver<FleetEvent>) {
         let mut checked: HashSet<WorkerId> = HashSet::new();
         let mut watches = JoinSet::new();
         loop {
             for worker in &router.snapshot().fleet.workers {
                 if checked.insert(worker.id) {
-                    watches.spawn(self.clone().watch(router.clone(), worker.id));
+                    watches.spawn(self.clone().watch(router.clone(), clock, worker.id));
                 }
             }
             tokio::select! {
@@ -122,8 +126,18 @@ impl Prober {
         }
     }
 
-    /// Checks one worker for as long as it is registered.
-    async fn watch(self, router: Router, id: WorkerId) -> WorkerId {
+    /// Checks and counts one worker for as long as it is registered; the one does not wait for the other.
+    async fn watch(self, router: Router, clock: Clock, id: WorkerId) -> WorkerId {
+        let count = async {
+            if let Some(every) = self.settings.counts_interval {
+                self.count(every, clock, &router, id).await;
+            }
+        };
+        tokio::join!(self.keep_checking(&router, id), count);
+        id
+    }
+
+    async fn keep_checking(&self, router: &Router, id: WorkerId) {
         let mut ticks = interval(self.settings.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut record = Record::default();
@@ -131,10 +145,10 @@ impl Prober {
             ticks.tick().await;
             let snapshot = router.snapshot();
             let Some(worker) = snapshot.fleet.workers.iter().find(|worker| worker.id == id).cloned() else {
-                return id;
+                return;
             };
             drop(snapshot);
-            record = self.check(&router, &worker, record).await;
+            record = self.check(router, &worker, record).await;
         }
     }
 

@@ -84,6 +84,7 @@ async fn check_workers(config: &RouterConfig, api_key: Option<Secret>) -> Vec<Fi
         timeout: Duration::from_secs_f64(config.health_check_timeout_secs),
         failure_threshold: 1,
         api_key,
+        counts_interval: None,
     });
     let mut findings = Vec::new();
     let pools = config.pools.members();
@@ -126,6 +127,10 @@ fn check_worker(base: &str, identity: &Identity) -> Vec<Finding> {
     advise(
         info["enable_cache_report"] == Value::Bool(false),
         "OpenAI answers do not say what was cached; use --enable-cache-report",
+    );
+    advise(
+        info["enable_metrics"] == Value::Bool(false),
+        "does not say how much it has cached, which corrects claims where no agent does; use --enable-metrics",
     );
     advise(!profile.evicts_lru, "does not evict by LRU, so that responses teach less about evictions");
     findings
