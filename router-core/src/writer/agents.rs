@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::State;
+use super::horizon::Evictions;
 use super::member::Session;
 use super::reconciled::Compared;
 use crate::accuracy::{Counted, Counts, Witness};
@@ -169,6 +170,8 @@ impl State {
         let Some(member) = self.roster.get_mut(worker) else { return Default::default() };
         let (mut resumed, mut unreconciled) = (Vec::new(), Vec::new());
         for (index, rank) in (0_u32..).zip(&mut member.ranks) {
+            // An agent counts from its own beginning.
+            rank.evidence.evictions = Evictions::default();
             let offered = agent.resume.iter().find(|(rank, _)| *rank == index).map(|(_, acked)| *acked);
             let is_whole = rank.unreconciled.is_empty();
             match (rank.gate.applied(), offered) {

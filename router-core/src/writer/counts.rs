@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::State;
+use super::horizon::Evictions;
 use crate::accuracy::{Counted, Counts, Witness};
 use crate::fleet::TargetId;
 use crate::key::{PrefixKey, Unit};
@@ -28,7 +29,11 @@ impl State {
         let exact = self.roster.get(target.worker).is_some_and(|member| member.reports_exactly());
         let Some(rank) = self.roster.figures_mut(target) else { return };
         let Counts { held_tokens, evicted_tokens_total } = counted.counts;
-        rank.evidence.counted = Some(counted);
+        let before = rank.evidence.counted.replace(counted);
+        if before.is_some_and(|before| before.by != counted.by) {
+            // Each counts from a beginning of its own.
+            rank.evidence.evictions = Evictions::default();
+        }
         if let Some(total) = evicted_tokens_total {
             let evicted = rank.evidence.evictions.count(counted.at, held_tokens, total);
             // Exact reports have counted them block by block.

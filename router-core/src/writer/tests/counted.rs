@@ -122,6 +122,29 @@ fn evictions_say_nothing_of_an_engine_that_evicts_by_another_rule() {
 }
 
 #[test]
+fn totals_of_different_witnesses_are_not_compared() {
+    let mut story = Story::with_workers(1);
+    let worker = WorkerId(0);
+    drop(story.serve(&prompt(1_000, BLOCKS), 0));
+    story.pass(Duration::from_secs(5));
+    count(&mut story, worker, CAPACITY, 100);
+    for session in 1..=2 {
+        let level = AgentReport::Level(ReportLevel::Counts);
+        story.join(worker, session, 1, Vec::new()).unwrap();
+        story.report(worker, session, level);
+        let evicted_tokens_total = session * 10 * CAPACITY;
+        let counts = AgentReport::Counts { rank: 0, evicted_tokens_total, cached_tokens: CAPACITY };
+        story.report(worker, session, counts);
+        story.pass(Duration::from_secs(5));
+    }
+    story.report(worker, 2, AgentReport::Left);
+    count(&mut story, worker, CAPACITY, 100 * CAPACITY);
+    assert_eq!(story.claimed(worker), BLOCKS, "nobody has said that anything was evicted");
+    count(&mut story, worker, CAPACITY, 101 * CAPACITY);
+    assert_eq!(story.claimed(worker), 0);
+}
+
+#[test]
 fn what_is_on_its_way_outlives_the_horizon() {
     let mut story = Story::with_workers(1);
     let worker = WorkerId(0);
