@@ -102,7 +102,7 @@ pub struct WorkerProfile {
     pub page_size: u32,
     /// KV tokens one rank can hold; zero when unknown.
     pub capacity_tokens: u64,
-    /// The engine evicts the least recently used leaf first, so that one eviction tells about others.
+    /// The engine evicts the least recently used leaf first, and keeps nothing of it elsewhere, so that one eviction tells about others.
     pub evicts_lru: bool,
     /// In OpenAI's streams the engine tells how much was cached if the request asks for it, and only then; `None` when it is not
     /// known.

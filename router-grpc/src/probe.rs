@@ -294,7 +294,9 @@ fn profile(info: &Value) -> WorkerProfile {
         // Where the engine tells it without being asked, there is nothing to ask for.
         usage_on_request: is_on("enable_cache_report")
             .map(|reports| reports && !is_on("stream_response_default_include_usage").unwrap_or(false)),
-        evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru"),
+        // What leaves the device of a tiered cache is still cached on the host, and is used from there.
+        evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru")
+            && is_on("enable_hierarchical_cache") != Some(true),
     }
 }
 
@@ -355,6 +357,17 @@ mod tests {
             let info = serde_json::json!({"enable_cache_report": true,
                 "stream_response_default_include_usage": told_anyway});
             assert_eq!(profile(&info).usage_on_request, Some(expected));
+        }
+        for policy in ["lru", "lfu", "fifo", "priority", "slru"] {
+            for tiered in [false, true] {
+                let info =
+                    serde_json::json!({"radix_eviction_policy": policy, "enable_hierarchical_cache": tiered});
+                assert_eq!(
+                    profile(&info).evicts_lru,
+                    policy == "lru" && !tiered,
+                    "{policy}, tiered: {tiered}"
+                );
+            }
         }
         let other = serde_json::json!({"startup_time": {"load_weight": 0.6}});
         assert_ne!(life(&info), life(&other));

@@ -132,7 +132,10 @@ fn check_worker(base: &str, identity: &Identity) -> Vec<Finding> {
         info["enable_metrics"] == Value::Bool(false),
         "does not say how much it has cached, which corrects claims where no agent does; use --enable-metrics",
     );
-    advise(!profile.evicts_lru, "does not evict by LRU, so that responses teach less about evictions");
+    advise(
+        !profile.evicts_lru,
+        "does not evict by LRU, or keeps what it evicts on its host, so that responses and counts teach less about evictions",
+    );
     findings
 }
 

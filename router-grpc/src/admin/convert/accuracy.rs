@@ -77,7 +77,7 @@ fn inference(worker: &Worker, settings: &Settings) -> &'static str {
     let names_blocks = worker.agent.is_some_and(|agent| agent.level > ReportLevel::Counts);
     match () {
         () if !worker.profile.evicts_lru => {
-            "off: the engine does not evict the least recently used leaf first, so that one eviction tells nothing of others"
+            "off: the engine does not evict the least recently used leaf first, or keeps what it evicts on its host, so that one eviction tells nothing of others"
         }
         () if !settings.correct_from_responses => "from counts alone: --disable-response-correction",
         () if names_blocks => "of what the agent does not name",
