@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::State;
+use super::claim::Scope;
 use super::horizon::Evictions;
-use crate::accuracy::{Counted, Counts, Witness};
-use crate::fleet::TargetId;
+use super::{FIRST_TEXT_BYTES_PER_TOKEN, State};
+use crate::accuracy::{Counted, Counts, Divergence, DivergenceSource, Witness};
+use crate::fleet::{Slot, TargetId};
 use crate::key::{PrefixKey, Unit};
 use crate::time::Time;
 
@@ -44,6 +45,12 @@ impl State {
         self.dirty = true;
         self.bound_by_count(target, held_tokens);
         self.forget_evicted(target);
+        let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
+        let tokens = self.estimated_tokens(target, slot, Scope::ALL).abs_diff(held_tokens);
+        if let Some(rank) = self.roster.figures_mut(target) {
+            let source = DivergenceSource::Counts;
+            rank.evidence.by_count = Some(Divergence { tokens, source, at: counted.at });
+        }
     }
 
     /// Claims no more than an engine says that it holds, beside what is on its way to it and a margin for what it has stored since it
@@ -57,8 +64,23 @@ impl State {
         let decisions = self.open.get(&target).into_iter().flat_map(|decisions| decisions.values());
         let on_its_way: u64 = decisions.map(|decision| self.tokens_of(&decision.key)).sum();
         let most = held_tokens.saturating_add(on_its_way).saturating_add(margin);
-        // The count has told the pressure already.
-        self.claims.evict_to(slot, self.guessed(target), most);
+        let scope = self.guessed(target);
+        let (claimed, estimated) =
+            (self.claims.tokens(slot, scope), self.estimated_tokens(target, slot, scope));
+        if estimated > most {
+            // Claims are counted with a fixed length of a token.
+            let share = most as f64 / estimated as f64;
+            // The count has told the pressure already.
+            self.claims.evict_to(slot, scope, (claimed as f64 * share) as u64);
+        }
+    }
+
+    /// Tokens in the claims, with the length of a token that responses have taught. What agents cannot name is taken for text.
+    fn estimated_tokens(&self, target: TargetId, slot: Slot, scope: Scope) -> u64 {
+        let are_tokens_in = scope == Scope::ALL || !self.roster.reports_exactly(target, Unit::Token);
+        let tokens = if are_tokens_in { self.claims.tokens(slot, Scope::named(Unit::Token)) } else { 0 };
+        let text = self.claims.tokens(slot, scope).saturating_sub(tokens);
+        tokens + (text as f64 * FIRST_TEXT_BYTES_PER_TOKEN / self.text_bytes_per_token) as u64
     }
 
     /// Gives up what the engine must have evicted by now, as [`horizon`](super::horizon) reckons.

@@ -12,6 +12,8 @@ pub(crate) struct Evidence {
     /// By unit: what was found block by block, or estimated from digests, last.
     found: [Option<Divergence>; 2],
     pub(crate) counted: Option<Counted>,
+    /// When it was counted, and claims had been bounded by that.
+    pub(crate) by_count: Option<Divergence>,
     pub(crate) evictions: Evictions,
     reconciliations: [Option<Reconciliation>; 2],
     pub(crate) unvouched: bool,
@@ -34,20 +36,17 @@ impl Evidence {
     pub(crate) fn void(&mut self) {
         self.found = [None; 2];
         self.counted = None;
+        self.by_count = None;
         self.evictions = Evictions::default();
     }
 
     /// As snapshots show it.
-    pub(crate) fn accuracy(&self, claimed_tokens: u64) -> Accuracy {
-        let by_count = self.counted.map(|Counted { counts, at, .. }| {
-            let tokens = claimed_tokens.abs_diff(counts.held_tokens);
-            Divergence { tokens, source: DivergenceSource::Counts, at }
-        });
+    pub(crate) fn accuracy(&self) -> Accuracy {
         // Two units are two views of one cache: the greater difference is the better bound.
         let by_block = self.found.into_iter().flatten().max_by_key(|divergence| divergence.tokens);
         Accuracy {
             predictions: self.predictions,
-            divergence: by_block.or(by_count),
+            divergence: by_block.or(self.by_count),
             counts: self.counted,
             reconciliations: self.reconciliations,
             unvouched: self.unvouched,

@@ -120,6 +120,9 @@ struct OpenDecision {
     decided_at: Time,
 }
 
+/// Mean length of a token in bytes of text before a response has told. Claims on text are counted with it.
+const FIRST_TEXT_BYTES_PER_TOKEN: f64 = 4.0;
+
 /// Updates applied in one turn at most, so that a flood cannot keep a snapshot from being published.
 const UPDATES_PER_TURN: usize = 4096;
 
@@ -222,7 +225,7 @@ impl Writer {
 
 impl State {
     fn new(settings: Settings) -> Self {
-        let text_bytes_per_token = 4.0;
+        let text_bytes_per_token = FIRST_TEXT_BYTES_PER_TOKEN;
         let block_tokens = BlockTokens {
             token: u64::from(settings.token_space.block_size()),
             text: (f64::from(settings.text_space.block_size()) / text_bytes_per_token).ceil() as u64,

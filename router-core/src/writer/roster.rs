@@ -256,8 +256,7 @@ impl Roster {
                     fleet.by_slot.resize(slot + 1, u32::MAX);
                 }
                 fleet.by_slot[slot] = fleet.targets.len() as u32;
-                let claimed_tokens = claimed_tokens(state.slot);
-                fleet.accuracies.push(state.evidence.accuracy(claimed_tokens));
+                fleet.accuracies.push(state.evidence.accuracy());
                 fleet.targets.push(Target {
                     ready: worker.state == WorkerState::Ready,
                     id: TargetId { worker: member.id, rank: rank as u32 },
@@ -265,7 +264,7 @@ impl Roster {
                     slot: state.slot,
                     tenure: state.tenure,
                     doubtful: state.doubtful,
-                    claimed_tokens,
+                    claimed_tokens: claimed_tokens(state.slot),
                     eviction_pressure: state.pressure.share(),
                     prefill: state.prefill,
                     reported: state.reported,

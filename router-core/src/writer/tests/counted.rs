@@ -122,6 +122,37 @@ fn evictions_say_nothing_of_an_engine_that_evicts_by_another_rule() {
 }
 
 #[test]
+fn text_is_counted_with_the_length_of_its_tokens() {
+    const PROMPTS: u64 = 250;
+    let profile = WorkerProfile { capacity_tokens: 40_000, ..WorkerProfile::default() };
+    let mut story = Story::with(1, profile, |_| {});
+    let worker = WorkerId(0);
+    // 8 bytes a token, twice what is taken for granted: claims count twice the tokens that there are.
+    for number in 0..PROMPTS {
+        let text = format!("{number:03}{}", "x".repeat(509));
+        let key = story.router.key_space(Unit::Text).key_of_text(Salt::default(), text.as_bytes());
+        let request = RouteRequest { key: Some(&key), ..RouteRequest::default() };
+        let mut routed = story.router.route(&request, story.now, &mut story.rng).unwrap();
+        routed.first_token(story.now);
+        routed.usage(Usage { prompt_tokens: 64, cached_tokens: 0 }, false);
+        routed.complete(story.now);
+        story.turn();
+    }
+    let claimed = |story: &mut Story| {
+        let target = TargetId { worker, rank: 0 };
+        story.ask(|done| Update::Query(Query::Claims { target, unit: Unit::Text, done })).len()
+    };
+    let all = claimed(&mut story);
+    let held = (all * 2) as u64;
+    count(&mut story, worker, held, 0);
+    assert_eq!(claimed(&mut story), all, "all of it fits into what is held");
+    assert!(story.accuracy(worker).divergence.unwrap().tokens < held / 50);
+    count(&mut story, worker, held / 2, 0);
+    let left = claimed(&mut story);
+    assert!((all / 2..all * 11 / 20).contains(&left), "{left} of {all}");
+}
+
+#[test]
 fn totals_of_different_witnesses_are_not_compared() {
     let mut story = Story::with_workers(1);
     let worker = WorkerId(0);
