@@ -40,6 +40,7 @@ async fn error_divergence_and_reconciliation_of_a_target_are_told() {
     let router = router_grpc::start(config).await.unwrap();
     let _agent = agent(&sim, &[&router]);
     until_ready(&router, 1).await;
+    until("its agent is there", async || listed(&router).await.workers[0].agent.is_some()).await;
     let client = HttpClient::of(&router);
     for _ in 0..2 {
         for first in 0..8 {
