@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::accuracy::Accuracy;
 use crate::chat::ChatTemplate;
 use crate::load::{LoadCounters, ReportedLoad};
+use crate::report::{SessionId, Units};
 use crate::time::Time;
 use crate::timing::PrefillModel;
 
@@ -100,7 +102,7 @@ pub struct WorkerProfile {
     pub page_size: u32,
     /// KV tokens one rank can hold; zero when unknown.
     pub capacity_tokens: u64,
-    /// The engine evicts the least recently used leaf first, so that one eviction tells about others.
+    /// The engine evicts the least recently used leaf first, and keeps nothing of it elsewhere, so that one eviction tells about others.
     pub evicts_lru: bool,
     /// In OpenAI's streams the engine tells how much was cached if the request asks for it, and only then; `None` when it is not
     /// known.
@@ -142,6 +144,12 @@ pub struct Worker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AgentLink {
+    /// The session.
+    pub session: SessionId,
+    /// The units that it names blocks in, at a level that has blocks.
+    pub units: Units,
+    /// When it began to speak for the worker.
+    pub since: Time,
     /// The level it reports at.
     pub level: ReportLevel,
     /// When its last message arrived.
@@ -171,8 +179,6 @@ pub struct Target {
     pub claimed_tokens: u64,
     /// Share of stored tokens that something was evicted for lately, 0 to 1. Near 1 every miss pushes out something else.
     pub eviction_pressure: f32,
-    /// Estimated difference between claims and the engine's cache, in tokens; absent without an agent.
-    pub divergence_tokens: Option<u64>,
     /// Prefill speed.
     pub prefill: PrefillModel,
     /// The engine's own load numbers, if an agent reports them.
@@ -197,6 +203,8 @@ pub struct Fleet {
     pub targets: Vec<Target>,
     /// Some workers only prefill or only decode.
     pub has_pools: bool,
+    /// Of each target, in the same order: not in it, because decisions do not read it.
+    pub(crate) accuracies: Vec<Accuracy>,
     /// Index of the target that has each slot.
     pub(crate) by_slot: Vec<u32>,
 }
@@ -218,6 +226,17 @@ impl Fleet {
     /// A target by its id.
     pub fn target(&self, id: TargetId) -> Option<&Target> {
         self.targets.iter().find(|target| target.id == id)
+    }
+
+    /// What is known of the error of what is believed of a target.
+    pub fn accuracy(&self, id: TargetId) -> Option<&Accuracy> {
+        let at = self.targets.iter().position(|target| target.id == id)?;
+        self.accuracies.get(at)
+    }
+
+    /// All targets, each with what is known of the error of what is believed of it.
+    pub fn with_accuracy(&self) -> impl Iterator<Item = (&Target, &Accuracy)> {
+        self.targets.iter().zip(&self.accuracies)
     }
 
     /// The target that has a slot now.
@@ -294,6 +313,16 @@ impl fmt::Display for Role {
             Self::Unified => "unified",
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+        })
+    }
+}
+
+impl fmt::Display for ReportLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Counts => "counts",
+            Self::Removals => "removals",
+            Self::Full => "full",
         })
     }
 }

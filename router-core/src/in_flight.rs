@@ -31,6 +31,8 @@ pub struct InFlight {
     /// Nothing else waited for its prefill there when it was routed.
     alone: bool,
     phase: Phase,
+    /// The response said how much was cached.
+    checked: bool,
     /// It decides whether its target is let back in.
     trial: bool,
     ejection: EjectionSettings,
@@ -114,6 +116,7 @@ impl InFlight {
             updates,
             alone,
             phase: Phase::Prefill,
+            checked: false,
             trial,
             ejection,
             entered,
@@ -192,6 +195,7 @@ impl InFlight {
     ///
     /// `streaming`: the first token was seen as it was produced, so that the time to it teaches the prefill speed.
     pub fn usage(&mut self, usage: Usage, streaming: bool) {
+        self.checked = true;
         let alone_for = match self.phase {
             Phase::Decode { first_token_after } if self.alone && streaming => Some(first_token_after),
             _ => None,
@@ -215,6 +219,9 @@ impl InFlight {
     pub fn complete(mut self, now: Time) {
         // An answer without a visible first token has been prefilled all the same.
         self.first_token(now);
+        if !self.checked {
+            self.tell(TrafficEvent::Unchecked);
+        }
     }
 
     fn tell(&self, event: TrafficEvent) {

@@ -86,6 +86,7 @@ pub mod key;
 pub mod policy;
 pub mod reconcile;
 
+mod accuracy;
 mod candidates;
 mod chat;
 mod digest;
@@ -106,6 +107,10 @@ mod update;
 mod vouched;
 mod writer;
 
+pub use accuracy::{
+    Accuracy, Counted, Counts, Divergence, DivergenceSource, Mispredicted, PredictionError, Reconciliation,
+    Witness,
+};
 pub use chat::{ChatTemplate, NoTemplate, NotRendered};
 pub use digest::SetDigest;
 pub use explain::{CandidateView, Excluded, Explanation};

@@ -124,6 +124,10 @@ pub enum EventKind {
     DrainDone,
     /// The agent hashes prompts differently; its blocks cannot be used.
     KeySpaceMismatch,
+    /// Claims on a target are followed, and neither an agent nor responses vouch for them.
+    Unvouched,
+    /// Something vouches for them again, or nobody follows them any more.
+    Vouched,
 }
 
 /// Why a prediction was wrong.

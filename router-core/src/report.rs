@@ -39,6 +39,7 @@ pub struct Introduction {
 
 /// Units that an agent names blocks in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Units {
     /// The engine's tokens.
     pub token: bool,
@@ -90,6 +91,8 @@ pub enum AgentReport {
         rank: u32,
         /// The moment of the claims that were compared.
         as_of: Time,
+        /// Bytes that the comparison took both ways, as the messages are encoded.
+        bytes: u64,
         /// The difference.
         delta: Delta,
     },

@@ -38,6 +38,8 @@ pub struct Settings {
     pub predict: bool,
     /// Correct claims from `cached_tokens` in responses (channel 1).
     pub correct_from_responses: bool,
+    /// Follow what engines count of their caches where no agent reports (channel 2).
+    pub count_from_engines: bool,
     /// When targets that fail are left out, and how they come back.
     pub ejection: EjectionSettings,
     /// Most requests in flight.
@@ -70,6 +72,7 @@ impl Settings {
             publish_interval: Duration::from_micros(500),
             predict: true,
             correct_from_responses: true,
+            count_from_engines: true,
             ejection: EjectionSettings::default(),
             limits: Limits::NONE,
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 
+use crate::accuracy::Counts;
 use crate::fleet::{Declaration, ReportLevel, Slot, TargetId, Tenure, WorkerId, WorkerProfile};
 use crate::key::{BlockHash, PrefixKey, Unit};
 use crate::policy::Policy;
@@ -66,6 +67,8 @@ pub(crate) enum TrafficEvent {
     Undone,
     /// The response said how much was cached.
     Observed(Observation),
+    /// The response is complete and has not said it.
+    Unchecked,
     /// The answer is complete: the target holds the blocks of the key, which are the prompt's and those of the answer.
     Answered { at: Time },
 }
@@ -123,6 +126,16 @@ pub enum FleetUpdate {
         reachable: bool,
         /// For people.
         reason: Arc<str>,
+    },
+    /// What an engine counts of a rank's cache, as its own metrics say. Ignored while an agent's session is open, and where
+    /// [`Settings::count_from_engines`](crate::Settings::count_from_engines) is off.
+    Counted {
+        /// The rank.
+        target: TargetId,
+        /// The counts.
+        counts: Counts,
+        /// When they were asked for.
+        at: Time,
     },
     /// Starts or ends a drain.
     Drain {

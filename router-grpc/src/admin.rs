@@ -14,7 +14,8 @@ use espalier_proto::{
 };
 use http::{HeaderMap, Method};
 use router_core::{
-    EventKind, FleetError, FleetUpdate, Query, RouteRequest, Router, Update, Worker, WorkerId, WorkerState,
+    EventKind, FleetError, FleetUpdate, Query, RouteRequest, Router, Snapshot, Update, Worker, WorkerId,
+    WorkerState,
 };
 use router_http::Clock;
 use router_http::Keyed;
@@ -26,6 +27,7 @@ use tonic::{Request, Response, Status};
 
 use crate::events::EventHub;
 use crate::requests::{Unheard, ask};
+use crate::session::Sessions;
 use crate::worker_url::worker_url;
 
 /// The service.
@@ -34,6 +36,7 @@ pub(crate) struct AdminService {
     pub(crate) router: Router,
     pub(crate) clock: Clock,
     pub(crate) events: EventHub,
+    pub(crate) sessions: Sessions,
 }
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -52,8 +55,9 @@ impl Admin for AdminService {
     ) -> Result<Response<ListWorkersResponse>, Status> {
         let snapshot = self.router.snapshot();
         let workers = snapshot.fleet.workers.iter();
-        let workers = workers.map(|worker| convert::worker(&snapshot, worker, self.clock.now())).collect();
-        Ok(Response::new(ListWorkersResponse { workers, epoch: snapshot.epoch }))
+        let workers = workers.map(|worker| self.shown(&snapshot, worker)).collect();
+        let alarms = convert::alarms(&snapshot, self.router.is_orphaned());
+        Ok(Response::new(ListWorkersResponse { workers, epoch: snapshot.epoch, alarms }))
     }
 
     async fn get_worker(&self, request: Request<GetWorkerRequest>) -> Result<Response<WireWorker>, Status> {
@@ -121,7 +125,8 @@ impl Admin for AdminService {
         };
         let confirmed = confirmed.map_err(unheard)?;
         let chat_keyed = chat.map(|chat| chat.to_string()).unwrap_or_default();
-        let explanation = convert::explanation(&self.router, &explained, key.as_ref(), &confirmed);
+        let (router, now) = (&self.router, self.clock.now());
+        let explanation = convert::explanation(router, &explained, key.as_ref(), &confirmed, now);
         Ok(Response::new(ExplainResponse { chat_keyed, ..explanation }))
     }
 
@@ -151,7 +156,15 @@ impl AdminService {
         let snapshot = self.router.snapshot();
         let found = snapshot.fleet.workers.iter().find(|known| known.id == worker);
         let found = found.ok_or_else(|| Status::not_found("the worker was removed meanwhile"))?;
-        Ok(convert::worker(&snapshot, found, self.clock.now()))
+        Ok(self.shown(&snapshot, found))
+    }
+
+    fn shown(&self, snapshot: &Snapshot, worker: &Worker) -> WireWorker {
+        let now = self.clock.now();
+        let account = worker.agent.and_then(|agent| self.sessions.account(agent.session));
+        let session = worker.agent.zip(account);
+        let session = session.map(|(agent, account)| convert::session(&agent, &account, now));
+        WireWorker { agent: session, ..convert::worker((snapshot, self.router.settings()), worker, now) }
     }
 
     async fn set_draining(&self, worker: WorkerId, on: bool) -> Result<(), Status> {

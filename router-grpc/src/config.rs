@@ -360,6 +360,7 @@ impl RouterConfig {
             range(flag, value.to_string(), good, "must be between 1 and 65536");
         }
         self.faults.check(&mut errors);
+        self.claims.check(&mut errors);
         self.admission.check(&mut errors);
         if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
     }

@@ -1,4 +1,6 @@
-//! Health checks: whether each worker answers, what it says about itself, and whether it is the same process as before.
+//! Health checks, and what engines are asked beside: whether each worker answers, what it says about itself, and whether it is the same process as before.
+
+mod counts;
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -12,7 +14,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use router_core::{Done, FleetUpdate, Role, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState};
-use router_http::Secret;
+use router_http::{Clock, Secret};
 use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -38,6 +40,8 @@ pub(crate) struct ProbeSettings {
     pub(crate) timeout: Duration,
     pub(crate) failure_threshold: u32,
     pub(crate) api_key: Option<Secret>,
+    /// Time between two questions for the counts of an engine without an agent; `None`: they are not asked for.
+    pub(crate) counts_interval: Option<Duration>,
 }
 
 /// Asks workers about themselves. Cheap to clone.
@@ -101,13 +105,13 @@ impl Prober {
     }
 
     /// Checks all registered workers, each by itself: one that does not answer delays no other. A new one is checked at once.
-    pub(crate) async fn run(self, router: Router, mut events: Receiver<FleetEvent>) {
+    pub(crate) async fn run(self, router: Router, clock: Clock, mut events: Receiver<FleetEvent>) {
         let mut checked: HashSet<WorkerId> = HashSet::new();
         let mut watches = JoinSet::new();
         loop {
             for worker in &router.snapshot().fleet.workers {
                 if checked.insert(worker.id) {
-                    watches.spawn(self.clone().watch(router.clone(), worker.id));
+                    watches.spawn(self.clone().watch(router.clone(), clock, worker.id));
                 }
             }
             tokio::select! {
@@ -122,8 +126,18 @@ impl Prober {
         }
     }
 
-    /// Checks one worker for as long as it is registered.
-    async fn watch(self, router: Router, id: WorkerId) -> WorkerId {
+    /// Checks and counts one worker for as long as it is registered; the one does not wait for the other.
+    async fn watch(self, router: Router, clock: Clock, id: WorkerId) -> WorkerId {
+        let count = async {
+            if let Some(every) = self.settings.counts_interval {
+                self.count(every, clock, &router, id).await;
+            }
+        };
+        tokio::join!(self.keep_checking(&router, id), count);
+        id
+    }
+
+    async fn keep_checking(&self, router: &Router, id: WorkerId) {
         let mut ticks = interval(self.settings.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut record = Record::default();
@@ -131,10 +145,10 @@ impl Prober {
             ticks.tick().await;
             let snapshot = router.snapshot();
             let Some(worker) = snapshot.fleet.workers.iter().find(|worker| worker.id == id).cloned() else {
-                return id;
+                return;
             };
             drop(snapshot);
-            record = self.check(&router, &worker, record).await;
+            record = self.check(router, &worker, record).await;
         }
     }
 
@@ -280,7 +294,9 @@ fn profile(info: &Value) -> WorkerProfile {
         // Where the engine tells it without being asked, there is nothing to ask for.
         usage_on_request: is_on("enable_cache_report")
             .map(|reports| reports && !is_on("stream_response_default_include_usage").unwrap_or(false)),
-        evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru"),
+        // What leaves the device of a tiered cache is still cached on the host, and is used from there.
+        evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru")
+            && is_on("enable_hierarchical_cache") != Some(true),
     }
 }
 
@@ -341,6 +357,17 @@ mod tests {
             let info = serde_json::json!({"enable_cache_report": true,
                 "stream_response_default_include_usage": told_anyway});
             assert_eq!(profile(&info).usage_on_request, Some(expected));
+        }
+        for policy in ["lru", "lfu", "fifo", "priority", "slru"] {
+            for tiered in [false, true] {
+                let info =
+                    serde_json::json!({"radix_eviction_policy": policy, "enable_hierarchical_cache": tiered});
+                assert_eq!(
+                    profile(&info).evicts_lru,
+                    policy == "lru" && !tiered,
+                    "{policy}, tiered: {tiered}"
+                );
+            }
         }
         let other = serde_json::json!({"startup_time": {"load_weight": 0.6}});
         assert_ne!(life(&info), life(&other));

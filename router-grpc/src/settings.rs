@@ -22,6 +22,7 @@ pub(crate) fn core(config: &RouterConfig) -> Result<Settings, ConfigError> {
         accept_any_model: config.accept_any_model,
         predict: !config.claims.disable_prediction,
         correct_from_responses: !config.claims.disable_response_correction,
+        count_from_engines: config.claims.counts_interval().is_some(),
         predicted_ttl: Duration::from_secs_f64(config.predicted_ttl_secs),
         stale_after: config.lease(),
         default_capacity_tokens: config.default_capacity_tokens,

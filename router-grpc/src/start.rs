@@ -102,7 +102,7 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
     let mut registry = Registry::default();
     let http_metrics = HttpMetrics::register(&mut registry);
     let metrics = ControlMetrics::register(&mut registry);
-    let collector = FleetCollector { router: router.clone(), clock, metrics: metrics.clone() };
+    let collector = FleetCollector { router: router.clone(), clock, wanted: config.level() };
     registry.register_collector(Box::new(collector));
 
     let listen = resolve(&config.host, config.port).await?;
@@ -128,11 +128,12 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
     let (mut data_plane, mut control_plane) = (JoinSet::new(), JoinSet::new());
     data_plane.spawn(http.serve(stop.clone()));
     control_plane.spawn(exporter.serve());
-    control_plane.spawn(Prober::new(probe_settings(&config, api_key)).run(router.clone(), events.watch()));
+    let prober = Prober::new(probe_settings(&config, api_key));
+    control_plane.spawn(prober.run(router.clone(), clock, events.watch()));
     let agents = AgentService {
         router: router.clone(),
         clock,
-        sessions,
+        sessions: sessions.clone(),
         metrics: metrics.clone(),
         events: events.clone(),
         terms: terms(&config),
@@ -141,7 +142,7 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
         room: Arc::new(Semaphore::new(config.max_agent_sessions.min(Semaphore::MAX_PERMITS))),
         reconciling: Arc::new(Semaphore::new(RECONCILIATIONS)),
     };
-    let admin = AdminService { router: router.clone(), clock, events };
+    let admin = AdminService { router: router.clone(), clock, events, sessions: sessions.clone() };
     let keepalive = Duration::from_secs(config.grpc_keepalive_secs);
     control_plane.spawn(serve_grpc(grpc, agents, admin, keepalive, died.clone()));
     let writer = Some(writer);
@@ -259,6 +260,7 @@ fn probe_settings(config: &RouterConfig, api_key: Option<router_http::Secret>) -
         timeout: Duration::from_secs_f64(config.health_check_timeout_secs),
         failure_threshold: config.health_failure_threshold,
         api_key,
+        counts_interval: config.claims.counts_interval(),
     }
 }
 

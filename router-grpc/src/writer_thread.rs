@@ -103,7 +103,12 @@ impl Listeners {
                 self.metrics.unknown_parents.inc_by(runs);
             }
             Notice::Happened { at: _, kind, url, rank, detail } => {
-                tracing::info!(worker = &*url, rank, ?kind, detail = &*detail, "fleet");
+                match kind {
+                    router_core::EventKind::Unvouched => {
+                        tracing::warn!(worker = &*url, rank, ?kind, detail = &*detail, "fleet");
+                    }
+                    _ => tracing::info!(worker = &*url, rank, ?kind, detail = &*detail, "fleet"),
+                }
                 if kind == router_core::EventKind::WorkerRemoved {
                     self.metrics.forget_worker(&url);
                 }

@@ -922,9 +922,33 @@ pub struct Worker {
     /// Port of its bootstrap server; absent unless it is a prefill worker.
     #[prost(uint32, optional, tag = "12")]
     pub bootstrap_port: ::core::option::Option<u32>,
+    /// The session that speaks for it; absent without an agent.
+    #[prost(message, optional, tag = "13")]
+    pub agent: ::core::option::Option<AgentSession>,
+}
+/// An agent's open session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AgentSession {
+    /// Messages that came in it, and their bytes as they are encoded, without frames.
+    #[prost(uint64, tag = "1")]
+    pub messages: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Time since it began to speak for the worker.
+    #[prost(uint64, tag = "3")]
+    pub age_ms: u64,
+    /// What the router would have it report; Worker.report_level is what it does report.
+    #[prost(enumeration = "ReportLevel", tag = "4")]
+    pub wanted_level: i32,
+    /// Why it reports less than that, or not in every unit; for people. Empty if it reports all that is wanted.
+    #[prost(string, tag = "5")]
+    pub shortfall: ::prost::alloc::string::String,
+    /// The units that it names blocks in.
+    #[prost(enumeration = "KeyUnit", repeated, tag = "6")]
+    pub units: ::prost::alloc::vec::Vec<i32>,
 }
 /// One dp rank of a worker.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Target {
     #[prost(uint32, tag = "1")]
     pub rank: u32,
@@ -941,7 +965,7 @@ pub struct Target {
     /// From the agent; absent without one.
     #[prost(message, optional, tag = "6")]
     pub load: ::core::option::Option<Load>,
-    /// Estimated difference between claims and what the rank holds, in tokens; absent without an agent.
+    /// As accuracy.divergence.tokens.
     #[prost(uint64, optional, tag = "7")]
     pub divergence_tokens: ::core::option::Option<u64>,
     /// The rank's reported claims wait for a resync and are not counted as matched.
@@ -951,6 +975,106 @@ pub struct Target {
     /// is ejected.
     #[prost(enumeration = "TargetHealth", tag = "9")]
     pub health: i32,
+    #[prost(message, optional, tag = "10")]
+    pub accuracy: ::core::option::Option<Accuracy>,
+}
+/// How far what the router believes of a target is from what was found.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Accuracy {
+    /// Responses since the target was registered that said how much was cached; what follows is over these.
+    #[prost(uint64, tag = "1")]
+    pub checked_responses: u64,
+    /// Mean of predicted minus actual cached tokens: above zero, the router expects more than there is. Differences of less than a block and
+    /// a page are rounding, and count as none.
+    #[prost(double, tag = "2")]
+    pub mean_error_tokens: f64,
+    /// Mean of the absolute difference.
+    #[prost(double, tag = "3")]
+    pub mean_absolute_error_tokens: f64,
+    /// The errors by cause; causes without errors are left out.
+    #[prost(message, repeated, tag = "4")]
+    pub causes: ::prost::alloc::vec::Vec<CauseOfError>,
+    /// How far claims were from what is held when somebody last could tell; absent while nobody could.
+    #[prost(message, optional, tag = "5")]
+    pub divergence: ::core::option::Option<Divergence>,
+    /// What the engine counts of its cache; absent while nobody has told.
+    #[prost(message, optional, tag = "6")]
+    pub counts: ::core::option::Option<CacheCounts>,
+    /// The last reconciliation in each unit that had one.
+    #[prost(message, repeated, tag = "7")]
+    pub reconciliations: ::prost::alloc::vec::Vec<Reconciliation>,
+    /// Alarm: requests follow the claims on this target, and nothing vouches for them: no agent is connected, and the last responses (16 or
+    /// more, or all) did not say what was cached.
+    #[prost(bool, tag = "8")]
+    pub unvouched: bool,
+    /// What vouches for the claims; for people.
+    #[prost(string, tag = "9")]
+    pub vouched_by: ::prost::alloc::string::String,
+    /// Whether the router concludes from one eviction that other blocks are gone, too, and if not, why; for people.
+    #[prost(string, tag = "10")]
+    pub inference: ::prost::alloc::string::String,
+}
+/// Errors of predictions that have one cause.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CauseOfError {
+    #[prost(enumeration = "MispredictionCause", tag = "1")]
+    pub cause: i32,
+    /// Responses that showed one.
+    #[prost(uint64, tag = "2")]
+    pub responses: u64,
+    /// Absolute differences of predicted and actual cached tokens, together.
+    #[prost(uint64, tag = "3")]
+    pub tokens: u64,
+}
+/// Claims that are not held, and what is held and not claimed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Divergence {
+    /// Tokens of both together. A reconciliation has put them right since.
+    #[prost(uint64, tag = "1")]
+    pub tokens: u64,
+    #[prost(enumeration = "DivergenceSource", tag = "2")]
+    pub source: i32,
+    /// Time since it was found.
+    #[prost(uint64, tag = "3")]
+    pub age_ms: u64,
+}
+/// What an engine counts of one rank's cache.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CacheCounts {
+    /// Tokens in the prefix cache. As an engine's metrics say it: at most so many, since what running requests have computed and not stored
+    /// yet is among them.
+    #[prost(uint64, tag = "1")]
+    pub held_tokens: u64,
+    /// Tokens evicted since the engine started; absent where the engine does not say.
+    #[prost(uint64, optional, tag = "2")]
+    pub evicted_tokens_total: ::core::option::Option<u64>,
+    /// From the engine's own metrics, because no agent reports; else from the agent.
+    #[prost(bool, tag = "3")]
+    pub asked_of_engine: bool,
+    /// Time since it was told or asked for.
+    #[prost(uint64, tag = "4")]
+    pub age_ms: u64,
+}
+/// What one comparison of claims and cache found, and has put right.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Reconciliation {
+    #[prost(enumeration = "KeyUnit", tag = "1")]
+    pub unit: i32,
+    /// Blocks of the key space that were claimed and not held.
+    #[prost(uint64, tag = "2")]
+    pub false_claims: u64,
+    /// Blocks that were held and not claimed.
+    #[prost(uint64, tag = "3")]
+    pub missing: u64,
+    /// The tokens of both; an estimate for text.
+    #[prost(uint64, tag = "4")]
+    pub tokens: u64,
+    /// Bytes that it took both ways, as the messages are encoded.
+    #[prost(uint64, tag = "5")]
+    pub bytes: u64,
+    /// Time since its difference was put right.
+    #[prost(uint64, tag = "6")]
+    pub age_ms: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListWorkersRequest {}
@@ -961,6 +1085,9 @@ pub struct ListWorkersResponse {
     /// Number of the snapshot that requests are decided on.
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
+    /// What somebody should look at, one line each; for people. Empty if all is well.
+    #[prost(string, repeated, tag = "3")]
+    pub alarms: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetWorkerRequest {
@@ -1070,6 +1197,9 @@ pub struct Candidate {
     pub cost: f64,
     #[prost(bool, tag = "9")]
     pub chosen: bool,
+    /// How far matched_tokens may be off there.
+    #[prost(message, optional, tag = "10")]
+    pub accuracy: ::core::option::Option<Accuracy>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Excluded {
@@ -1096,6 +1226,76 @@ pub struct Event {
     /// In words.
     #[prost(string, tag = "5")]
     pub detail: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MispredictionCause {
+    Unspecified = 0,
+    /// More was predicted: something had confirmed the blocks, and they were evicted since.
+    Evicted = 1,
+    /// More was predicted: nothing had confirmed the blocks.
+    NotYetStored = 2,
+    /// Less was predicted: generated tokens, or another router's traffic.
+    OtherTraffic = 3,
+}
+impl MispredictionCause {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MISPREDICTION_CAUSE_UNSPECIFIED",
+            Self::Evicted => "MISPREDICTION_CAUSE_EVICTED",
+            Self::NotYetStored => "MISPREDICTION_CAUSE_NOT_YET_STORED",
+            Self::OtherTraffic => "MISPREDICTION_CAUSE_OTHER_TRAFFIC",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MISPREDICTION_CAUSE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MISPREDICTION_CAUSE_EVICTED" => Some(Self::Evicted),
+            "MISPREDICTION_CAUSE_NOT_YET_STORED" => Some(Self::NotYetStored),
+            "MISPREDICTION_CAUSE_OTHER_TRAFFIC" => Some(Self::OtherTraffic),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DivergenceSource {
+    Unspecified = 0,
+    /// The agent's digest of what is held, beside that of the claims: an estimate.
+    Fingerprint = 1,
+    /// Reconciliation, which finds the blocks: exact.
+    Reconciliation = 2,
+    /// Tokens held beside tokens claimed: at least so many.
+    Counts = 3,
+}
+impl DivergenceSource {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DIVERGENCE_SOURCE_UNSPECIFIED",
+            Self::Fingerprint => "DIVERGENCE_SOURCE_FINGERPRINT",
+            Self::Reconciliation => "DIVERGENCE_SOURCE_RECONCILIATION",
+            Self::Counts => "DIVERGENCE_SOURCE_COUNTS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DIVERGENCE_SOURCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "DIVERGENCE_SOURCE_FINGERPRINT" => Some(Self::Fingerprint),
+            "DIVERGENCE_SOURCE_RECONCILIATION" => Some(Self::Reconciliation),
+            "DIVERGENCE_SOURCE_COUNTS" => Some(Self::Counts),
+            _ => None,
+        }
+    }
 }
 /// A circuit breaker's states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1153,6 +1353,9 @@ pub enum EventKind {
     KeySpaceMismatch = 11,
     /// This reader was too slow; `detail` says how many events it missed.
     Lost = 12,
+    /// The alarm of Accuracy.unvouched began, or ended.
+    Unvouched = 13,
+    Vouched = 14,
 }
 impl EventKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1174,6 +1377,8 @@ impl EventKind {
             Self::DrainDone => "EVENT_KIND_DRAIN_DONE",
             Self::KeySpaceMismatch => "EVENT_KIND_KEY_SPACE_MISMATCH",
             Self::Lost => "EVENT_KIND_LOST",
+            Self::Unvouched => "EVENT_KIND_UNVOUCHED",
+            Self::Vouched => "EVENT_KIND_VOUCHED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1192,6 +1397,8 @@ impl EventKind {
             "EVENT_KIND_DRAIN_DONE" => Some(Self::DrainDone),
             "EVENT_KIND_KEY_SPACE_MISMATCH" => Some(Self::KeySpaceMismatch),
             "EVENT_KIND_LOST" => Some(Self::Lost),
+            "EVENT_KIND_UNVOUCHED" => Some(Self::Unvouched),
+            "EVENT_KIND_VOUCHED" => Some(Self::Vouched),
             _ => None,
         }
     }

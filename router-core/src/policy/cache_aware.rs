@@ -64,6 +64,10 @@ impl Policy for CacheAware {
         "cache_aware"
     }
 
+    fn follows_cache(&self) -> bool {
+        true
+    }
+
     fn choose(&self, view: &View<'_>, rng: &mut fastrand::Rng) -> Choice {
         if view.candidates.len() == 1 {
             return Choice { index: 0, reason: Reason::Only };

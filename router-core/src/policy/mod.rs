@@ -43,6 +43,11 @@ pub trait Policy: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether it looks at what targets are believed to have cached: then something should vouch for that.
+    fn follows_cache(&self) -> bool {
+        false
+    }
+
     /// What the policy compares, lower being better, for policies that compare one number.
     fn cost(&self, view: &View<'_>, candidate: &Candidate) -> Option<f64> {
         let _ = (view, candidate);

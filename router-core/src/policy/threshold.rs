@@ -51,6 +51,10 @@ impl Policy for Threshold {
         "threshold"
     }
 
+    fn follows_cache(&self) -> bool {
+        true
+    }
+
     fn choose(&self, view: &View<'_>, rng: &mut fastrand::Rng) -> Choice {
         let candidates = view.candidates;
         if self.uneven(candidates) {

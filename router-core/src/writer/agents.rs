@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::State;
+use super::horizon::Evictions;
 use super::member::Session;
+use super::reconciled::Compared;
+use crate::accuracy::{Counted, Counts, Witness};
 use crate::fleet::{Incarnation, ReportLevel, TargetId, WorkerId};
 use crate::notice::{EventKind, Notice, SessionEnd};
 use crate::report::{AgentReport, Considered, Introduction, JoinError, Joined, SessionId};
@@ -31,8 +34,8 @@ impl State {
             AgentReport::Left => self.leave(worker, at),
             AgentReport::Level(level) => self.set_level(worker, level),
             AgentReport::Delta { rank, delta } => self.apply_delta(target(rank), session, at, &delta),
-            AgentReport::Reconciled { rank, as_of, delta } => {
-                self.apply_reconciled(target(rank), session, (at, as_of), &delta);
+            AgentReport::Reconciled { rank, as_of, bytes, delta } => {
+                self.apply_reconciled(target(rank), session, Compared { at, as_of, bytes }, &delta);
             }
             AgentReport::Baseline { rank, unit, seq, stored, incomplete } => {
                 self.apply_baseline(target(rank), at, unit, seq, &stored);
@@ -52,11 +55,12 @@ impl State {
                 }
             }
             AgentReport::Counts { rank, evicted_tokens_total, cached_tokens } => {
-                self.count_evictions(target(rank), evicted_tokens_total);
-                self.bound_by_count(target(rank), cached_tokens);
+                let counts =
+                    Counts { held_tokens: cached_tokens, evicted_tokens_total: Some(evicted_tokens_total) };
+                self.apply_counts(target(rank), Counted { counts, by: Witness::Agent, at });
             }
             AgentReport::Fingerprint { rank, unit, seq, digest } => {
-                self.compare(target(rank), unit, seq, &digest);
+                self.compare(target(rank), at, (unit, seq), &digest);
             }
             AgentReport::State { updating, reachable, reason } => self.change_state(worker, at, |member| {
                 member.updating = updating;
@@ -104,7 +108,7 @@ impl State {
         self.consider(&agent)?;
         let worker = self.enlist(&agent, at)?;
         let (units, reconciles) = (agent.units, agent.reconciles);
-        let fresh = Session { id: session, level, units, reconciles, last_report: at, open: true };
+        let fresh = Session { id: session, level, units, reconciles, since: at, last_report: at, open: true };
         let Some(member) = self.roster.get_mut(worker) else {
             return Err(FleetError::UnknownWorker(worker).into());
         };
@@ -166,6 +170,8 @@ impl State {
         let Some(member) = self.roster.get_mut(worker) else { return Default::default() };
         let (mut resumed, mut unreconciled) = (Vec::new(), Vec::new());
         for (index, rank) in (0_u32..).zip(&mut member.ranks) {
+            // An agent counts from its own beginning.
+            rank.evidence.evictions = Evictions::default();
             let offered = agent.resume.iter().find(|(rank, _)| *rank == index).map(|(_, acked)| *acked);
             let is_whole = rank.unreconciled.is_empty();
             match (rank.gate.applied(), offered) {
@@ -220,16 +226,6 @@ impl State {
         self.dirty = true;
         if level > ReportLevel::Counts {
             self.claims.locate_blocks();
-        }
-    }
-
-    fn count_evictions(&mut self, target: TargetId, total: u64) {
-        let exact = self.roster.get(target.worker).is_some_and(|member| member.reports_exactly());
-        let Some(rank) = self.roster.figures_mut(target) else { return };
-        let before = rank.evicted_tokens_total.replace(total);
-        // Exact reports have counted them block by block.
-        if let Some(evicted) = before.map(|before| total.saturating_sub(before)).filter(|_| !exact) {
-            rank.pressure.evicted(evicted);
         }
     }
 

@@ -23,6 +23,7 @@ impl State {
         while let Some((_, target, ordinal)) = self.witnesses.pop_front_if(|(until, ..)| *until <= now) {
             self.take_back(target, ordinal);
         }
+        self.watch_vouching(now);
         let stale_after = self.settings.stale_after;
         let sessions = self.roster.members().iter().filter_map(|member| Some((member.id, member.session?)));
         let silent: Vec<_> = sessions
@@ -67,7 +68,6 @@ impl State {
             rank.reported = None;
             rank.foreign_waiting_tokens = 0;
             rank.foreign_used_tokens = 0;
-            rank.evicted_tokens_total = None;
         }
         self.void_worker(worker, now, "its agent is gone");
     }

@@ -7,6 +7,7 @@ use rustc_hash::FxHashSet;
 use super::State;
 use super::claim::Source;
 use super::gate::Verdict;
+use crate::accuracy::{Divergence, DivergenceSource};
 use crate::digest::SetDigest;
 use crate::fleet::TargetId;
 use crate::index::Origin;
@@ -165,18 +166,30 @@ impl State {
         }
     }
 
-    pub(super) fn compare(&mut self, target: TargetId, unit: Unit, seq: u64, digest: &SetDigest) {
+    pub(super) fn compare(
+        &mut self,
+        target: TargetId,
+        at: Time,
+        (unit, seq): (Unit, u64),
+        digest: &SetDigest,
+    ) {
         let Some(rank) = self.roster.rank(target).filter(|rank| rank.gate.applied() == Some(seq)) else {
             return;
         };
-        let units = digest.difference(&self.claims.digest(rank.slot, unit)) * self.block_size(unit);
-        let tokens = match unit {
+        let blocks = digest.difference(&self.claims.digest(rank.slot, unit));
+        let tokens = self.tokens_of_blocks(unit, blocks);
+        if let Some(rank) = self.roster.figures_mut(target) {
+            rank.evidence.found(unit, Divergence { tokens, source: DivergenceSource::Fingerprint, at });
+            self.dirty = true;
+        }
+    }
+
+    /// Tokens in so many blocks; an estimate for text.
+    pub(super) fn tokens_of_blocks(&self, unit: Unit, blocks: u64) -> u64 {
+        let units = blocks * self.block_size(unit);
+        match unit {
             Unit::Token => units,
             Unit::Text => (units as f64 / self.text_bytes_per_token) as u64,
-        };
-        if let Some(rank) = self.roster.figures_mut(target) {
-            rank.divergence_tokens[unit as usize] = Some(tokens);
-            self.dirty = true;
         }
     }
 }

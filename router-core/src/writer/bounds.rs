@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use super::State;
 use super::claim::Scope;
 use crate::fleet::TargetId;
-use crate::key::{PrefixKey, Unit};
+use crate::key::Unit;
 use crate::time::Time;
 
 /// Runs of retired slots released in one turn at most.
@@ -14,9 +14,6 @@ pub(super) const SWEEP_PER_TURN: usize = 4096;
 
 /// Of an index that is full, one block in so many is given up at once: finding the oldest leaves of all targets has its price.
 const ROOM_SHARE: u64 = 128;
-
-/// Of an engine's capacity, one token in so many may be claimed beyond what it has said that it holds.
-const COUNT_MARGIN_SHARE: u64 = 64;
 
 /// Words of the index that may be in use before its blocks have to become fewer. They are numbered up to 2^32.
 const MOST_WORDS: u64 = 3 << 30;
@@ -45,34 +42,10 @@ impl State {
         }
     }
 
-    /// Claims no more than an engine says that it holds, beside what is on its way to it and a margin for what it has stored since it
-    /// said so. What goes is what an engine evicts that takes the least recently used leaf first; of others nothing follows.
-    pub(super) fn bound_by_count(&mut self, target: TargetId, cached_tokens: u64) {
-        let Some(member) = self.roster.get(target.worker).filter(|member| member.profile.evicts_lru) else {
-            return;
-        };
-        let margin = member.profile.capacity_tokens / COUNT_MARGIN_SHARE;
-        let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };
-        let decisions = self.open.get(&target).into_iter().flat_map(|decisions| decisions.values());
-        let on_its_way: u64 = decisions.map(|decision| self.tokens_of(&decision.key)).sum();
-        let most = cached_tokens.saturating_add(on_its_way).saturating_add(margin);
-        // The count has told the pressure already.
-        if self.claims.evict_to(slot, self.guessed(target), most) > 0 {
-            self.dirty = true;
-        }
-    }
-
     /// What no agent names exactly.
     pub(super) fn guessed(&self, target: TargetId) -> Scope {
         let exact = [Unit::Token, Unit::Text].into_iter();
         exact.filter(|unit| self.roster.reports_exactly(target, *unit)).fold(Scope::ALL, Scope::without)
-    }
-
-    fn tokens_of(&self, key: &PrefixKey) -> u64 {
-        match key.unit() {
-            Unit::Token => key.units(),
-            Unit::Text => (key.units() as f64 / self.text_bytes_per_token) as u64,
-        }
     }
 
     /// Keeps the whole index within its bound: what no target claims any more goes first, then the oldest leaves of all targets,

@@ -11,6 +11,7 @@
 
 use super::State;
 use super::claim::{Claim, Scope};
+use crate::fleet::TargetId;
 use crate::index::RunId;
 use crate::key::Unit;
 use crate::notice::{MispredictionCause, Notice};
@@ -31,6 +32,10 @@ impl State {
         self.learn(traffic, observation);
         let cause = self.misprediction(traffic, observation);
         let error = self.error_tokens(traffic, observation);
+        if let Some(rank) = self.roster.figures_mut(traffic.target) {
+            rank.evidence.predictions.check(error, cause);
+            self.dirty = true;
+        }
         self.notices.push(Notice::Mispredicted { target: traffic.target, error_tokens: error, cause });
         let Some(member) = self.roster.get(traffic.target.worker) else { return };
         let may_infer = in_place
@@ -39,6 +44,14 @@ impl State {
             && !self.is_exact(traffic.target, traffic.key.kind());
         if may_infer && cause == Some(MispredictionCause::Evicted) {
             self.infer_evictions(traffic, observation);
+        }
+    }
+
+    /// A complete response did not say how much was cached.
+    pub(super) fn miss_usage(&mut self, target: TargetId) {
+        if let Some(rank) = self.roster.figures_mut(target) {
+            rank.evidence.predictions.unchecked += 1;
+            self.dirty = true;
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::evidence::Evidence;
 use super::gate::Gate;
 use super::pressure::Pressure;
 use crate::chat::ChatTemplate;
@@ -47,6 +48,8 @@ pub(crate) struct Session {
     /// The units it names blocks in.
     pub(crate) units: Units,
     pub(crate) reconciles: bool,
+    /// When it began to speak for the worker.
+    pub(crate) since: Time,
     pub(crate) last_report: Time,
     pub(crate) open: bool,
 }
@@ -70,11 +73,8 @@ pub(crate) struct Rank {
     pub(crate) foreign_waiting_tokens: u64,
     /// Of the KV tokens that were reported to be in use, those beyond the prompts that this router had in flight.
     pub(crate) foreign_used_tokens: u64,
-    /// By unit.
-    pub(crate) divergence_tokens: [Option<u64>; 2],
+    pub(crate) evidence: Evidence,
     pub(crate) pressure: Pressure,
-    /// Last total the agent reported.
-    pub(crate) evicted_tokens_total: Option<u64>,
     /// The number of the last delta told to be applied.
     pub(crate) acked: Option<u64>,
 }
@@ -100,7 +100,13 @@ impl Member {
     }
 
     pub(super) fn publish(&mut self) -> Arc<Worker> {
-        let link = |session: Session| AgentLink { level: session.level, last_report: session.last_report };
+        let link = |session: Session| AgentLink {
+            session: session.id,
+            level: session.level,
+            units: session.units,
+            since: session.since,
+            last_report: session.last_report,
+        };
         let agent = self.session.filter(|session| session.open).map(link);
         if let Some(worker) = self.published.as_ref().filter(|worker| worker.agent == agent) {
             return worker.clone();
@@ -138,9 +144,8 @@ impl Rank {
             reported: None,
             foreign_waiting_tokens: 0,
             foreign_used_tokens: 0,
-            divergence_tokens: [None; 2],
+            evidence: Evidence::default(),
             pressure: Pressure::default(),
-            evicted_tokens_total: None,
             acked: None,
         }
     }

@@ -41,6 +41,7 @@ impl State {
                     member.reason = reason;
                 });
             }
+            FleetUpdate::Counted { target, counts, at } => self.apply_asked_counts(target, counts, at),
             FleetUpdate::Drain { worker, on, done } => {
                 let result = self.drain(worker, on, now);
                 self.when_published(move || done.call(result));

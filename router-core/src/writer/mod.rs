@@ -2,7 +2,7 @@
 //!
 //! Two loops meet here: what this router routed and what the responses said about it ([`traffic`]), and what the agents
 //! report ([`agents`], [`blocks`], [`reconciled`]). Both become claims in one table ([`claims`]); [`roster`] knows whose they are, and [`aging`] lets
-//! leases and silence, and [`bounds`] sizes, take their effect. Nothing here reads a clock or blocks, except [`Writer::wait`] on its queue.
+//! leases and silence, [`bounds`] sizes, and [`counts`] what engines count, take their effect; [`vouching`] watches whether anything corrects. Nothing here reads a clock or blocks, except [`Writer::wait`] on its queue.
 
 mod agents;
 mod aging;
@@ -15,7 +15,10 @@ mod claims_cases;
 #[cfg(test)]
 mod claims_tests;
 mod correct;
+mod counts;
+mod evidence;
 mod gate;
+mod horizon;
 mod member;
 mod members;
 mod pressure;
@@ -25,6 +28,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod vouching;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -115,6 +119,9 @@ struct OpenDecision {
     key: PrefixKey,
     decided_at: Time,
 }
+
+/// Mean length of a token in bytes of text before a response has told. Claims on text are counted with it.
+const FIRST_TEXT_BYTES_PER_TOKEN: f64 = 4.0;
 
 /// Updates applied in one turn at most, so that a flood cannot keep a snapshot from being published.
 const UPDATES_PER_TURN: usize = 4096;
@@ -218,7 +225,7 @@ impl Writer {
 
 impl State {
     fn new(settings: Settings) -> Self {
-        let text_bytes_per_token = 4.0;
+        let text_bytes_per_token = FIRST_TEXT_BYTES_PER_TOKEN;
         let block_tokens = BlockTokens {
             token: u64::from(settings.token_space.block_size()),
             text: (f64::from(settings.text_space.block_size()) / text_bytes_per_token).ceil() as u64,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::State;
 use super::blocks::Access;
 use super::claim::Scope;
+use crate::accuracy::Reconciliation;
 use crate::fleet::{Slot, TargetId};
 use crate::key::Unit;
 use crate::notice::{EventKind, Notice};
@@ -24,6 +25,16 @@ pub(super) struct Wanted {
     pub(super) target: TargetId,
     pub(super) unit: Unit,
     pub(super) done: Done<Option<VouchedClaims>>,
+}
+
+/// When claims were compared, and what that took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Compared {
+    /// When the difference came.
+    pub(super) at: Time,
+    /// The moment of the claims.
+    pub(super) as_of: Time,
+    pub(super) bytes: u64,
 }
 
 /// What was used so shortly before the claims were compared may be stored by now, and its agent not have heard of it: an engine tells
@@ -57,9 +68,10 @@ impl State {
         &mut self,
         target: TargetId,
         session: SessionId,
-        (at, as_of): (Time, Time),
+        compared: Compared,
         delta: &Delta,
     ) {
+        let Compared { at, as_of, bytes } = compared;
         if !self.admit(target, session, at, delta.seq) {
             return;
         }
@@ -82,8 +94,13 @@ impl State {
         }
         self.bound_target(target);
         self.dirty = true;
-        let missing = delta.stored.iter().map(|run| run.hashes.len() as u64).sum();
+        let missing: u64 = delta.stored.iter().map(|run| run.hashes.len() as u64).sum();
         let false_claims = gone.len() as u64;
+        let tokens = self.tokens_of_blocks(delta.unit, missing + false_claims);
+        if let Some(rank) = self.roster.figures_mut(target) {
+            let reconciliation = Reconciliation { at, false_claims, missing, tokens, bytes };
+            rank.evidence.reconciled(delta.unit, reconciliation);
+        }
         self.notices.push(Notice::Reconciled { target, false_claims, missing });
         if healed {
             let detail = format!("reconciled at {}: {false_claims} blocks gone, {missing} found", delta.seq);

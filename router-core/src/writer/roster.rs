@@ -117,7 +117,7 @@ impl Roster {
             rank.tenure = tenure;
             rank.gate.close();
             rank.unreconciled = Units::default();
-            rank.divergence_tokens = [None; 2];
+            rank.evidence.void();
             self.slots.retired.push_back(old);
         }
     }
@@ -256,6 +256,7 @@ impl Roster {
                     fleet.by_slot.resize(slot + 1, u32::MAX);
                 }
                 fleet.by_slot[slot] = fleet.targets.len() as u32;
+                fleet.accuracies.push(state.evidence.accuracy());
                 fleet.targets.push(Target {
                     ready: worker.state == WorkerState::Ready,
                     id: TargetId { worker: member.id, rank: rank as u32 },
@@ -265,7 +266,6 @@ impl Roster {
                     doubtful: state.doubtful,
                     claimed_tokens: claimed_tokens(state.slot),
                     eviction_pressure: state.pressure.share(),
-                    divergence_tokens: state.divergence_tokens.into_iter().max().flatten(),
                     prefill: state.prefill,
                     reported: state.reported,
                     foreign_waiting_tokens: state.foreign_waiting_tokens,

@@ -33,6 +33,7 @@ impl State {
             TrafficEvent::Answered { .. } => {}
             TrafficEvent::Undone => self.take_back(traffic.target, traffic.ordinal),
             TrafficEvent::Observed(observation) => self.observe(traffic, &observation, in_place),
+            TrafficEvent::Unchecked => self.miss_usage(traffic.target),
             TrafficEvent::Routed => {}
         }
     }

@@ -1,30 +1,31 @@
 //! From the core to the wire, for administration.
 
+mod accuracy;
+
+pub(super) use accuracy::alarms;
 use espalier_proto::{
-    Candidate, Event, EventKind as WireKind, Excluded, ExplainResponse, KeyUnit, Load,
+    AgentSession, Candidate, Event, EventKind as WireKind, Excluded, ExplainResponse, KeyUnit, Load,
     ReportLevel as WireLevel, Target as WireTarget, TargetHealth, Worker as WireWorker,
     WorkerRole as WireRole, WorkerState as WireState,
 };
 use router_core::key::{PrefixKey, Unit};
 use router_core::{
-    Declaration, EventKind, Explanation, HealthState, ReportLevel, Role, Router, Snapshot, Target, TargetId,
-    Time, Worker, WorkerState,
+    Accuracy, AgentLink, Declaration, EventKind, Explanation, HealthState, ReportLevel, Role, Router,
+    Settings, Snapshot, Target, TargetId, Time, Worker, WorkerState,
 };
 
 use crate::events::FleetEvent;
+use crate::session::Account;
 
-pub(super) fn worker(snapshot: &Snapshot, worker: &Worker, now: Time) -> WireWorker {
-    let level = worker.agent.map_or(WireLevel::Unspecified, |agent| match agent.level {
-        ReportLevel::Counts => WireLevel::Counts,
-        ReportLevel::Removals => WireLevel::Removals,
-        ReportLevel::Full => WireLevel::Full,
-    });
+pub(super) fn worker((snapshot, settings): (&Snapshot, &Settings), worker: &Worker, now: Time) -> WireWorker {
+    let level = worker.agent.map_or(WireLevel::Unspecified, |agent| wire_level(agent.level));
+    let targets = snapshot.fleet.with_accuracy().filter(|(target, _)| target.id.worker == worker.id);
     WireWorker {
         url: worker.url.to_string(),
         state: state(worker.state).into(),
         model: worker.profile.models.first().map(ToString::to_string).unwrap_or_default(),
         engine_version: worker.profile.engine_version.to_string(),
-        targets: snapshot.fleet.targets_of(worker.id).map(|at| target(at, now)).collect(),
+        targets: targets.map(|(at, accuracy)| target((at, accuracy), settings, now)).collect(),
         agent_connected: worker.agent.is_some(),
         report_level: level.into(),
         report_age_ms: worker.agent.map(|agent| now.since(agent.last_report).as_millis() as u64),
@@ -32,6 +33,27 @@ pub(super) fn worker(snapshot: &Snapshot, worker: &Worker, now: Time) -> WireWor
         incarnation: worker.incarnation.0,
         role: wire_role(worker.role).into(),
         bootstrap_port: (worker.role == Role::Prefill).then_some(worker.bootstrap_port.into()),
+        agent: None,
+    }
+}
+
+fn wire_level(level: ReportLevel) -> WireLevel {
+    match level {
+        ReportLevel::Counts => WireLevel::Counts,
+        ReportLevel::Removals => WireLevel::Removals,
+        ReportLevel::Full => WireLevel::Full,
+    }
+}
+
+/// An agent's session, as its account has it.
+pub(super) fn session(agent: &AgentLink, account: &Account, now: Time) -> AgentSession {
+    AgentSession {
+        messages: account.messages(),
+        bytes: account.bytes(),
+        age_ms: now.since(agent.since).as_millis() as u64,
+        wanted_level: wire_level(account.wanted).into(),
+        shortfall: account.shortfall.clone(),
+        units: agent.units.iter().map(|unit| key_unit(unit).into()).collect(),
     }
 }
 
@@ -64,7 +86,7 @@ fn reason(snapshot: &Snapshot, worker: &Worker, now: Time) -> String {
     reason
 }
 
-fn target(target: &Target, now: Time) -> WireTarget {
+fn target((target, accuracy): (&Target, &Accuracy), settings: &Settings, now: Time) -> WireTarget {
     let load = target.load.read();
     WireTarget {
         rank: target.id.rank,
@@ -80,9 +102,10 @@ fn target(target: &Target, now: Time) -> WireTarget {
             capacity_tokens: reported.capacity_tokens,
             ..Load::default()
         }),
-        divergence_tokens: target.divergence_tokens,
+        divergence_tokens: accuracy.divergence.map(|divergence| divergence.tokens),
         doubtful: target.doubtful,
         health: health(target.load.health().state(now)).into(),
+        accuracy: Some(accuracy::shown((target, accuracy), settings, now)),
     }
 }
 
@@ -109,11 +132,16 @@ pub(super) fn explanation(
     explained: &Explanation,
     key: Option<&PrefixKey>,
     confirmed: &[(TargetId, u32)],
+    now: Time,
 ) -> ExplainResponse {
     let snapshot = &explained.snapshot;
     let url = |target: TargetId| {
         let worker = snapshot.fleet.workers.iter().find(|worker| worker.id == target.worker);
         worker.map(|worker| worker.url.to_string()).unwrap_or_default()
+    };
+    let accuracy_of = |id| {
+        let (target, accuracy) = (snapshot.fleet.target(id)?, snapshot.fleet.accuracy(id)?);
+        Some(accuracy::shown((target, accuracy), router.settings(), now))
     };
     let tokens = |blocks: u32| {
         key.map_or(0, |key| snapshot.tokens_of_blocks(router.key_space(key.unit()), u64::from(blocks)))
@@ -130,6 +158,7 @@ pub(super) fn explanation(
             prefill_ms: candidate.prefill.as_secs_f64() * 1e3,
             cost: candidate.cost.unwrap_or(0.0),
             chosen: index == explained.chosen,
+            accuracy: accuracy_of(candidate.target),
         }
     });
     let excluded = explained.excluded.iter().map(|excluded| Excluded {
@@ -173,6 +202,8 @@ pub(super) fn event(event: &FleetEvent) -> Event {
         EventKind::DrainStarted => WireKind::DrainStarted,
         EventKind::DrainDone => WireKind::DrainDone,
         EventKind::KeySpaceMismatch => WireKind::KeySpaceMismatch,
+        EventKind::Unvouched => WireKind::Unvouched,
+        EventKind::Vouched => WireKind::Vouched,
     };
     Event {
         time_ms: event.time_ms,

@@ -84,6 +84,7 @@ async fn check_workers(config: &RouterConfig, api_key: Option<Secret>) -> Vec<Fi
         timeout: Duration::from_secs_f64(config.health_check_timeout_secs),
         failure_threshold: 1,
         api_key,
+        counts_interval: None,
     });
     let mut findings = Vec::new();
     let pools = config.pools.members();
@@ -127,7 +128,14 @@ fn check_worker(base: &str, identity: &Identity) -> Vec<Finding> {
         info["enable_cache_report"] == Value::Bool(false),
         "OpenAI answers do not say what was cached; use --enable-cache-report",
     );
-    advise(!profile.evicts_lru, "does not evict by LRU, so that responses teach less about evictions");
+    advise(
+        info["enable_metrics"] == Value::Bool(false),
+        "does not say how much it has cached, which corrects claims where no agent does; use --enable-metrics",
+    );
+    advise(
+        !profile.evicts_lru,
+        "does not evict by LRU, or keeps what it evicts on its host, so that responses and counts teach less about evictions",
+    );
     findings
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Read as _, Write};
 use std::process::ExitCode;
 
 use espalier_proto::admin_client::AdminClient;
-use espalier_proto::{ExplainRequest, ExplainResponse, ListWorkersRequest, Worker};
+use espalier_proto::{Accuracy, AgentSession, ExplainRequest, ExplainResponse, ListWorkersRequest, Worker};
 use serde_json::json;
 use tonic::transport::{Channel, Endpoint};
 
@@ -45,13 +45,13 @@ async fn list(arguments: &AdminArguments) -> Result<(), AskError> {
     let mut out = io::stdout().lock();
     if arguments.json {
         let workers: Vec<_> = answer.workers.iter().map(worker_json).collect();
-        writeln!(out, "{}", json!({"epoch": answer.epoch, "workers": workers}))?;
+        writeln!(out, "{}", json!({"epoch": answer.epoch, "workers": workers, "alarms": answer.alarms}))?;
         return Ok(());
     }
     writeln!(
         out,
-        "{:<32} {:<8} {:<12} {:>4} {:>9} {:>12} {:>12} {:>10}  agent",
-        "worker", "role", "state", "rank", "in flight", "claimed", "capacity", "divergence"
+        "{:<32} {:<8} {:<12} {:>4} {:>9} {:>12} {:>12} {:>10} {:>12}  agent",
+        "worker", "role", "state", "rank", "in flight", "claimed", "capacity", "divergence", "error ± abs"
     )?;
     for worker in &answer.workers {
         for target in &worker.targets {
@@ -61,9 +61,11 @@ async fn list(arguments: &AdminArguments) -> Result<(), AskError> {
             };
             let divergence =
                 target.divergence_tokens.map_or_else(|| "–".to_owned(), |tokens| tokens.to_string());
+            let error = target.accuracy.as_ref().filter(|accuracy| accuracy.checked_responses > 0);
+            let error = error.map_or_else(|| "–".to_owned(), mean_error);
             writeln!(
                 out,
-                "{:<32} {:<8} {:<12} {:>4} {:>9} {:>12} {:>12} {divergence:>10}  {agent}",
+                "{:<32} {:<8} {:<12} {:>4} {:>9} {:>12} {:>12} {divergence:>10} {error:>12}  {agent}",
                 worker.url,
                 role(worker),
                 state(worker),
@@ -76,6 +78,13 @@ async fn list(arguments: &AdminArguments) -> Result<(), AskError> {
         if !worker.reason.is_empty() && state(worker) != "ready" {
             writeln!(out, "  {}", worker.reason)?;
         }
+        let shortfall = worker.agent.as_ref().map_or("", |agent| &*agent.shortfall);
+        if !shortfall.is_empty() {
+            writeln!(out, "  less is reported than wanted: {shortfall}")?;
+        }
+    }
+    for alarm in &answer.alarms {
+        writeln!(out, "! {alarm}")?;
     }
     Ok(())
 }
@@ -132,6 +141,15 @@ fn print_explanation(answer: &ExplainResponse, out: &mut impl Write) -> io::Resu
             candidate.prefill_ms,
             candidate.cost,
         )?;
+        if let Some(accuracy) = &candidate.accuracy {
+            let (error, checked) = (mean_error(accuracy), accuracy.checked_responses);
+            writeln!(
+                out,
+                "  error {error} tokens over {checked} responses; vouched for by {}",
+                accuracy.vouched_by
+            )?;
+            writeln!(out, "  inference from evictions: {}", accuracy.inference)?;
+        }
     }
     for excluded in &answer.excluded {
         writeln!(out, "✗ {:<32} {:>4} {}", excluded.worker_url, excluded.rank, excluded.reason)?;
@@ -156,14 +174,62 @@ fn worker_json(worker: &Worker) -> serde_json::Value {
                 "claimed_tokens": target.claimed_tokens, "capacity_tokens": target.capacity_tokens,
                 "divergence_tokens": target.divergence_tokens, "doubtful": target.doubtful,
                 "health": plain(target.health().as_str_name(), "TARGET_HEALTH_"),
+                "accuracy": target.accuracy.as_ref().map(accuracy_json),
             })
         })
         .collect();
     json!({
         "url": worker.url, "role": role(worker), "state": state(worker), "reason": worker.reason, "model": worker.model,
         "engine_version": worker.engine_version, "agent_connected": worker.agent_connected,
-        "report_level": level(worker), "report_age_ms": worker.report_age_ms, "targets": targets,
+        "report_level": level(worker), "report_age_ms": worker.report_age_ms,
+        "agent": worker.agent.as_ref().map(session_json), "targets": targets,
     })
+}
+
+fn session_json(agent: &AgentSession) -> serde_json::Value {
+    json!({
+        "messages": agent.messages, "bytes": agent.bytes, "age_ms": agent.age_ms, "shortfall": agent.shortfall,
+        "wanted_level": plain(agent.wanted_level().as_str_name(), "REPORT_LEVEL_"),
+        "units": agent.units().map(|unit| plain(unit.as_str_name(), "KEY_UNIT_")).collect::<Vec<_>>(),
+    })
+}
+
+fn accuracy_json(accuracy: &Accuracy) -> serde_json::Value {
+    let causes = accuracy.causes.iter().map(|found| {
+        json!({
+            "cause": plain(found.cause().as_str_name(), "MISPREDICTION_CAUSE_"), "responses": found.responses,
+            "tokens": found.tokens,
+        })
+    });
+    let divergence = accuracy.divergence.as_ref().map(|found| {
+        json!({
+            "tokens": found.tokens, "source": plain(found.source().as_str_name(), "DIVERGENCE_SOURCE_"),
+            "age_ms": found.age_ms,
+        })
+    });
+    let counts = accuracy.counts.as_ref().map(|counts| {
+        json!({
+            "held_tokens": counts.held_tokens, "evicted_tokens_total": counts.evicted_tokens_total,
+            "asked_of_engine": counts.asked_of_engine, "age_ms": counts.age_ms,
+        })
+    });
+    let reconciliations = accuracy.reconciliations.iter().map(|found| {
+        json!({
+            "unit": plain(found.unit().as_str_name(), "KEY_UNIT_"), "false_claims": found.false_claims,
+            "missing": found.missing, "tokens": found.tokens, "bytes": found.bytes, "age_ms": found.age_ms,
+        })
+    });
+    json!({
+        "checked_responses": accuracy.checked_responses, "mean_error_tokens": accuracy.mean_error_tokens,
+        "mean_absolute_error_tokens": accuracy.mean_absolute_error_tokens, "causes": causes.collect::<Vec<_>>(),
+        "divergence": divergence, "counts": counts, "reconciliations": reconciliations.collect::<Vec<_>>(),
+        "unvouched": accuracy.unvouched, "vouched_by": accuracy.vouched_by, "inference": accuracy.inference,
+    })
+}
+
+/// The signed and the absolute mean error of predictions, in tokens.
+fn mean_error(accuracy: &Accuracy) -> String {
+    format!("{:+.1} ± {:.1}", accuracy.mean_error_tokens, accuracy.mean_absolute_error_tokens)
 }
 
 fn explanation_json(answer: &ExplainResponse) -> serde_json::Value {
@@ -171,7 +237,7 @@ fn explanation_json(answer: &ExplainResponse) -> serde_json::Value {
         "worker_url": candidate.worker_url, "rank": candidate.rank, "matched_tokens": candidate.matched_tokens,
         "confirmed_tokens": candidate.confirmed_tokens, "in_flight": candidate.in_flight,
         "backlog_ms": candidate.backlog_ms, "prefill_ms": candidate.prefill_ms, "cost": candidate.cost,
-        "chosen": candidate.chosen,
+        "chosen": candidate.chosen, "accuracy": candidate.accuracy.as_ref().map(accuracy_json),
     })).collect();
     let excluded: Vec<_> = answer
         .excluded

@@ -4,6 +4,7 @@
 //! that gets no further silences nobody. [`reports`] turns every later message into an update for the writer. What the writer
 //! has to say to an agent goes through [`Sessions`]. [`rounds`] finds out what was lost, and makes sure now and then that nothing was.
 
+mod account;
 mod chat_templates;
 mod convert;
 mod opening;
@@ -30,6 +31,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
 
+pub(crate) use self::account::Account;
 pub(crate) use self::chat_templates::ChatTemplates;
 pub(crate) use self::convert::role;
 use self::opening::{Opened, PATIENCE};
@@ -57,6 +59,7 @@ struct Open {
     outbox: Outbox,
     /// Ranks that have lost something.
     needs: mpsc::UnboundedSender<u32>,
+    account: Arc<Account>,
     /// Ends it, with what its agent is told. Dropped, it ends because its agent does not read.
     end: oneshot::Sender<Status>,
 }
@@ -99,11 +102,16 @@ pub(crate) struct Terms {
 
 impl Sessions {
     /// Enters a session that is about to open; the result comes when it has to end.
-    fn enter(&self, session: SessionId, outbox: Outbox) -> Told {
+    fn enter(&self, session: SessionId, outbox: Outbox, account: Arc<Account>) -> Told {
         let (end, ended) = oneshot::channel();
         let (needs, needed) = mpsc::unbounded_channel();
-        self.lock().insert(session, Open { outbox, needs, end });
+        self.lock().insert(session, Open { outbox, needs, account, end });
         Told { ended, needed }
+    }
+
+    /// What is known of an open session.
+    pub(crate) fn account(&self, session: SessionId) -> Option<Arc<Account>> {
+        self.lock().get(&session).map(|open| open.account.clone())
     }
 
     fn leave(&self, session: SessionId) {
@@ -185,8 +193,9 @@ impl AgentService {
     async fn converse(&self, mut inbound: Streaming<AgentMessage>, outbox: &Outbox) -> Result<(), Status> {
         let id = SessionId(self.next_session.fetch_add(1, Relaxed));
         let agreed = self.agree(&mut inbound, outbox).await?;
+        let account = agreed.account.clone();
         // Before the writer knows of it, so that nothing that the writer has to say to it is lost.
-        let told = self.sessions.enter(id, outbox.clone());
+        let told = self.sessions.enter(id, outbox.clone(), account);
         let opened = self.join(id, agreed).await.inspect_err(|_| self.sessions.leave(id))?;
         let (worker, url) = (opened.worker, opened.url.clone());
         let done = self.listen(inbound, outbox, told, id, opened).await;
@@ -205,7 +214,7 @@ impl AgentService {
         id: SessionId,
         opened: Opened,
     ) -> Result<(), Status> {
-        let Opened { worker, url, bounds, .. } = opened;
+        let Opened { worker, url, bounds, account, .. } = opened;
         let mut reports = Reports::new(bounds, self.router.settings().max_blocks);
         let interval = self.terms.reconcile_interval.filter(|_| opened.reconciles);
         let mut rounds =
@@ -232,8 +241,9 @@ impl AgentService {
             };
             // A stream that breaks is a reconnect, not a fault.
             let Some(Ok(message)) = message else { return Ok(()) };
-            self.metrics.reported(&url, message.encoded_len());
             let about = About::of(&message);
+            self.metrics.reported(&url, about.bytes);
+            account.received(about.bytes);
             let taken = reports.take(message).inspect_err(|status| {
                 if status.code() == Code::ResourceExhausted {
                     self.metrics.baselines_refused.inc();
@@ -243,7 +253,10 @@ impl AgentService {
                 let report = match report {
                     AgentReport::Delta { rank, delta } if about.reconciles > 0 => {
                         match rounds.answered(rank, delta.unit, about.reconciles, self) {
-                            Some(as_of) => AgentReport::Reconciled { rank, as_of, delta },
+                            Some((as_of, sent)) => {
+                                let bytes = sent + about.bytes as u64;
+                                AgentReport::Reconciled { rank, as_of, bytes, delta }
+                            }
                             None => {
                                 AgentReport::Delta { rank, delta: Delta { removed: Vec::new(), ..delta } }
                             }
@@ -268,7 +281,7 @@ impl AgentService {
                 }
             }
             if let Some((place, until)) = about.more {
-                rounds.more(place, until, self, outbox).await;
+                rounds.more(place, (until, about.bytes), self, outbox).await;
             }
             rounds.step(self, outbox).await;
         }
@@ -293,6 +306,8 @@ impl AgentService {
 /// What of a message is for the session itself.
 #[derive(Clone, Copy, Debug, Default)]
 struct About {
+    /// As it is encoded.
+    bytes: usize,
     /// The round that a delta answers; 0 for none.
     reconciles: u64,
     /// Rank, unit and round of which more symbols are wanted, and up to which.
@@ -301,13 +316,14 @@ struct About {
 
 impl About {
     fn of(message: &AgentMessage) -> Self {
+        let about = Self { bytes: message.encoded_len(), ..Self::default() };
         match &message.message {
-            Some(Message::Delta(delta)) => Self { reconciles: delta.reconciles, ..Self::default() },
+            Some(Message::Delta(delta)) => Self { reconciles: delta.reconciles, ..about },
             Some(Message::MoreSymbols(more)) => {
                 let unit = convert::named_unit(more.unit()).ok();
-                Self { more: unit.map(|unit| ((more.rank, unit, more.round), more.until)), ..Self::default() }
+                Self { more: unit.map(|unit| ((more.rank, unit, more.round), more.until)), ..about }
             }
-            _ => Self::default(),
+            _ => about,
         }
     }
 }

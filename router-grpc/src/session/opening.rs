@@ -6,16 +6,16 @@ use std::time::Duration;
 use chat_template::Source;
 use espalier_proto::agent_message::Message;
 use espalier_proto::{Accept, AgentMessage, Hello};
-use router_core::key::Unit;
+use router_core::key::{KeySpace, SCHEME, Unit};
 use router_core::{
-    ChatTemplate, Considered, EventKind, FleetUpdate, Introduction, JoinError, ReportLevel, SessionId, Units,
-    Update, WorkerId,
+    ChatTemplate, Considered, EventKind, FleetUpdate, Introduction, JoinError, Joined, ReportLevel,
+    SessionId, Units, Update, WorkerId,
 };
 use tokio_stream::StreamExt as _;
 use tonic::{Status, Streaming};
 
 use super::convert::{self, Greeting};
-use super::{AgentService, Outbox};
+use super::{Account, AgentService, Outbox};
 use crate::requests::{Unheard, ask};
 
 /// Terms that both sides have agreed on.
@@ -23,6 +23,7 @@ use crate::requests::{Unheard, ask};
 pub(super) struct Agreed {
     agent: Introduction,
     level: ReportLevel,
+    pub(super) account: Arc<Account>,
 }
 
 /// A session that is open.
@@ -31,6 +32,7 @@ pub(super) struct Opened {
     pub(super) worker: WorkerId,
     pub(super) url: Arc<str>,
     pub(super) bounds: Bounds,
+    pub(super) account: Arc<Account>,
     /// The agent decodes symbols.
     pub(super) reconciles: bool,
     /// Ranks that have to be reconciled.
@@ -70,6 +72,7 @@ impl AgentService {
         if spaces.is_empty() {
             level = ReportLevel::Counts;
         }
+        let mut shortfall = self.below_wanted(max_level, &spaces);
         let (resume, fingerprint) = self.resumable(&hello);
         let chat_template = hello.chat_template.take().filter(|_| units.contains(Unit::Text));
         let chat_template =
@@ -88,16 +91,35 @@ impl AgentService {
         let accepted = spaces.iter().filter(|space| accept.fingerprints.contains(&space.fingerprint()));
         agent.units = accepted.map(|space| space.unit()).collect();
         if agent.units.iter().count() < spaces.len() {
-            self.tell_mismatch(&agent.url, &accept);
+            let reason = self.tell_mismatch(&agent.url, &accept);
+            shortfall.get_or_insert(reason);
         } else if !accept.reason.is_empty() {
             tracing::info!(
                 worker = &*agent.url,
                 reason = shown(&accept.reason),
                 "what its agent does not report"
             );
+            if self.terms.level > ReportLevel::Counts {
+                shortfall.get_or_insert_with(|| shown(&accept.reason));
+            }
         }
         let hashes = agent.units != Units::default();
-        Ok(Agreed { agent, level: if hashes { level } else { ReportLevel::Counts } })
+        let account = Arc::new(Account::new(self.terms.level, shortfall.unwrap_or_default()));
+        Ok(Agreed { agent, level: if hashes { level } else { ReportLevel::Counts }, account })
+    }
+
+    /// Why a session will report less than is wanted, as far as Hello shows it.
+    fn below_wanted(&self, max_level: ReportLevel, spaces: &[&KeySpace]) -> Option<String> {
+        let wanted = self.terms.level;
+        if max_level < wanted {
+            return Some(format!(
+                "the agent reports no more than {max_level}: its engine publishes no KV events, or its own --report-level is lower"
+            ));
+        }
+        let names_nothing = wanted > ReportLevel::Counts && spaces.is_empty();
+        names_nothing.then(|| {
+            format!("the agent hashes in no way that is known here ({SCHEME}); use versions of router and agent that match")
+        })
     }
 
     /// The template that an agent offers; `None`, with the reason in the log, where it cannot be used.
@@ -115,14 +137,15 @@ impl AgentService {
 
     /// From now on the session speaks for its worker.
     pub(super) async fn join(&self, session: SessionId, agreed: Agreed) -> Result<Opened, Status> {
-        let Agreed { agent, level } = agreed;
+        let Agreed { agent, level, account } = agreed;
         let (url, dp_size, at) = (agent.url.clone(), agent.profile.dp_size, self.clock.now());
         let (units, reconciles) = (agent.units, agent.reconciles);
         let joined =
             ask(&self.router, |done| Update::Fleet(FleetUpdate::Join { agent, session, level, at, done }));
         let joined = joined.await.map_err(unheard)?.map_err(|error| refuse(&error))?;
         let bounds = Bounds { dp_size, units, level };
-        Ok(Opened { worker: joined.worker, url, bounds, reconciles, unreconciled: joined.unreconciled })
+        let Joined { worker, unreconciled, .. } = joined;
+        Ok(Opened { worker, url, bounds, account, reconciles, unreconciled })
     }
 
     /// How its ranks could begin, if the agent may speak for its worker at all.
@@ -144,8 +167,8 @@ impl AgentService {
         (points.map(|point| (point.rank, point.acked_seq)).collect(), named)
     }
 
-    /// The sides hash differently: the session goes on with counts, and everybody is told.
-    fn tell_mismatch(&self, url: &Arc<str>, accept: &Accept) {
+    /// The sides hash differently: the session goes on with counts, and everybody is told. Returns why.
+    fn tell_mismatch(&self, url: &Arc<str>, accept: &Accept) -> String {
         let reason = match accept.reason.is_empty() {
             true => "the agent computes another fingerprint; use versions of router and agent that match"
                 .to_owned(),
@@ -157,7 +180,8 @@ impl AgentService {
             "the agent does not report blocks of every kind; of those the session goes on with counts"
         );
         self.metrics.key_space_mismatches.inc();
-        self.events.tell(EventKind::KeySpaceMismatch, url.clone(), None, reason.into());
+        self.events.tell(EventKind::KeySpaceMismatch, url.clone(), None, reason.as_str().into());
+        reason
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use router_core::key::Unit;
 use router_core::reconcile::{Encoder, MOST_SYMBOLS, SYMBOL_BYTES};
 use router_core::{Query, TargetId, Time, Units, Update, VouchedClaims, WorkerId};
@@ -65,6 +66,8 @@ struct Round {
     wish: Wish,
     number: u64,
     as_of: Time,
+    /// Both ways so far.
+    bytes: u64,
     /// Away while symbols are made.
     encoder: Encoder,
     begun: Instant,
@@ -153,7 +156,7 @@ impl Rounds {
         let as_of = claims.as_of;
         let Ok(encoder) = tokio::task::spawn_blocking(move || encoder(number, &claims)).await else { return };
         let begun = Instant::now();
-        let round = Round { wish, number, as_of, encoder, begun, heard: begun, _permit: permit };
+        let round = Round { wish, number, as_of, bytes: 0, encoder, begun, heard: begun, _permit: permit };
         service.metrics.reconciliation_rounds.inc();
         self.send(round, FIRST_SYMBOLS, service, outbox).await;
     }
@@ -162,7 +165,7 @@ impl Rounds {
     pub(super) async fn more(
         &mut self,
         (rank, unit, number): (u32, Unit, u64),
-        until: u32,
+        (until, asked_bytes): (u32, usize),
         service: &AgentService,
         outbox: &Outbox,
     ) {
@@ -170,6 +173,7 @@ impl Rounds {
             |round: &mut Round| (round.wish.rank, round.wish.unit, round.number) == (rank, unit, number);
         let Some(mut round) = self.active.take_if(is_it) else { return };
         round.heard = Instant::now();
+        round.bytes += asked_bytes as u64;
         let made = round.encoder.made();
         let until = until.max(made + 1);
         // An agent knows better, and earlier, whether its baseline is shorter; this is the bound of what it may ask for.
@@ -191,11 +195,12 @@ impl Rounds {
             round.encoder.symbols_to(until).into_iter().for_each(|symbol| symbol.write(&mut bytes));
             (round, bytes)
         });
-        let Ok((round, bytes)) = made.await else { return };
+        let Ok((mut round, bytes)) = made.await else { return };
         service.metrics.reconciliation_symbols.inc_by(u64::from(until - first));
         service.metrics.reconciliation_bytes.inc_by(bytes.len() as u64);
         let (wish, blocks) = (round.wish, round.encoder.len());
         let message = convert::symbols((wish.rank, wish.unit, round.number), blocks, first, bytes);
+        round.bytes += message.encoded_len() as u64;
         // Waiting for an agent that does not read would keep its session from ending.
         if outbox.try_send(Ok(message)).is_ok() {
             self.active = Some(round);
@@ -204,20 +209,20 @@ impl Rounds {
         }
     }
 
-    /// The moment of the claims of a round that a delta answers, which ends with it. `None`: it answers another, which does not count.
+    /// The moment of the claims of a round that a delta answers, which ends with it, and the bytes that it took so far. `None`: it answers another, which does not count.
     pub(super) fn answered(
         &mut self,
         rank: u32,
         unit: Unit,
         number: u64,
         service: &AgentService,
-    ) -> Option<Time> {
+    ) -> Option<(Time, u64)> {
         let is_it =
             |round: &mut Round| (round.wish.rank, round.wish.unit, round.number) == (rank, unit, number);
         let round = self.active.take_if(is_it)?;
         service.metrics.reconciliation_seconds.inc_by(round.begun.elapsed().as_secs_f64());
         service.metrics.reconciliations_completed.inc();
-        Some(round.as_of)
+        Some((round.as_of, round.bytes))
     }
 
     /// A baseline says everything.

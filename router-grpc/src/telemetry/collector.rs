@@ -6,17 +6,18 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use router_core::{Router, Snapshot, Time, WorkerState};
+use router_core::{ReportLevel, Router, Snapshot, Time, WorkerState};
 use router_http::Clock;
 
-use super::{ControlMetrics, dropped_lines};
+use super::{accuracy, dropped_lines};
 
 /// Encodes the fleet.
 #[derive(Debug)]
 pub(crate) struct FleetCollector {
     pub(crate) router: Router,
     pub(crate) clock: Clock,
-    pub(crate) metrics: ControlMetrics,
+    /// What agents are to report.
+    pub(crate) wanted: ReportLevel,
 }
 
 impl Collector for FleetCollector {
@@ -25,7 +26,9 @@ impl Collector for FleetCollector {
         self.encode_router(&mut encoder, &snapshot)?;
         self.encode_workers(&mut encoder, &snapshot)?;
         encode_health(&mut encoder, &snapshot, self.clock.now())?;
-        encode_targets(&mut encoder, &snapshot)
+        encode_targets(&mut encoder, &snapshot)?;
+        accuracy::encode(&mut encoder, &snapshot, self.clock.now())?;
+        accuracy::encode_levels(&mut encoder, &snapshot, self.wanted)
     }
 }
 
@@ -39,8 +42,8 @@ impl FleetCollector {
         gauge(
             encoder,
             "espalier_unvouched",
-            "1 while cache-aware routing is on and neither an agent nor any response vouches for its claims",
-            f64::from(u8::from(self.unvouched(snapshot))),
+            "1 while cache-aware routing follows claims on some target that neither an agent nor responses vouch for",
+            f64::from(u8::from(accuracy::is_unvouched(snapshot))),
         )?;
         gauge(
             encoder,
@@ -68,13 +71,6 @@ impl FleetCollector {
         let help = "Time since the last message of a worker's agent";
         gauges(encoder, "espalier_agent_report_age_seconds", help, &ages.collect::<Vec<_>>())
     }
-
-    /// Cache-aware routing is on, something has been routed by it, and nothing has ever vouched for it.
-    fn unvouched(&self, snapshot: &Snapshot) -> bool {
-        let follows_cache = matches!(snapshot.policy.name(), "cache_aware" | "threshold");
-        let agents = snapshot.fleet.workers.iter().any(|worker| worker.agent.is_some());
-        follows_cache && snapshot.size.blocks > 0 && !agents && self.metrics.checked_predictions() == 0
-    }
 }
 
 fn encode_health(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot, now: Time) -> fmt::Result {
@@ -97,9 +93,6 @@ fn encode_targets(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
     let in_flight: Vec<_> =
         targets().map(|target| (labels(target), target.load.read().in_flight as f64)).collect();
     gauges(encoder, "espalier_target_in_flight_requests", "Requests in flight", &in_flight)?;
-    let divergence = targets().filter_map(|target| Some((labels(target), target.divergence_tokens? as f64)));
-    let help = "Estimated difference between claims and the engine's cache";
-    gauges(encoder, "espalier_divergence_tokens", help, &divergence.collect::<Vec<_>>())?;
     let pressure: Vec<_> =
         targets().map(|target| (labels(target), f64::from(target.eviction_pressure))).collect();
     gauges(encoder, "espalier_eviction_pressure", "Tokens evicted per token stored, at most 1", &pressure)
@@ -115,7 +108,20 @@ fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u
     counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
 }
 
-fn gauges<L: EncodeLabelSet>(
+pub(super) fn counters<L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: &[(L, u64)],
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, ConstCounter::new(0_u64).metric_type())?;
+    for (labels, value) in rows {
+        ConstCounter::new(*value).encode(family.encode_family(labels)?)?;
+    }
+    Ok(())
+}
+
+pub(super) fn gauges<L: EncodeLabelSet>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,

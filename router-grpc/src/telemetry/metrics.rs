@@ -29,8 +29,6 @@ pub(crate) struct ControlMetrics {
     differences: Family<DifferenceLabel, Counter>,
     /// All bytes, also of workers that are gone.
     total_report_bytes: Arc<AtomicU64>,
-    /// Responses whose prediction was checked.
-    checked: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -143,7 +141,6 @@ impl ControlMetrics {
     }
 
     pub(crate) fn mispredicted(&self, error_tokens: i64, cause: Option<MispredictionCause>) {
-        self.checked.fetch_add(1, Relaxed);
         if let Some(cause) = cause {
             let label = CauseLabel { cause: cause.name() };
             self.mispredicted.get_or_create(&label).inc_by(error_tokens.unsigned_abs());
@@ -159,9 +156,5 @@ impl ControlMetrics {
 
     pub(crate) fn total_report_bytes(&self) -> u64 {
         self.total_report_bytes.load(Relaxed)
-    }
-
-    pub(crate) fn checked_predictions(&self) -> u64 {
-        self.checked.load(Relaxed)
     }
 }

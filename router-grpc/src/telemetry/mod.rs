@@ -1,5 +1,6 @@
 //! Metrics, logs and traces.
 
+mod accuracy;
 mod collector;
 mod metrics;
 mod prometheus;

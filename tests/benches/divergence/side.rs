@@ -185,7 +185,7 @@ impl Side {
         let held = found.ours.iter().filter_map(|hash| Some((parent(hash)?, hash.get())));
         let change = ViewDelta { cleared: false, removed, stored: runs(held.collect()) };
         let delta = self.delta(engine, &change, round);
-        self.report(engine, AgentReport::Reconciled { rank: 0, as_of: claims.as_of, delta }, now)?;
+        self.report(engine, AgentReport::Reconciled { rank: 0, as_of: claims.as_of, bytes: 0, delta }, now)?;
         Ok(differed)
     }
 

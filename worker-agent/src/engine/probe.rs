@@ -70,7 +70,7 @@ pub struct EventSource {
 pub enum Eviction {
     /// Least recently used first.
     Lru,
-    /// Another.
+    /// Another, or what is evicted stays cached on the host.
     Other,
     /// Not named.
     Unknown,
@@ -98,6 +98,7 @@ impl EngineInfo {
         let dp_size = from_block("dp_size").or_else(|| positive(field(answer, "dp_size"))).unwrap_or(1);
         let dp_size = dp_size.min(MAX_RANKS) as u32;
         let prefix_cache = field(answer, "disable_radix_cache").and_then(Value::as_bool) != Some(true);
+        let is_tiered = field(answer, "enable_hierarchical_cache").and_then(Value::as_bool) == Some(true);
         let config = events_config(answer);
         let events =
             if prefix_cache { sources(answer, block, config.as_ref(), host, dp_size) } else { Vec::new() };
@@ -117,6 +118,8 @@ impl EngineInfo {
             page_size: u32::try_from(page_size).ok()?,
             capacity_tokens: positive(field(answer, "max_total_num_tokens")).unwrap_or(0),
             eviction: match field(answer, "radix_eviction_policy").and_then(Value::as_str) {
+                // What leaves the device is still cached on the host, and is used from there.
+                _ if is_tiered => Eviction::Other,
                 Some("lru") => Eviction::Lru,
                 Some(_) => Eviction::Other,
                 None => Eviction::Unknown,
@@ -335,6 +338,21 @@ mod tests {
         assert_eq!(info.loads[1].endpoint, "tcp://10.0.0.7:31560");
         assert_eq!((info.page_size, info.capacity_tokens, info.eviction), (16, 1024, Eviction::Lru));
         assert_eq!(info.model, "tiny");
+    }
+
+    #[test]
+    fn only_a_plain_lru_cache_is_called_one() {
+        for (policy, tiered, expected) in [
+            (json!("lru"), json!(false), Eviction::Lru),
+            (json!("lru"), json!(true), Eviction::Other),
+            (json!("slru"), json!(null), Eviction::Other),
+            (json!(null), json!(false), Eviction::Unknown),
+        ] {
+            let mut answer = answer();
+            answer["radix_eviction_policy"] = policy;
+            answer["enable_hierarchical_cache"] = tiered;
+            assert_eq!(EngineInfo::read(&answer, "10.0.0.7").unwrap().eviction, expected);
+        }
     }
 
     #[test]

@@ -128,15 +128,20 @@ impl Server {
         json!({"timestamp": now.to_string(), "version": VERSION, "accelerator": null, "num_accelerators": 1, "loads": loads})
     }
 
-    /// `/metrics` in Prometheus text, the families that routers and agents read.
+    /// `/metrics` in Prometheus text, the families that routers and agents read, labelled as SGLang labels them.
     pub(super) fn metrics(&self) -> String {
         type Family = (&'static str, &'static str, fn(&Status) -> f64);
-        let families: [Family; 10] = [
+        let families: [Family; 12] = [
             ("num_running_reqs", "gauge", |s| s.load.running as f64),
             ("num_queue_reqs", "gauge", |s| s.load.waiting as f64),
             ("num_used_tokens", "gauge", |s| s.load.tokens as f64),
             ("token_usage", "gauge", |s| s.load.tokens as f64 / s.load.max_total_tokens.max(1) as f64),
+            ("kv_used_tokens", "gauge", |s| s.load.tokens as f64),
             ("kv_evictable_tokens", "gauge", |s| s.evictable_tokens as f64),
+            ("kv_available_tokens", "gauge", |s| {
+                let taken = s.load.tokens as f64 + s.evictable_tokens as f64;
+                s.load.max_total_tokens as f64 - taken
+            }),
             ("max_total_num_tokens", "gauge", |s| s.load.max_total_tokens as f64),
             ("prompt_tokens_total", "counter", |s| s.totals.prompt_tokens as f64),
             ("cached_tokens_total", "counter", |s| s.totals.cached_tokens as f64),
@@ -144,12 +149,20 @@ impl Server {
             ("num_aborted_requests_total", "counter", |s| s.totals.aborted as f64),
         ];
         let model = &self.inner.config.served_model_name;
+        let common = format!("engine_type=\"unified\",model_name=\"{model}\",moe_ep_rank=\"0\",");
         let mut text = format!("# uptime {:.3} s\n", self.inner.started.elapsed().as_secs_f64());
         for (name, kind, value) in families {
             text += &format!("# TYPE sglang:{name} {kind}\n");
             for (rank, engine) in self.inner.ranks.iter().enumerate() {
                 let value = value(&engine.status());
-                text += &format!("sglang:{name}{{model_name=\"{model}\",dp_rank=\"{rank}\"}} {value}\n");
+                let dp_rank = format!("dp_rank=\"{rank}\",");
+                let labels = match name {
+                    "evicted_tokens_total" => format!("cache_type=\"UnifiedRadixCache\",{dp_rank}"),
+                    // A server of one rank does not name it.
+                    _ if self.inner.ranks.len() == 1 => common.clone(),
+                    _ => format!("{dp_rank}{common}"),
+                };
+                text += &format!("sglang:{name}{{{labels}pp_rank=\"0\",tp_rank=\"0\"}} {value}\n");
             }
         }
         text

@@ -1,6 +1,7 @@
 //! Stories of a router and its writer, told without threads: a turn is a turn.
 
 mod addressed;
+mod counted;
 mod fleet;
 mod reconciled;
 mod sessions;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use super::Writer;
 use crate::key::{BlockHash, PrefixKey, Salt, Unit};
 use crate::{
-    AgentReport, BlockRun, ChatTemplate, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight,
+    Accuracy, AgentReport, BlockRun, ChatTemplate, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight,
     Incarnation, Introduction, JoinError, Joined, MispredictionCause, NoTemplate, NotRendered, Notice, Query,
     ReportLevel, RouteError, RouteRequest, Router, SessionEnd, SessionId, SetDigest, Settings, TargetId,
     Time, Units, Update, Usage, WorkerId, WorkerProfile, WorkerState,
@@ -175,6 +176,11 @@ impl Story {
     fn claimed(&mut self, worker: WorkerId) -> usize {
         let target = TargetId { worker, rank: 0 };
         self.ask(|done| Update::Query(Query::Claims { target, unit: Unit::Token, done })).len()
+    }
+
+    /// What snapshots show of the error of what is believed of a worker's first rank.
+    fn accuracy(&self, worker: WorkerId) -> Accuracy {
+        *self.router.snapshot().fleet.accuracy(TargetId { worker, rank: 0 }).unwrap()
     }
 
     fn state(&self, worker: WorkerId) -> WorkerState {
@@ -473,9 +479,9 @@ fn divergence_is_measured_at_the_same_sequence_number_only() {
         1,
         AgentReport::Fingerprint { rank: 0, unit: Unit::Token, seq: 1, digest: digest.clone() },
     );
-    assert_eq!(story.router.snapshot().fleet.targets[0].divergence_tokens, None);
+    assert_eq!(story.accuracy(worker).divergence, None);
     story.report(worker, 1, AgentReport::Fingerprint { rank: 0, unit: Unit::Token, seq: 0, digest });
-    let divergence = story.router.snapshot().fleet.targets[0].divergence_tokens.unwrap();
+    let divergence = story.accuracy(worker).divergence.unwrap().tokens;
     assert!((36..=48).contains(&divergence), "{divergence}");
 }
 
@@ -664,7 +670,7 @@ fn text_that_an_agent_names_is_what_it_names() {
     let mut digest = SetDigest::empty();
     key.hashes()[..8].iter().for_each(|hash| digest.add(*hash));
     story.report(worker, 1, AgentReport::Fingerprint { rank: 0, unit: Unit::Text, seq: 1, digest });
-    assert_eq!(story.router.snapshot().fleet.targets[0].divergence_tokens, Some(0));
+    assert_eq!(story.accuracy(worker).divergence.unwrap().tokens, 0);
     story.delta(worker, 1, text(2, vec![key.hashes()[3]], Vec::new()));
     assert_eq!(held(&mut story), 3, "what hangs below goes too");
     baseline(&mut story, Unit::Token, Vec::new());

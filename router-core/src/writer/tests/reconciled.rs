@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::reconcile::{Decoder, Difference, Encoder, Progress};
-use crate::{Considered, VouchedClaims};
+use crate::{Considered, DivergenceSource, VouchedClaims};
 
 /// What happens.
 #[derive(Clone, Debug)]
@@ -149,7 +149,7 @@ impl Cluster {
         let stored = found.iter().map(|hash| stored(self.held[hash], &[*hash])).collect();
         self.seq += 1;
         let delta = Delta { removed, stored, ..delta(self.seq) };
-        let report = AgentReport::Reconciled { rank: 0, as_of: vouched.as_of, delta };
+        let report = AgentReport::Reconciled { rank: 0, as_of: vouched.as_of, bytes: 0, delta };
         self.story.report(self.worker, self.session, report);
     }
 
@@ -211,15 +211,24 @@ fn what_was_used_just_now_is_kept() {
     // The claims are of now, and the agent has not heard of the store.
     let as_of = cluster.vouched().as_of;
     let delta = Delta { removed: hashes.clone(), ..delta(2) };
-    cluster.story.report(cluster.worker, 1, AgentReport::Reconciled { rank: 0, as_of, delta: delta.clone() });
+    cluster.story.report(
+        cluster.worker,
+        1,
+        AgentReport::Reconciled { rank: 0, as_of, bytes: 500, delta: delta.clone() },
+    );
     assert_eq!(cluster.claims().len(), 4);
     let later = as_of + Duration::from_secs(3);
     cluster.story.report(
         cluster.worker,
         1,
-        AgentReport::Reconciled { rank: 0, as_of: later, delta: Delta { seq: 3, ..delta } },
+        AgentReport::Reconciled { rank: 0, as_of: later, bytes: 500, delta: Delta { seq: 3, ..delta } },
     );
     assert_eq!(cluster.claims().len(), 0);
+    let accuracy = cluster.story.accuracy(cluster.worker);
+    let last = accuracy.reconciliation(Unit::Token).unwrap();
+    assert_eq!((last.false_claims, last.missing, last.tokens, last.bytes), (4, 0, 16, 500));
+    let found = accuracy.divergence.unwrap();
+    assert_eq!((found.tokens, found.source), (16, DivergenceSource::Reconciliation));
 }
 
 #[test]
