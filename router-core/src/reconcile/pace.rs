@@ -24,7 +24,7 @@ pub struct Pace {
 }
 
 /// Share of blocks that differs when they are compared.
-const WANTED: f64 = 1.0 / 125.0;
+const WANTED: f64 = 1.0 / 250.0;
 
 /// Shortest time between two comparisons: what is on its way settles in about as long.
 const SHORTEST: Duration = Duration::from_secs(1);

@@ -252,7 +252,7 @@ impl AgentService {
             for report in taken? {
                 let report = match report {
                     AgentReport::Delta { rank, delta } if about.reconciles > 0 => {
-                        match rounds.answered(rank, delta.unit, about.reconciles, self) {
+                        match rounds.answered(rank, &delta, about.reconciles, self) {
                             Some((as_of, sent)) => {
                                 let bytes = sent + about.bytes as u64;
                                 AgentReport::Reconciled { rank, as_of, bytes, delta }

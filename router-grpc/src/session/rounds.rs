@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use prost::Message as _;
 use router_core::key::Unit;
-use router_core::reconcile::{Encoder, MOST_SYMBOLS, SYMBOL_BYTES};
-use router_core::{Query, TargetId, Time, Units, Update, VouchedClaims, WorkerId};
+use router_core::reconcile::{Encoder, MOST_SYMBOLS, Pace, SYMBOL_BYTES};
+use router_core::{Delta, Query, TargetId, Time, Units, Update, VouchedClaims, WorkerId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -40,15 +40,24 @@ const LEAST_BLOCKS: u64 = FIRST_SYMBOLS as u64 * SYMBOL_BYTES as u64 / BASELINE_
 pub(super) struct Rounds {
     worker: WorkerId,
     units: Units,
-    ranks: u32,
-    /// Time between two rounds of each rank; `None`: only when something was lost.
-    interval: Option<Duration>,
-    due: Option<Instant>,
+    /// `None`: only when something was lost.
+    pace: Option<Pace>,
+    turns: Vec<Turn>,
     /// What is to be reconciled next.
     waiting: VecDeque<Wish>,
     active: Option<Round>,
     /// Rounds of all sessions that may be under way.
     room: Arc<Semaphore>,
+}
+
+/// When a rank is to be reconciled again in one unit.
+#[derive(Debug)]
+struct Turn {
+    rank: u32,
+    unit: Unit,
+    due: Instant,
+    /// When it was, or the session began.
+    last: Instant,
 }
 
 /// A rank that is to be reconciled in one unit.
@@ -76,15 +85,22 @@ struct Round {
 }
 
 impl Rounds {
-    /// For a session of an agent that can decode symbols; the ranks in `unreconciled` begin with a round.
+    /// For a session of an agent that can decode symbols. `longest`: time between two rounds where nothing differs.
     pub(super) fn new(
         (worker, ranks, units): (WorkerId, u32, Units),
-        interval: Option<Duration>,
+        longest: Option<Duration>,
         room: Arc<Semaphore>,
     ) -> Self {
-        // Not all sessions at once, however they were opened.
-        let due = interval.map(|interval| Instant::now() + interval.mul_f64(0.5 + 0.5 * fastrand::f64()));
-        Self { worker, units, ranks, interval, due, waiting: VecDeque::new(), active: None, room }
+        let (pace, last) = (longest.map(Pace::new), Instant::now());
+        let turn = |rank, unit, longest: Duration| {
+            // Not all at once, however many sessions were opened together.
+            let due = last + longest.mul_f64(0.5 + 0.5 * fastrand::f64());
+            Turn { rank, unit, due, last }
+        };
+        let all = (0..ranks).flat_map(|rank| units.iter().map(move |unit| (rank, unit)));
+        let turns = longest
+            .map_or_else(Vec::new, |longest| all.map(|(rank, unit)| turn(rank, unit, longest)).collect());
+        Self { worker, units, pace, turns, waiting: VecDeque::new(), active: None, room }
     }
 
     /// Something of a rank was lost.
@@ -111,18 +127,20 @@ impl Rounds {
             (None, false) => Some(Instant::now() + PAUSE),
             (None, true) => None,
         };
-        [self.due, now].into_iter().flatten().min()
+        self.turns.iter().map(|turn| turn.due).chain(now).min()
     }
 
     /// Does what is due: gives up a round that is not answered, and begins the next.
     pub(super) async fn step(&mut self, service: &AgentService, outbox: &Outbox) {
         let now = Instant::now();
-        if self.due.is_some_and(|due| now >= due) {
-            self.due = self.interval.map(|interval| now + interval);
-            for rank in 0..self.ranks {
-                for unit in self.units.iter() {
-                    self.wish(Wish { rank, unit, needed: false });
-                }
+        let longest = self.pace.map(|pace| pace.longest()).unwrap_or_default();
+        for at in 0..self.turns.len() {
+            let Turn { rank, unit, due, .. } = &mut self.turns[at];
+            if now >= *due {
+                // Unless its outcome says otherwise.
+                *due = now + longest;
+                let wish = Wish { rank: *rank, unit: *unit, needed: false };
+                self.wish(wish);
             }
         }
         if let Some(round) = self.active.take_if(|round| now >= round.heard + PATIENCE) {
@@ -209,19 +227,28 @@ impl Rounds {
         }
     }
 
-    /// The moment of the claims of a round that a delta answers, which ends with it, and the bytes that it took so far. `None`: it answers another, which does not count.
+    /// The moment of the claims of a round that a delta answers, which ends with it, and the bytes that it took so far. `None`: it
+    /// answers another, which does not count.
     pub(super) fn answered(
         &mut self,
         rank: u32,
-        unit: Unit,
+        delta: &Delta,
         number: u64,
         service: &AgentService,
     ) -> Option<(Time, u64)> {
+        let unit = delta.unit;
         let is_it =
             |round: &mut Round| (round.wish.rank, round.wish.unit, round.number) == (rank, unit, number);
         let round = self.active.take_if(is_it)?;
         service.metrics.reconciliation_seconds.inc_by(round.begun.elapsed().as_secs_f64());
         service.metrics.reconciliations_completed.inc();
+        let turn = self.turns.iter_mut().find(|turn| (turn.rank, turn.unit) == (rank, unit));
+        if let (Some(turn), Some(pace)) = (turn, self.pace) {
+            let now = Instant::now();
+            let found = delta.stored.iter().map(|run| run.hashes.len()).sum::<usize>() + delta.removed.len();
+            turn.due = now + pace.compared(now - turn.last, found as u64, round.encoder.len());
+            turn.last = now;
+        }
         Some((round.as_of, round.bytes))
     }
 
