@@ -146,7 +146,8 @@ pub struct RouterConfig {
     /// How long agents collect changes before they report them, in milliseconds
     #[arg(long, env = "ESPALIER_REPORT_INTERVAL_MS", default_value_t = 50)]
     pub report_interval_ms: u32,
-    /// Time between two comparisons of an agent's blocks with the claims on them, in seconds; 0 compares only where reports were lost
+    /// Longest time between two comparisons of an agent's blocks with the claims on them, in seconds. Where they drift apart they are compared
+    /// more often, up to once a second; 0 compares only where reports were lost
     #[arg(long, env = "ESPALIER_RECONCILE_INTERVAL_SECS", default_value_t = 60.0)]
     pub reconcile_interval_secs: f64,
     /// Time after which a predicted claim lapses that nothing has confirmed, in seconds

@@ -6,15 +6,15 @@ use std::time::Duration;
 ///
 /// What an agent does not tell makes claims and caches differ ever more until they are compared again: most when other routers send work
 /// to the same engine, and hardly at all where only this one does. The time is chosen so that one block in
-/// 125 differs when they are compared, half as many on average.
+/// 250 differs when they are compared, half as many on average.
 ///
 /// ```
 /// use std::time::Duration;
 /// use router_core::reconcile::Pace;
 ///
 /// let pace = Pace::new(Duration::from_secs(60));
-/// // Of 10,000 blocks 480 differed after a minute.
-/// assert_eq!(pace.compared(Duration::from_secs(60), 480, 10_000), Duration::from_secs(10));
+/// // Of 10,000 blocks 240 differed after a minute.
+/// assert_eq!(pace.compared(Duration::from_secs(60), 240, 10_000), Duration::from_secs(10));
 /// // Then nothing: it is twice as long until the next.
 /// assert_eq!(pace.compared(Duration::from_secs(10), 0, 10_000), Duration::from_secs(20));
 /// ```
@@ -57,11 +57,11 @@ mod tests {
 
     #[test]
     fn a_steady_drift_is_found_when_it_is_as_large_as_is_wanted() {
-        // 20 of 10,000 blocks a second: 80 after four.
+        // 10 of 10,000 blocks a second: 40 after four.
         let pace = Pace::new(Duration::from_secs(60));
         let mut time = pace.longest();
         for _ in 0..3 {
-            time = pace.compared(time, (20.0 * time.as_secs_f64()) as u64, 10_000);
+            time = pace.compared(time, (10.0 * time.as_secs_f64()) as u64, 10_000);
         }
         assert_eq!(time, Duration::from_secs(4));
     }
