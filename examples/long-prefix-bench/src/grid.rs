@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use crate::lab::Fault;
 use crate::workload::{Draft, Pattern, Trace, TraceError, draft, load};
 
 /// How much is run.
@@ -10,9 +11,9 @@ use crate::workload::{Draft, Pattern, Trace, TraceError, draft, load};
 pub enum Suite {
     /// A handful of small cells, for tests.
     Smoke,
-    /// Every workload at one point, two of them along both axes: a minute.
+    /// Every workload at one point, two of them along both axes, one with each fault, four with two routers: two minutes.
     Quick,
-    /// The surface κ × ρ of the workloads that tell most, and fleets of 4 to 32: some minutes.
+    /// The surface κ × ρ of the workloads that tell most, fleets of 4 to 32, every fault, several routers: some minutes.
     Full,
 }
 
@@ -47,6 +48,10 @@ pub struct Plan {
     pub workers: usize,
     /// About so many requests.
     pub requests: usize,
+    /// What goes wrong.
+    pub fault: Option<Fault>,
+    /// Routers in front of all engines.
+    pub routers: usize,
 }
 
 impl Suite {
@@ -109,6 +114,12 @@ fn quick() -> Vec<Plan> {
     for (kappa, rho) in [(0.5, 0.5), (1.0, 0.5), (2.0, 0.5), (1.0, 0.3), (1.0, 0.8)] {
         cells.push(Plan::new(sample, kappa, rho, 4, 1_214));
     }
+    let agents = Plan::new(Workload::Generated(Pattern::Agents), 2.0, 0.5, 8, 3_000);
+    cells.extend(Fault::ALL.map(|fault| Plan { fault: Some(fault), ..agents }));
+    for pattern in [Pattern::SystemPrompts, Pattern::Chat, Pattern::Herd] {
+        cells.push(Plan { routers: 2, ..Plan::generated(pattern, 1.0, 0.5, 8, 3_000) });
+    }
+    cells.push(Plan { routers: 2, ..agents });
     cells
 }
 
@@ -131,6 +142,14 @@ fn full() -> Vec<Plan> {
         let cliff = Plan::generated(Pattern::Cliff, 1.0, 0.5, 8, 4_000);
         cells.push(Plan { capacity: Capacity::LiveContext(live), ..cliff });
     }
+    let plain = surfaces.into_iter().chain([Workload::Real(Trace::Sample)]);
+    for plain in plain.map(|workload| Plan::new(workload, 2.0, 0.5, 8, 3_000)) {
+        cells.extend(Fault::ALL.map(|fault| Plan { fault: Some(fault), ..plain }));
+        cells.extend([2, 4].map(|routers| Plan { routers, ..plain }));
+    }
+    for pattern in [Pattern::SystemPrompts, Pattern::Herd, Pattern::Sliding] {
+        cells.push(Plan { routers: 2, ..Plan::generated(pattern, 1.0, 0.5, 8, 4_000) });
+    }
     // The middle of a surface has been named before.
     let mut seen = HashSet::new();
     cells.retain(|plan| seen.insert(plan.id()));
@@ -139,7 +158,8 @@ fn full() -> Vec<Plan> {
 
 impl Plan {
     fn new(workload: Workload, kappa: f64, rho: f64, workers: usize, requests: usize) -> Self {
-        Self { workload, capacity: Capacity::Kappa(kappa), rho, workers, requests }
+        let (capacity, fault, routers) = (Capacity::Kappa(kappa), None, 1);
+        Self { workload, capacity, rho, workers, requests, fault, routers }
     }
 
     /// The cliff's capacity follows from its sessions, the sliding set's is short of what it uses.
@@ -152,13 +172,20 @@ impl Plan {
         Self { capacity, ..Self::new(Workload::Generated(pattern), kappa, rho, workers, requests) }
     }
 
+    /// The same with nothing wrong and one router.
+    pub fn undisturbed(&self) -> Self {
+        Self { fault: None, routers: 1, ..*self }
+    }
+
     /// Names the cell within its suite.
     pub fn id(&self) -> String {
         let capacity = match self.capacity {
             Capacity::Kappa(kappa) => format!("κ {kappa}"),
             Capacity::LiveContext(live) => format!("live {live}"),
         };
-        format!("{}, {capacity}, ρ {}, N {}", self.workload.name(), self.rho, self.workers)
+        let fault = self.fault.map_or_else(String::new, |fault| format!(", {}", fault.name()));
+        let routers = if self.routers == 1 { String::new() } else { format!(", {} routers", self.routers) };
+        format!("{}, {capacity}, ρ {}, N {}{fault}{routers}", self.workload.name(), self.rho, self.workers)
     }
 
     /// Its requests.

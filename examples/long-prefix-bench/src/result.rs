@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::metrics::{Detail, Metrics};
 
 /// Name and version of the schema. A new version reads no old files.
-pub const SCHEMA: &str = "espalier.long-prefix-bench/1";
+pub const SCHEMA: &str = "espalier.long-prefix-bench/2";
 
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,6 +79,12 @@ pub struct Cell {
     pub kappa: Option<f64>,
     /// Share of the fleet's time that prefill with an infinite cache and decoding in batches of 16 take, as asked for.
     pub rho: f64,
+    /// What goes wrong.
+    pub fault: Option<String>,
+    /// Routers in front of all engines.
+    pub routers: usize,
+    /// The cell with the same traffic where nothing goes wrong and one router decides; its own id if it is that.
+    pub undisturbed: String,
     /// The traffic of each seed.
     pub seeds: Vec<Seed>,
     /// One for each contestant, in their order.
@@ -185,6 +191,11 @@ impl Report {
 }
 
 impl Cell {
+    /// Something goes wrong, or several routers decide.
+    pub fn is_disturbed(&self) -> bool {
+        self.undisturbed != self.id
+    }
+
     /// A contestant's run.
     pub fn run(&self, contestant: &str) -> Option<&Run> {
         self.runs.iter().find(|run| run.contestant == contestant)

@@ -144,6 +144,8 @@ impl Job<'_> {
             timing,
             timeout: TIMEOUT,
             seed,
+            routers: plan.routers,
+            fault: plan.fault,
         };
         let runs = contestants.iter().map(|contestant| {
             let outcome = run(&setting, &traffic, contestant).map_err(|source| BenchError::Lab {
@@ -181,7 +183,8 @@ fn leave_out_repetitions(cells: &mut Vec<Cell>) {
     let mut seen = HashSet::new();
     cells.retain(|cell| {
         let of = |seed: &Seed| (seed.hash.clone(), seed.capacity_tokens);
-        seen.insert((cell.workers, cell.seeds.iter().map(of).collect::<Vec<_>>()))
+        let traffic: Vec<_> = cell.seeds.iter().map(of).collect();
+        seen.insert((cell.workers, cell.fault.clone(), cell.routers, traffic))
     });
 }
 
@@ -221,6 +224,9 @@ fn empty(plan: &Plan, contestants: &[Contestant]) -> Cell {
             Capacity::LiveContext(_) => None,
         },
         rho: plan.rho,
+        fault: plan.fault.map(|fault| fault.name().to_owned()),
+        routers: plan.routers,
+        undisturbed: plan.undisturbed().id(),
         seeds: Vec::new(),
         runs: contestants.iter().map(run).collect(),
     }

@@ -80,7 +80,7 @@ fn outputs_are_cached_and_an_abort_keeps_what_was_computed() {
     engine.begin(Duration::ZERO);
     engine.abort(RequestId(3));
     engine.end();
-    assert_eq!((engine.requests(), engine.memory().borrow().held_blocks()), (0, 0));
+    assert_eq!((engine.requests(), engine.memory().borrow().held_blocks()), ((0, 0), 0));
     assert_eq!(engine.memory().borrow().cached_of(&sequence(&tokens(3, 1_000), 1)), 8);
 }
 

@@ -7,9 +7,13 @@ use crate::stats::{Ratio, geometric_mean};
 /// Cells that are looked at together.
 pub type Track = (&'static str, fn(&Cell) -> bool);
 
-/// Real and generated traffic apart, and all.
-pub const TRACKS: [Track; 3] =
-    [("real traces", |cell| cell.is_real), ("generated", |cell| !cell.is_real), ("all cells", |_| true)];
+/// Real and generated traffic apart, what is disturbed apart from both, and all.
+pub const TRACKS: [Track; 4] = [
+    ("real traces", |cell| cell.is_real && !cell.is_disturbed()),
+    ("generated", |cell| !cell.is_real && !cell.is_disturbed()),
+    ("faults and several routers", |cell| cell.is_disturbed()),
+    ("all cells", |_| true),
+];
 
 /// One router over some cells.
 #[derive(Clone, Debug, PartialEq)]
