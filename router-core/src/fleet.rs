@@ -171,6 +171,9 @@ pub struct Target {
     pub claimed_tokens: u64,
     /// Share of stored tokens that something was evicted for lately, 0 to 1. Near 1 every miss pushes out something else.
     pub eviction_pressure: f32,
+    /// Share of the tokens expected to be cached that responses found lately, 0 to 1, of those that had once been there: what claims on it are
+    /// worth.
+    pub retention: f32,
     /// Estimated difference between claims and the engine's cache, in tokens; absent without an agent.
     pub divergence_tokens: Option<u64>,
     /// Prefill speed.

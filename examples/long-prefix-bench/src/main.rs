@@ -121,7 +121,7 @@ impl Run {
         let file = self.out.join("result.json");
         report.write(&file)?;
         if self.rows {
-            note(&format!("{}{}", report::cells(&report), report::standings(&report)));
+            note(&tables(&report));
             for row in rows(&report)? {
                 say(&format!("{row}\n"))?;
             }
@@ -160,7 +160,13 @@ fn reread(path: &Path, html: Option<&Path>) -> Result<(), Failure> {
 }
 
 fn show(report: &Report) -> Result<(), Failure> {
-    say(&format!("{}{}", report::cells(report), report::standings(report)))
+    say(&tables(report))
+}
+
+fn tables(report: &Report) -> String {
+    [report::cells, report::gains, report::capacities, report::standings, report::targets_table]
+        .map(|table| table(report))
+        .concat()
 }
 
 fn compare(a: &Path, b: &Path) -> Result<(), Failure> {

@@ -150,6 +150,16 @@ pub enum ResultError {
         /// Why.
         source: serde_json::Error,
     },
+    /// A contestant has no figures where others have.
+    #[error("{path}: `{contestant}` has not every seed of cell `{cell}`")]
+    Incomplete {
+        /// The file.
+        path: PathBuf,
+        /// Who.
+        contestant: String,
+        /// Where.
+        cell: String,
+    },
     /// Another version wrote it.
     #[error("{path} has the schema `{found}`, and this program reads `{SCHEMA}`")]
     Schema {
@@ -174,7 +184,23 @@ impl Report {
         if head.schema != SCHEMA {
             return Err(ResultError::Schema { path: path.to_owned(), found: head.schema });
         }
-        serde_json::from_str(&text).map_err(json)
+        let report: Self = serde_json::from_str(&text).map_err(json)?;
+        match report.gap() {
+            Some((contestant, cell)) => {
+                let (contestant, cell) = (contestant.to_owned(), cell.to_owned());
+                Err(ResultError::Incomplete { path: path.to_owned(), contestant, cell })
+            }
+            None => Ok(report),
+        }
+    }
+
+    /// A contestant and a cell that it has no or not all figures of.
+    fn gap(&self) -> Option<(&str, &str)> {
+        let names = || self.contestants.iter().map(|entry| entry.name.as_str());
+        let mut all = self.cells.iter().flat_map(|cell| names().map(move |name| (name, cell)));
+        let is_whole =
+            |name, cell: &Cell| cell.run(name).is_some_and(|run| run.seeds.len() == cell.seeds.len());
+        all.find(|(name, cell)| !is_whole(*name, *cell)).map(|(name, cell)| (name, cell.id.as_str()))
     }
 
     /// Writes the document.

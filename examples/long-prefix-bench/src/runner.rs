@@ -193,6 +193,7 @@ fn capacity_tokens(plan: &Plan, traffic: &Traffic, w90_tokens: usize) -> usize {
     let workers = plan.workers as f64;
     let wanted = match plan.capacity {
         Capacity::Kappa(kappa) => kappa * w90_tokens as f64 / workers,
+        Capacity::Tokens(tokens) => tokens as f64,
         Capacity::LiveContext(share) => {
             let longest = |turns: &[crate::workload::Turn]| {
                 let requests = turns.iter().flat_map(|turn| &turn.requests);
@@ -221,7 +222,7 @@ fn empty(plan: &Plan, contestants: &[Contestant]) -> Cell {
         workers: plan.workers,
         kappa: match plan.capacity {
             Capacity::Kappa(kappa) => Some(kappa),
-            Capacity::LiveContext(_) => None,
+            Capacity::LiveContext(_) | Capacity::Tokens(_) => None,
         },
         rho: plan.rho,
         fault: plan.fault.map(|fault| fault.name().to_owned()),

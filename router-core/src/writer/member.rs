@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::gate::Gate;
 use super::pressure::Pressure;
+use super::retention::Retention;
 use crate::chat::ChatTemplate;
 use crate::fleet::{
     AgentLink, DEFAULT_BOOTSTRAP_PORT, Declaration, Incarnation, ReportLevel, Slot, Tenure, Worker, WorkerId,
@@ -73,6 +74,7 @@ pub(crate) struct Rank {
     /// By unit.
     pub(crate) divergence_tokens: [Option<u64>; 2],
     pub(crate) pressure: Pressure,
+    pub(crate) retention: Retention,
     /// Last total the agent reported.
     pub(crate) evicted_tokens_total: Option<u64>,
     /// The number of the last delta told to be applied.
@@ -140,6 +142,7 @@ impl Rank {
             foreign_used_tokens: 0,
             divergence_tokens: [None; 2],
             pressure: Pressure::default(),
+            retention: Retention::default(),
             evicted_tokens_total: None,
             acked: None,
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::member::{Member, Rank};
+use super::retention::Retention;
 use super::slots::SlotPool;
 use crate::fleet::{
     Declaration, Fleet, Incarnation, Role, Slot, Target, TargetId, WorkerId, WorkerProfile, WorkerState,
@@ -118,6 +119,7 @@ impl Roster {
             rank.gate.close();
             rank.unreconciled = Units::default();
             rank.divergence_tokens = [None; 2];
+            rank.retention = Retention::default();
             self.slots.retired.push_back(old);
         }
     }
@@ -265,6 +267,7 @@ impl Roster {
                     doubtful: state.doubtful,
                     claimed_tokens: claimed_tokens(state.slot),
                     eviction_pressure: state.pressure.share(),
+                    retention: state.retention.share(),
                     divergence_tokens: state.divergence_tokens.into_iter().max().flatten(),
                     prefill: state.prefill,
                     reported: state.reported,

@@ -63,7 +63,11 @@ impl Contestant {
 
     /// The settings that decide, for the record.
     pub fn settings(&self) -> String {
-        let agents = if self.agents { "agents report removals and stores every 50 ms, load every second" } else { "no agents" };
+        let agents = if self.agents {
+            "agents report removals and stores every 50 ms, load every second"
+        } else {
+            "no agents"
+        };
         match &self.rule {
             Rule::Policy(config) => format!("{config:?}; {agents}"),
             Rule::Ring => "64 places a worker, loads at most 1.25 times the mean".to_owned(),

@@ -251,12 +251,7 @@ impl Side {
     }
 
     /// A health check says whether an engine answers.
-    pub(super) fn checked(
-        &mut self,
-        engine: usize,
-        reachable: bool,
-        now: Duration,
-    ) -> Result<(), LabError> {
+    pub(super) fn checked(&mut self, engine: usize, reachable: bool, now: Duration) -> Result<(), LabError> {
         self.health(engine, reachable)?;
         self.turn(now);
         Ok(())

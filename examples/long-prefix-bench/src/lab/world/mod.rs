@@ -341,4 +341,3 @@ impl World<'_> {
         self.outcome
     }
 }
-

@@ -58,10 +58,7 @@ fn everybody_answers_every_request() {
                 for turns in session.turns.windows(2) {
                     let over = turns[0].requests.iter().map(|at| outcome.requests[*at as usize].done);
                     let asked = outcome.requests[turns[1].requests[0] as usize].sent;
-                    assert!(
-                        over.max().flatten().unwrap() + turns[1].think <= asked,
-                        "an answer comes first"
-                    );
+                    assert!(over.max().flatten().unwrap() + turns[1].think <= asked, "an answer comes first");
                 }
             }
         }
@@ -107,7 +104,6 @@ fn clients_leave_when_nothing_comes_and_the_engine_goes_on() {
     let outcome = run(&setting, &traffic, &router).unwrap();
     let left = outcome.requests.iter().filter(|request| request.first.is_none()).count();
     assert!(left > 20 && left < 60, "{left}");
-    let late =
-        |request: &&Request| request.first.is_some_and(|first| first > request.sent + setting.timeout);
+    let late = |request: &&Request| request.first.is_some_and(|first| first > request.sent + setting.timeout);
     assert_eq!(outcome.requests.iter().filter(late).count(), 0);
 }
