@@ -32,7 +32,7 @@ impl State {
         let cause = self.misprediction(traffic, observation);
         let error = self.error_tokens(traffic, observation);
         self.notices.push(Notice::Mispredicted { target: traffic.target, error_tokens: error, cause });
-        if matches!(cause, None | Some(MispredictionCause::Evicted)) {
+        if in_place && matches!(cause, None | Some(MispredictionCause::Evicted)) {
             let expected = self.predicted_tokens(traffic, observation);
             // A difference that is rounding is none.
             let found = if cause.is_none() { expected } else { observation.cached_tokens };
