@@ -30,6 +30,9 @@ enum Command {
         /// Writes its page there too.
         #[arg(long, value_name = "FILE")]
         html: Option<PathBuf>,
+        /// And there its heat map alone.
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// Prints what one result is relative to another.
     Compare {
@@ -82,7 +85,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::Run(run) => run.run(),
-        Command::Show { result, html } => reread(&result, html.as_deref()),
+        Command::Show { result, html, svg } => reread(&result, html.as_deref(), svg.as_deref()),
         Command::Compare { a, b } => compare(&a, &b),
     };
     match done {
@@ -151,8 +154,11 @@ impl Run {
     }
 }
 
-fn reread(path: &Path, html: Option<&Path>) -> Result<(), Failure> {
+fn reread(path: &Path, html: Option<&Path>, svg: Option<&Path>) -> Result<(), Failure> {
     let report = Report::read(path)?;
+    if let Some(svg) = svg {
+        result::write(svg, &report::heat_map(&report))?;
+    }
     if let Some(html) = html {
         result::write(html, &report::page(&report))?;
     }

@@ -200,7 +200,7 @@ impl Report {
         let mut all = self.cells.iter().flat_map(|cell| names().map(move |name| (name, cell)));
         let is_whole =
             |name, cell: &Cell| cell.run(name).is_some_and(|run| run.seeds.len() == cell.seeds.len());
-        all.find(|(name, cell)| !is_whole(*name, *cell)).map(|(name, cell)| (name, cell.id.as_str()))
+        all.find(|(name, cell)| !is_whole(*name, cell)).map(|(name, cell)| (name, cell.id.as_str()))
     }
 
     /// Writes the document.

@@ -14,7 +14,7 @@ mod targets;
 pub use capacity::{Ladder, capacities, ladders};
 pub use compare::{CompareError, compare};
 pub use gains::gains;
-pub use page::page;
+pub use page::{heat_map, page};
 pub use regret::{Regret, TRACKS, Track, regrets};
 pub use table::{cells, standings};
 pub use targets::{Target, targets, targets_table};
