@@ -439,7 +439,7 @@ fn claims_are_worth_what_responses_find_of_them() {
     let backlog = story.router.snapshot().fleet.targets[0].load.read().backlog_us;
     let model = story.router.snapshot().fleet.targets[0].prefill;
     let half = waiting.predicted_tokens() / 2;
-    assert_eq!(backlog, model.prefill_time(160, half).as_micros() as u64);
+    assert_eq!(backlog, model.prefill_time(waiting.prompt_tokens(), half).as_micros() as u64);
     drop(waiting);
     story.send(Update::Fleet(FleetUpdate::Void { worker, reason: "another process".into() }));
     assert_eq!(retention(&story), 1.0, "of another life nothing is known");
