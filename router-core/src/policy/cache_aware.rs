@@ -54,7 +54,7 @@ impl CacheAware {
         let settings = &self.settings;
         let lambda =
             settings.miss_penalty * (1.0 + settings.stiffness * f64::from(candidate.eviction_pressure));
-        let prefill_us = candidate.prefill.prefill_us(view.prompt_tokens, candidate.retained_tokens());
+        let prefill_us = candidate.prefill.compared_us(view.prompt_tokens, candidate.retained_tokens());
         let running = candidate.load.in_flight.saturating_sub(candidate.load.in_prefill);
         candidate.backlog_us() + (1.0 + lambda) * prefill_us + running as f64 * settings.decode_delay_us
     }
