@@ -378,6 +378,7 @@ fn candidate(
         capacity_tokens: capacity_tokens(settings, target),
         prefill: target.prefill,
         eviction_pressure: target.eviction_pressure,
+        retention: target.retention,
         claimed_tokens: target.claimed_tokens,
         identity: target.identity(),
     }

@@ -179,6 +179,9 @@ pub struct Target {
     pub claimed_tokens: u64,
     /// Share of stored tokens that something was evicted for lately, 0 to 1. Near 1 every miss pushes out something else.
     pub eviction_pressure: f32,
+    /// Share of the tokens expected to be cached that responses found lately, 0 to 1, of those that had once been there: what claims on it are
+    /// worth.
+    pub retention: f32,
     /// Prefill speed.
     pub prefill: PrefillModel,
     /// The engine's own load numbers, if an agent reports them.

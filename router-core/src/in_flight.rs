@@ -8,7 +8,7 @@ use crate::fleet::{Slot, Target, TargetId, Tenure, Worker};
 use crate::health::{EjectionSettings, FaultKind};
 use crate::key::PrefixKey;
 use crate::load::{LoadCounters, Share};
-use crate::policy::Reason;
+use crate::policy::{Reason, retained};
 use crate::time::Time;
 use crate::update::{Observation, Traffic, TrafficEvent, Update, UpdateSender};
 
@@ -89,8 +89,9 @@ impl InFlight {
         ejection: EjectionSettings,
         admitted: Admitted,
     ) -> Result<Self, Admitted> {
-        let new = routed.prompt_tokens.saturating_sub(routed.predicted_tokens);
-        let prefill = target.prefill.prefill_time(routed.prompt_tokens, routed.predicted_tokens);
+        let likely = retained(routed.predicted_tokens, target.retention);
+        let new = routed.prompt_tokens.saturating_sub(likely);
+        let prefill = target.prefill.prefill_time(routed.prompt_tokens, likely);
         let share = Share {
             prefill_tokens: new,
             prefill_us: u64::try_from(prefill.as_micros()).unwrap_or(u64::MAX),

@@ -310,7 +310,7 @@ impl Router {
             matched_tokens: candidate.matched_tokens,
             load: candidate.load,
             backlog: candidate.backlog(),
-            prefill: candidate.prefill.prefill_time(view.prompt_tokens, candidate.matched_tokens),
+            prefill: candidate.prefill.prefill_time(view.prompt_tokens, candidate.retained_tokens()),
             cost: policy.cost(&view, candidate),
         });
         let excluded = snapshot.fleet.targets.iter().filter_map(|target| {

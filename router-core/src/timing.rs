@@ -48,6 +48,14 @@ impl PrefillModel {
         self.unit_work(total, cached) / self.tokens_per_s * 1e6
     }
 
+    /// [`prefill_us`](Self::prefill_us) with one division, for decisions: equal candidates come out equal, and that is all they need.
+    #[inline]
+    pub(crate) fn compared_us(&self, total: u64, cached: u64) -> f64 {
+        let new = total.saturating_sub(cached) as f64;
+        let weighted = new * (self.half_context_tokens + total as f64 - new * 0.5);
+        weighted * 1e6 / (self.half_context_tokens * self.tokens_per_s)
+    }
+
     /// Learns from one request that was alone: `total` and `cached` tokens as the engine counted them, and the time to
     /// its first token.
     pub fn learn(&mut self, total: u64, cached: u64, took: Duration) {

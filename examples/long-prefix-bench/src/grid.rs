@@ -3,16 +3,20 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use crate::workload::{Draft, Pattern, Trace, TraceError, draft, load};
+use crate::lab::Fault;
+use crate::workload::{Draft, EQUAL_PROMPT_TOKENS, EQUAL_PROMPTS, Pattern, Trace, TraceError, draft, load};
+
+/// Requests of P1: 16 for each prompt, SGLang's default. Its ρ may exceed 1: batches are larger than those that ρ is defined with.
+const EQUAL_REQUESTS: usize = 16 * EQUAL_PROMPTS;
 
 /// How much is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Suite {
     /// A handful of small cells, for tests.
     Smoke,
-    /// Every workload at one point, two of them along both axes: a minute.
+    /// Every workload at one point, two of them along both axes, one with each fault, four with two routers: two minutes.
     Quick,
-    /// The surface κ × ρ of the workloads that tell most, and fleets of 4 to 32: some minutes.
+    /// The surface κ × ρ of the workloads that tell most, fleets of 4 to 32, every fault, several routers: some minutes.
     Full,
 }
 
@@ -32,6 +36,8 @@ pub enum Capacity {
     Kappa(f64),
     /// So that all sessions at their longest come to this share of the fleet's.
     LiveContext(f64),
+    /// So many tokens an engine.
+    Tokens(usize),
 }
 
 /// One cell to run.
@@ -47,6 +53,10 @@ pub struct Plan {
     pub workers: usize,
     /// About so many requests.
     pub requests: usize,
+    /// What goes wrong.
+    pub fault: Option<Fault>,
+    /// Routers in front of all engines.
+    pub routers: usize,
 }
 
 impl Suite {
@@ -101,6 +111,7 @@ fn smoke() -> Vec<Plan> {
 fn quick() -> Vec<Plan> {
     let mut cells: Vec<Plan> =
         Pattern::ALL.into_iter().map(|pattern| Plan::generated(pattern, 1.0, 0.5, 8, 3_000)).collect();
+    cells.extend(equal_prompts(&[0.8, 1.2, 1.6, 2.0, 2.4]));
     // An engine that holds two of these sessions is at κ 0.78.
     for (kappa, rho) in [(0.75, 0.5), (2.0, 0.5), (1.0, 0.3), (1.0, 0.8)] {
         cells.push(Plan::new(Workload::Generated(Pattern::Agents), kappa, rho, 8, 3_000));
@@ -109,6 +120,12 @@ fn quick() -> Vec<Plan> {
     for (kappa, rho) in [(0.5, 0.5), (1.0, 0.5), (2.0, 0.5), (1.0, 0.3), (1.0, 0.8)] {
         cells.push(Plan::new(sample, kappa, rho, 4, 1_214));
     }
+    let agents = Plan::new(Workload::Generated(Pattern::Agents), 2.0, 0.5, 8, 3_000);
+    cells.extend(Fault::ALL.map(|fault| Plan { fault: Some(fault), ..agents }));
+    for pattern in [Pattern::SystemPrompts, Pattern::Chat, Pattern::Herd] {
+        cells.push(Plan { routers: 2, ..Plan::generated(pattern, 1.0, 0.5, 8, 3_000) });
+    }
+    cells.push(Plan { routers: 2, ..agents });
     cells
 }
 
@@ -131,25 +148,46 @@ fn full() -> Vec<Plan> {
         let cliff = Plan::generated(Pattern::Cliff, 1.0, 0.5, 8, 4_000);
         cells.push(Plan { capacity: Capacity::LiveContext(live), ..cliff });
     }
+    cells.extend(equal_prompts(&[0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6]));
+    let plain = surfaces.into_iter().chain([Workload::Real(Trace::Sample)]);
+    for plain in plain.map(|workload| Plan::new(workload, 2.0, 0.5, 8, 3_000)) {
+        cells.extend(Fault::ALL.map(|fault| Plan { fault: Some(fault), ..plain }));
+        cells.extend([2, 4].map(|routers| Plan { routers, ..plain }));
+    }
+    for pattern in [Pattern::SystemPrompts, Pattern::Herd, Pattern::Sliding] {
+        cells.push(Plan { routers: 2, ..Plan::generated(pattern, 1.0, 0.5, 8, 4_000) });
+    }
     // The middle of a surface has been named before.
     let mut seen = HashSet::new();
     cells.retain(|plan| seen.insert(plan.id()));
     cells
 }
 
+fn equal_prompts(loads: &[f64]) -> impl Iterator<Item = Plan> {
+    loads.iter().map(|rho| Plan::generated(Pattern::Equal, 1.0, *rho, 8, EQUAL_REQUESTS))
+}
+
 impl Plan {
     fn new(workload: Workload, kappa: f64, rho: f64, workers: usize, requests: usize) -> Self {
-        Self { workload, capacity: Capacity::Kappa(kappa), rho, workers, requests }
+        let (capacity, fault, routers) = (Capacity::Kappa(kappa), None, 1);
+        Self { workload, capacity, rho, workers, requests, fault, routers }
     }
 
-    /// The cliff's capacity follows from its sessions, the sliding set's is short of what it uses.
+    /// The cliff's capacity follows from its sessions, the sliding set's is short of what it uses, an engine holds a quarter of P1's prompts.
     fn generated(pattern: Pattern, kappa: f64, rho: f64, workers: usize, requests: usize) -> Self {
         let capacity = match pattern {
             Pattern::Cliff => Capacity::LiveContext(1.0),
             Pattern::Sliding => Capacity::Kappa(0.5 * kappa),
+            Pattern::Equal => Capacity::Tokens(EQUAL_PROMPTS * EQUAL_PROMPT_TOKENS / 4),
             _ => Capacity::Kappa(kappa),
         };
+        let requests = if pattern == Pattern::Equal { EQUAL_REQUESTS } else { requests };
         Self { capacity, ..Self::new(Workload::Generated(pattern), kappa, rho, workers, requests) }
+    }
+
+    /// The same with nothing wrong and one router.
+    pub fn undisturbed(&self) -> Self {
+        Self { fault: None, routers: 1, ..*self }
     }
 
     /// Names the cell within its suite.
@@ -157,8 +195,11 @@ impl Plan {
         let capacity = match self.capacity {
             Capacity::Kappa(kappa) => format!("κ {kappa}"),
             Capacity::LiveContext(live) => format!("live {live}"),
+            Capacity::Tokens(tokens) => format!("{tokens} tokens"),
         };
-        format!("{}, {capacity}, ρ {}, N {}", self.workload.name(), self.rho, self.workers)
+        let fault = self.fault.map_or_else(String::new, |fault| format!(", {}", fault.name()));
+        let routers = if self.routers == 1 { String::new() } else { format!(", {} routers", self.routers) };
+        format!("{}, {capacity}, ρ {}, N {}{fault}{routers}", self.workload.name(), self.rho, self.workers)
     }
 
     /// Its requests.

@@ -30,6 +30,9 @@ enum Command {
         /// Writes its page there too.
         #[arg(long, value_name = "FILE")]
         html: Option<PathBuf>,
+        /// And there its heat map alone.
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// Prints what one result is relative to another.
     Compare {
@@ -82,7 +85,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::Run(run) => run.run(),
-        Command::Show { result, html } => reread(&result, html.as_deref()),
+        Command::Show { result, html, svg } => reread(&result, html.as_deref(), svg.as_deref()),
         Command::Compare { a, b } => compare(&a, &b),
     };
     match done {
@@ -121,7 +124,7 @@ impl Run {
         let file = self.out.join("result.json");
         report.write(&file)?;
         if self.rows {
-            note(&format!("{}{}", report::cells(&report), report::standings(&report)));
+            note(&tables(&report));
             for row in rows(&report)? {
                 say(&format!("{row}\n"))?;
             }
@@ -151,8 +154,11 @@ impl Run {
     }
 }
 
-fn reread(path: &Path, html: Option<&Path>) -> Result<(), Failure> {
+fn reread(path: &Path, html: Option<&Path>, svg: Option<&Path>) -> Result<(), Failure> {
     let report = Report::read(path)?;
+    if let Some(svg) = svg {
+        result::write(svg, &report::heat_map(&report))?;
+    }
     if let Some(html) = html {
         result::write(html, &report::page(&report))?;
     }
@@ -160,7 +166,13 @@ fn reread(path: &Path, html: Option<&Path>) -> Result<(), Failure> {
 }
 
 fn show(report: &Report) -> Result<(), Failure> {
-    say(&format!("{}{}", report::cells(report), report::standings(report)))
+    say(&tables(report))
+}
+
+fn tables(report: &Report) -> String {
+    [report::cells, report::gains, report::capacities, report::standings, report::targets_table]
+        .map(|table| table(report))
+        .concat()
 }
 
 fn compare(a: &Path, b: &Path) -> Result<(), Failure> {

@@ -9,20 +9,22 @@ use crate::lab::{Outcome, Request, Setting};
 use crate::stats::{Distribution, mean, quantile};
 use crate::workload::Traffic;
 
-/// Of one run. Requests of the warm-up count nowhere; those that timed out count everywhere.
+/// Of one run. Requests of the warm-up count nowhere; those that timed out or failed count everywhere.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Requests that were measured.
     pub requests: usize,
     /// Of these, those without a first token in time.
     pub timed_out: usize,
+    /// And those that nobody took, or whose answer broke off.
+    pub failed: usize,
     /// Cached prompt tokens over prompt tokens.
     pub hit_rate: f64,
     /// The same, relative to an infinite cache's.
     pub of_ideal: f64,
     /// Prompt tokens computed, relative to what an infinite cache would have left to compute.
     pub recompute_factor: f64,
-    /// Time to first token, in seconds; of requests that timed out, the timeout.
+    /// Time to first token, in seconds; without one, the timeout.
     pub ttft_s: Distribution,
     /// Time per output token after the first, in seconds.
     pub tpot_s: Distribution,
@@ -110,6 +112,10 @@ impl Measured<'_> {
         (self.output_tokens > 1).then(|| (done - first).as_secs_f64() / (self.output_tokens - 1) as f64)
     }
 
+    fn is_late(&self) -> bool {
+        self.request.first.is_none() && !self.request.failed
+    }
+
     fn meets(&self, setting: &Setting) -> bool {
         let most = SLO_TTFT_S.max(SLO_SLOWDOWN * self.alone_s(&setting.timing));
         self.request.done.is_some()
@@ -136,7 +142,8 @@ pub fn metrics(setting: &Setting, traffic: &Traffic, ideal: &[usize], outcome: &
     let (imbalance_mean, imbalance_p99) = imbalance(setting, outcome);
     Metrics {
         requests: measured.len(),
-        timed_out: measured.len() - answered.len(),
+        timed_out: measured.iter().filter(|one| one.is_late()).count(),
+        failed: measured.iter().filter(|one| one.request.failed).count(),
         hit_rate: cached / prompt,
         of_ideal: if ideal > 0.0 { cached / ideal } else { 1.0 },
         recompute_factor: (prompt - cached) / (prompt - ideal).max(1.0),
@@ -283,6 +290,8 @@ mod tests {
             timing: Timing::default(),
             timeout: Duration::from_secs(120),
             seed: 1,
+            routers: 1,
+            fault: None,
         }
     }
 
@@ -304,6 +313,7 @@ mod tests {
             engine: number % 2,
             first: Some(Duration::from_secs(10 * number as u64) + Duration::from_millis(500)),
             done: Some(Duration::from_secs(10 * number as u64 + 1)),
+            failed: false,
             cached_tokens: 480,
             predicted_tokens: 500,
         };
@@ -333,6 +343,10 @@ mod tests {
         assert!((of.of_ideal - 8.0 / 18.0).abs() < 1e-12);
         assert!((of.recompute_factor - (9_000.0 - 3_840.0) / 360.0).abs() < 1e-9);
         assert!((of.ttft_s.mean - (8.0 * 0.5 + 120.0) / 9.0).abs() < 1e-12, "the timeout counts");
+        outcome.requests[9].failed = true;
+        let failed = metrics(&setting(), &traffic, &[960; 10], &outcome);
+        assert_eq!((failed.timed_out, failed.failed), (0, 1));
+        assert_eq!((failed.ttft_s, failed.slo_share), (of.ttft_s, of.slo_share), "either is a miss");
         assert_eq!((of.ttft_s.p50, of.ttft_s.p99), (0.5, 120.0));
         assert!((of.tpot_s.mean - 0.05).abs() < 1e-9);
         assert!((of.slo_share - 8.0 / 9.0).abs() < 1e-12);

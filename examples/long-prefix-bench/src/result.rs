@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::metrics::{Detail, Metrics};
 
 /// Name and version of the schema. A new version reads no old files.
-pub const SCHEMA: &str = "espalier.long-prefix-bench/1";
+pub const SCHEMA: &str = "espalier.long-prefix-bench/2";
 
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,6 +79,12 @@ pub struct Cell {
     pub kappa: Option<f64>,
     /// Share of the fleet's time that prefill with an infinite cache and decoding in batches of 16 take, as asked for.
     pub rho: f64,
+    /// What goes wrong.
+    pub fault: Option<String>,
+    /// Routers in front of all engines.
+    pub routers: usize,
+    /// The cell with the same traffic where nothing goes wrong and one router decides; its own id if it is that.
+    pub undisturbed: String,
     /// The traffic of each seed.
     pub seeds: Vec<Seed>,
     /// One for each contestant, in their order.
@@ -144,6 +150,16 @@ pub enum ResultError {
         /// Why.
         source: serde_json::Error,
     },
+    /// A contestant has no figures where others have.
+    #[error("{path}: `{contestant}` has not every seed of cell `{cell}`")]
+    Incomplete {
+        /// The file.
+        path: PathBuf,
+        /// Who.
+        contestant: String,
+        /// Where.
+        cell: String,
+    },
     /// Another version wrote it.
     #[error("{path} has the schema `{found}`, and this program reads `{SCHEMA}`")]
     Schema {
@@ -168,7 +184,23 @@ impl Report {
         if head.schema != SCHEMA {
             return Err(ResultError::Schema { path: path.to_owned(), found: head.schema });
         }
-        serde_json::from_str(&text).map_err(json)
+        let report: Self = serde_json::from_str(&text).map_err(json)?;
+        match report.gap() {
+            Some((contestant, cell)) => {
+                let (contestant, cell) = (contestant.to_owned(), cell.to_owned());
+                Err(ResultError::Incomplete { path: path.to_owned(), contestant, cell })
+            }
+            None => Ok(report),
+        }
+    }
+
+    /// A contestant and a cell that it has no or not all figures of.
+    fn gap(&self) -> Option<(&str, &str)> {
+        let names = || self.contestants.iter().map(|entry| entry.name.as_str());
+        let mut all = self.cells.iter().flat_map(|cell| names().map(move |name| (name, cell)));
+        let is_whole =
+            |name, cell: &Cell| cell.run(name).is_some_and(|run| run.seeds.len() == cell.seeds.len());
+        all.find(|(name, cell)| !is_whole(*name, cell)).map(|(name, cell)| (name, cell.id.as_str()))
     }
 
     /// Writes the document.
@@ -185,6 +217,11 @@ impl Report {
 }
 
 impl Cell {
+    /// Something goes wrong, or several routers decide.
+    pub fn is_disturbed(&self) -> bool {
+        self.undisturbed != self.id
+    }
+
     /// A contestant's run.
     pub fn run(&self, contestant: &str) -> Option<&Run> {
         self.runs.iter().find(|run| run.contestant == contestant)

@@ -144,6 +144,8 @@ impl Job<'_> {
             timing,
             timeout: TIMEOUT,
             seed,
+            routers: plan.routers,
+            fault: plan.fault,
         };
         let runs = contestants.iter().map(|contestant| {
             let outcome = run(&setting, &traffic, contestant).map_err(|source| BenchError::Lab {
@@ -181,7 +183,8 @@ fn leave_out_repetitions(cells: &mut Vec<Cell>) {
     let mut seen = HashSet::new();
     cells.retain(|cell| {
         let of = |seed: &Seed| (seed.hash.clone(), seed.capacity_tokens);
-        seen.insert((cell.workers, cell.seeds.iter().map(of).collect::<Vec<_>>()))
+        let traffic: Vec<_> = cell.seeds.iter().map(of).collect();
+        seen.insert((cell.workers, cell.fault.clone(), cell.routers, traffic))
     });
 }
 
@@ -190,6 +193,7 @@ fn capacity_tokens(plan: &Plan, traffic: &Traffic, w90_tokens: usize) -> usize {
     let workers = plan.workers as f64;
     let wanted = match plan.capacity {
         Capacity::Kappa(kappa) => kappa * w90_tokens as f64 / workers,
+        Capacity::Tokens(tokens) => tokens as f64,
         Capacity::LiveContext(share) => {
             let longest = |turns: &[crate::workload::Turn]| {
                 let requests = turns.iter().flat_map(|turn| &turn.requests);
@@ -218,9 +222,12 @@ fn empty(plan: &Plan, contestants: &[Contestant]) -> Cell {
         workers: plan.workers,
         kappa: match plan.capacity {
             Capacity::Kappa(kappa) => Some(kappa),
-            Capacity::LiveContext(_) => None,
+            Capacity::LiveContext(_) | Capacity::Tokens(_) => None,
         },
         rho: plan.rho,
+        fault: plan.fault.map(|fault| fault.name().to_owned()),
+        routers: plan.routers,
+        undisturbed: plan.undisturbed().id(),
         seeds: Vec::new(),
         runs: contestants.iter().map(run).collect(),
     }

@@ -4,7 +4,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use long_prefix_bench::grid::{Capacity, Plan, Suite};
-use long_prefix_bench::report::{CompareError, TRACKS, cells, compare, page, regrets, standings};
+use long_prefix_bench::lab::Fault;
+use long_prefix_bench::report::{
+    CompareError, TRACKS, capacities, cells, compare, gains, ladders, page, regrets, standings, targets,
+};
 use long_prefix_bench::result::{Report, ResultError};
 use long_prefix_bench::rows::rows;
 use long_prefix_bench::runner::Job;
@@ -69,8 +72,13 @@ fn a_result_comes_back_as_it_was_written() {
     assert!(&Report::read(&path).unwrap() == smoke(), "every figure comes back");
 
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("long-prefix-bench/1", "long-prefix-bench/0")).unwrap();
+    std::fs::write(&path, text.replace("long-prefix-bench/2", "long-prefix-bench/0")).unwrap();
     assert!(matches!(Report::read(&path), Err(ResultError::Schema { found, .. }) if found.ends_with("/0")));
+    let mut short = smoke().clone();
+    short.cells[1].runs[2].seeds.pop();
+    short.write(&path).unwrap();
+    let refused = Report::read(&path).unwrap_err().to_string();
+    assert!(refused.contains(&short.cells[1].id) && refused.contains("threshold"), "{refused}");
     std::fs::write(&path, "[]").unwrap();
     assert!(matches!(Report::read(&path), Err(ResultError::Json { .. })));
     let missing = Report::read(&directory.path().join("missing.json")).unwrap_err();
@@ -128,6 +136,10 @@ fn a_result_is_equal_to_itself_and_others_are_refused() {
         change(&mut other);
         compare(smoke(), &other)
     };
+    let mut turned = smoke().clone();
+    turned.cells[0].seeds.reverse();
+    turned.cells[0].runs.iter_mut().for_each(|run| run.seeds.reverse());
+    assert_eq!(compare(smoke(), &turned).unwrap(), same, "seeds are known by their numbers");
     let slower = changed(|other| {
         other.cells[0].runs[0].seeds.iter_mut().for_each(|metrics| metrics.ttft_s.mean *= 2.0);
     });
@@ -156,4 +168,65 @@ fn the_page_is_one_file() {
         assert!(page.contains(&cell.id));
     }
     assert!(!page.contains("NaN") && !page.contains("inf<"));
+}
+
+#[test]
+fn disturbed_cells_stand_beside_the_same_undisturbed() {
+    let mut plans = Suite::Smoke.cells(None);
+    plans.truncate(1);
+    plans.push(Plan { fault: Some(Fault::Update), ..plans[0] });
+    plans.push(Plan { routers: 2, ..plans[0] });
+    let job = Job {
+        suite: "smoke",
+        cells: &plans,
+        traces: None,
+        seeds: 2,
+        threads: 2,
+        cache_aware: CacheAwareSettings::default(),
+    };
+    let report = job.run(&|| ()).unwrap();
+    assert_eq!(report.cells.len(), 3, "they differ in more than traffic and caches");
+    assert!(report.cells[1..].iter().all(|cell| cell.undisturbed == report.cells[0].id));
+    let text = gains(&report);
+    assert!(text.contains("F2 weight update\n") && text.contains("2 routers\n"), "{text}");
+    let (track, of) = TRACKS[2];
+    assert_eq!(report.cells.iter().filter(|cell| of(cell)).count(), 2, "{track}");
+}
+
+#[test]
+fn capacity_is_where_objectives_begin_to_be_missed() {
+    let mut report = smoke().clone();
+    let cell = report.cells[0].clone();
+    let at = |rho: f64, met: f64| {
+        let mut cell = cell.clone();
+        (cell.id, cell.rho) = (cell.id.replace("ρ 0.5", &format!("ρ {rho}")), rho);
+        cell.undisturbed.clone_from(&cell.id);
+        for metrics in cell.runs.iter_mut().flat_map(|run| &mut run.seeds) {
+            (metrics.offered_per_s, metrics.slo_share) = (10.0 * rho, met);
+        }
+        cell
+    };
+    report.cells = vec![at(0.8, 0.85), at(0.4, 1.0), at(0.6, 0.95)];
+    let all = ladders(&report);
+    let [ladder] = all.as_slice() else { panic!("one ladder: {all:?}") };
+    assert_eq!(ladder.capacity_per_s("round_robin"), Some(6.0));
+    assert!(capacities(&report).contains("1.00 × round_robin"));
+    report.cells[2] = at(0.6, 0.90);
+    let between = ladders(&report)[0].capacity_per_s("round_robin").unwrap();
+    assert!((between - 5.0).abs() < 1e-9, "half way between 0.4 and 0.6: {between}");
+    report.cells[1] = at(0.4, 0.5);
+    assert_eq!(ladders(&report)[0].capacity_per_s("round_robin"), None);
+}
+
+#[test]
+fn targets_are_judged_by_their_bounds() {
+    let all = targets(smoke());
+    let worst = all.iter().find(|target| target.what.starts_with("TTFT ÷ round robin")).unwrap();
+    assert!(!worst.is_floor && worst.is_met() == (worst.figure <= 1.03), "{worst:?}");
+    let mut slow = smoke().clone();
+    let ours = slow.cells[0].runs.iter_mut().find(|run| run.contestant == "cache_aware").unwrap();
+    ours.seeds.iter_mut().for_each(|metrics| metrics.ttft_s.mean *= 1e3);
+    let all = targets(&slow);
+    let worst = all.iter().find(|target| target.what.starts_with("TTFT ÷ round robin")).unwrap();
+    assert!(!worst.is_met() && worst.what.contains(&slow.cells[0].workload), "{worst:?}");
 }

@@ -1,12 +1,13 @@
 //! `cache_aware`: where the first token is expected soonest, each miss charged more than once.
 //!
 //! ```text
-//! cost(t) = backlog(t) + (1 + λ(t)) · prefill_time(prompt, matched(t)) + decode_delay(t)
+//! cost(t) = backlog(t) + (1 + λ(t)) · prefill_time(prompt, retention(t) · matched(t)) + decode_delay(t)
 //! λ(t)    = miss_penalty · (1 + stiffness · eviction_pressure(t))
 //! ```
 //! A miss costs its prefill now and again later, because what it writes pushes something out and duplicates a prefix that
 //! another worker holds; `λ` is that second price. Near the capacity limit every spill makes the next one more likely, so
-//! the price grows with the target's eviction pressure. Evidence: `docs/routing.md`.
+//! the price grows with the target's eviction pressure. A match is worth the share of such that responses found there lately: where
+//! running contexts fill the memory, what is matched is gone before its turn. Evidence: `docs/policy.md`.
 
 use super::{Candidate, Choice, Policy, Reason, View};
 
@@ -53,7 +54,7 @@ impl CacheAware {
         let settings = &self.settings;
         let lambda =
             settings.miss_penalty * (1.0 + settings.stiffness * f64::from(candidate.eviction_pressure));
-        let prefill_us = candidate.prefill.prefill_us(view.prompt_tokens, candidate.matched_tokens);
+        let prefill_us = candidate.prefill.compared_us(view.prompt_tokens, candidate.retained_tokens());
         let running = candidate.load.in_flight.saturating_sub(candidate.load.in_prefill);
         candidate.backlog_us() + (1.0 + lambda) * prefill_us + running as f64 * settings.decode_delay_us
     }
@@ -142,6 +143,17 @@ mod tests {
         assert_eq!(choose(&all, 8_000), Choice { index: 1, reason: Reason::Spill });
         all[1].eviction_pressure = 1.0;
         assert_eq!(choose(&all, 8_000), Choice { index: 0, reason: Reason::LongestMatch });
+    }
+
+    #[test]
+    fn a_match_counts_for_what_is_likely_to_be_there() {
+        let mut all = [candidate(0), candidate(1)];
+        all[0].matched_tokens = 8_000;
+        all[0].load.backlog_us = 1_000_000;
+        assert_eq!(choose(&all, 8_000), Choice { index: 0, reason: Reason::LongestMatch });
+        // A quarter of it saves less than the queue costs.
+        all[0].retention = 0.25;
+        assert_eq!(choose(&all, 8_000), Choice { index: 1, reason: Reason::Spill });
     }
 
     #[test]

@@ -89,6 +89,8 @@ pub struct Candidate {
     pub prefill: PrefillModel,
     /// See [`Target::eviction_pressure`](crate::Target::eviction_pressure).
     pub eviction_pressure: f32,
+    /// See [`Target::retention`](crate::Target::retention).
+    pub retention: f32,
     /// Tokens claimed to be cached there.
     pub claimed_tokens: u64,
     /// Names the target for rendezvous hashing; equal in all routers.
@@ -168,6 +170,12 @@ impl PolicyConfig {
 }
 
 impl Candidate {
+    /// Leading tokens of the prompt that it is likely to hold still.
+    #[inline]
+    pub(crate) fn retained_tokens(&self) -> u64 {
+        retained(self.matched_tokens, self.retention)
+    }
+
     /// Time until everything dispatched there has been prefilled.
     pub fn backlog(&self) -> Duration {
         Duration::from_micros(self.load.backlog_us)
@@ -187,6 +195,12 @@ impl Candidate {
         h = (h ^ (h >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
         h ^ (h >> 32)
     }
+}
+
+/// What is likely to be there of tokens that are claimed to be.
+#[inline]
+pub(crate) fn retained(matched_tokens: u64, retention: f32) -> u64 {
+    if retention < 1.0 { (matched_tokens as f64 * f64::from(retention)) as u64 } else { matched_tokens }
 }
 
 impl View<'_> {
@@ -239,6 +253,7 @@ pub(crate) mod testing {
             capacity_tokens: 1 << 20,
             prefill: PrefillModel::default(),
             eviction_pressure: 0.0,
+            retention: 1.0,
             claimed_tokens: 0,
             identity: u64::from(worker).wrapping_mul(0x9E37_79B9_7F4A_7C15),
         }

@@ -37,6 +37,14 @@ impl State {
             self.dirty = true;
         }
         self.notices.push(Notice::Mispredicted { target: traffic.target, error_tokens: error, cause });
+        if in_place && matches!(cause, None | Some(MispredictionCause::Evicted)) {
+            let expected = self.predicted_tokens(traffic, observation);
+            // A difference that is rounding is none.
+            let found = if cause.is_none() { expected } else { observation.cached_tokens };
+            if let Some(rank) = self.roster.figures_mut(traffic.target) {
+                rank.retention.observed(expected, found);
+            }
+        }
         let Some(member) = self.roster.get(traffic.target.worker) else { return };
         let may_infer = in_place
             && self.settings.correct_from_responses

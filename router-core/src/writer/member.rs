@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::evidence::Evidence;
 use super::gate::Gate;
 use super::pressure::Pressure;
+use super::retention::Retention;
 use crate::chat::ChatTemplate;
 use crate::fleet::{
     AgentLink, DEFAULT_BOOTSTRAP_PORT, Declaration, Incarnation, ReportLevel, Slot, Tenure, Worker, WorkerId,
@@ -75,6 +76,7 @@ pub(crate) struct Rank {
     pub(crate) foreign_used_tokens: u64,
     pub(crate) evidence: Evidence,
     pub(crate) pressure: Pressure,
+    pub(crate) retention: Retention,
     /// The number of the last delta told to be applied.
     pub(crate) acked: Option<u64>,
 }
@@ -146,6 +148,7 @@ impl Rank {
             foreign_used_tokens: 0,
             evidence: Evidence::default(),
             pressure: Pressure::default(),
+            retention: Retention::default(),
             acked: None,
         }
     }

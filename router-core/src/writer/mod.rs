@@ -23,6 +23,7 @@ mod member;
 mod members;
 mod pressure;
 mod reconciled;
+mod retention;
 mod roster;
 mod slots;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::member::{Member, Rank};
+use super::retention::Retention;
 use super::slots::SlotPool;
 use crate::fleet::{
     Declaration, Fleet, Incarnation, Role, Slot, Target, TargetId, WorkerId, WorkerProfile, WorkerState,
@@ -118,6 +119,7 @@ impl Roster {
             rank.gate.close();
             rank.unreconciled = Units::default();
             rank.evidence.void();
+            rank.retention = Retention::default();
             self.slots.retired.push_back(old);
         }
     }
@@ -266,6 +268,7 @@ impl Roster {
                     doubtful: state.doubtful,
                     claimed_tokens: claimed_tokens(state.slot),
                     eviction_pressure: state.pressure.share(),
+                    retention: state.retention.share(),
                     prefill: state.prefill,
                     reported: state.reported,
                     foreign_waiting_tokens: state.foreign_waiting_tokens,

@@ -95,7 +95,9 @@ fn encode_targets(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
     gauges(encoder, "espalier_target_in_flight_requests", "Requests in flight", &in_flight)?;
     let pressure: Vec<_> =
         targets().map(|target| (labels(target), f64::from(target.eviction_pressure))).collect();
-    gauges(encoder, "espalier_eviction_pressure", "Tokens evicted per token stored, at most 1", &pressure)
+    gauges(encoder, "espalier_eviction_pressure", "Tokens evicted per token stored, at most 1", &pressure)?;
+    let retention: Vec<_> = targets().map(|target| (labels(target), f64::from(target.retention))).collect();
+    gauges(encoder, "espalier_retention", "Share of claimed tokens that responses found cached", &retention)
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {

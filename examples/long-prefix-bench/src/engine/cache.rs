@@ -22,9 +22,11 @@ pub(super) struct Match {
     pub(super) last: Option<NodeId>,
 }
 
-/// What changed, in order: removals, then stores.
+/// What changed, in order: all that was there went, removals, stores.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
+    /// Everything went.
+    pub cleared: bool,
     /// The first block of each run that was evicted; all below it went before or with it.
     pub removed: Vec<BlockHash>,
     /// Runs that were stored.
@@ -178,10 +180,21 @@ impl RadixCache {
         if let Some(changes) = self.changes.as_mut().filter(|_| !removed.is_empty()) {
             match changes.last_mut().filter(|change| change.stored.is_empty()) {
                 Some(change) => change.removed.append(&mut removed),
-                None => changes.push(Change { removed, stored: Vec::new() }),
+                None => changes.push(Change { removed, ..Change::default() }),
             }
         }
         freed
+    }
+
+    /// Drops everything; nothing may be locked.
+    pub(super) fn clear(&mut self) {
+        debug_assert_eq!(self.protected_blocks, 0, "whoever runs has let go");
+        let mut changes = self.changes.take();
+        if let Some(changes) = &mut changes {
+            changes.clear();
+            changes.push(Change { cleared: true, ..Change::default() });
+        }
+        *self = Self { changes, ..Self::default() };
     }
 
     /// Adds every block to a set.

@@ -14,9 +14,9 @@ impl Engine {
         queued.map(|live| live.in_common(sequence)).fold(cached, usize::max) * BLOCK_TOKENS
     }
 
-    /// Time to prefill all that waits, each request finding what is cached now or what it was expected to find, and what runs and is not
-    /// prefilled.
-    pub fn backlog(&self) -> Duration {
+    /// Time until all is prefilled: the rest of a prefill pass under way, what runs and is not prefilled after it, and what waits, each
+    /// request finding what is cached now or what it was expected to find.
+    pub fn backlog(&self, now: Duration) -> Duration {
         let memory = self.memory.borrow();
         let waiting = self.waiting.iter().map(|live| {
             let cached = live.expected.max(memory.cached_of(&live.sequence) * BLOCK_TOKENS);
@@ -24,7 +24,7 @@ impl Engine {
         });
         let running = self.running.iter().filter(|live| live.is_prefilling());
         let running = running.map(|live| self.timing.prefill(live.to_prefill(), live.hold.computed()));
-        waiting.chain(running).sum()
+        self.pass_rest(now) + waiting.chain(running).sum::<Duration>()
     }
 
     /// Uncached tokens that wait, each request as if it found what is cached now.

@@ -71,6 +71,11 @@ impl Memory {
         self.cache.take_changes()
     }
 
+    /// Drops everything that is cached; no request may hold anything.
+    pub(super) fn clear(&mut self) {
+        self.cache.clear();
+    }
+
     /// Adds every cached block to a set.
     pub fn collect(&self, all: &mut FxHashSet<BlockHash>) {
         self.cache.collect(all);

@@ -7,6 +7,7 @@
 
 mod cache;
 mod estimate;
+mod fault;
 mod live;
 mod memory;
 #[cfg(test)]
@@ -73,6 +74,9 @@ pub struct Engine {
     under_way: Option<Pass>,
     passes: usize,
     totals: Totals,
+    /// How much longer than usual everything takes.
+    pace: f64,
+    is_paused: bool,
 }
 
 /// What an engine is doing.
@@ -80,6 +84,8 @@ pub struct Engine {
 struct Pass {
     began: Duration,
     ends: Duration,
+    /// As it was when the pass began.
+    pace: f64,
     work: Work,
 }
 
@@ -129,6 +135,8 @@ impl Engine {
             under_way: None,
             passes: 0,
             totals: Totals::default(),
+            pace: 1.0,
+            is_paused: false,
         }
     }
 
@@ -153,7 +161,8 @@ impl Engine {
 
     /// Begins a pass if there is work and none is under way; says when it ends.
     pub fn begin(&mut self, now: Duration) -> Option<Duration> {
-        if self.under_way.is_some() || (self.waiting.is_empty() && self.running.is_empty()) {
+        let has_work = !self.waiting.is_empty() || !self.running.is_empty();
+        if self.under_way.is_some() || self.is_paused || !has_work {
             return None;
         }
         self.passes += 1;
@@ -162,26 +171,27 @@ impl Engine {
         }
         let chunks = self.plan_prefill();
         let (work, takes) = if chunks.is_empty() { self.plan_decode() } else { self.prefill(&chunks) };
-        let ends = now + takes;
-        self.under_way = Some(Pass { began: now, ends, work });
+        let (pace, ends) = (self.pace, now + takes.mul_f64(self.pace));
+        self.under_way = Some(Pass { began: now, ends, pace, work });
         Some(ends)
     }
 
-    /// A request has come: a stretch of decode steps ends with the step that is under way. The new end, if there is one.
+    /// Something has come: a stretch of decode steps ends with the step that is under way. The new end, if there is one.
     pub fn interrupt(&mut self, now: Duration) -> Option<Duration> {
         let pass = self.under_way.as_mut()?;
         let Work::Decode { steps, batch, context } = &mut pass.work else { return None };
+        let (began, pace, batch, context) = (pass.began, pass.pace, *batch, *context);
+        let ends = |steps| began + stretch(&self.timing, steps, batch, context).mul_f64(pace);
         let (mut fewer, mut most) = (0, *steps);
         while most - fewer > 1 {
             let middle = fewer.midpoint(most);
-            let ended = pass.began + stretch(&self.timing, middle, *batch, *context) >= now;
-            if ended { most = middle } else { fewer = middle }
+            if ends(middle) >= now { most = middle } else { fewer = middle }
         }
         if most == *steps {
             return None;
         }
         *steps = most;
-        pass.ends = pass.began + stretch(&self.timing, most, *batch, *context);
+        pass.ends = ends(most);
         Some(pass.ends)
     }
 
@@ -209,9 +219,9 @@ impl Engine {
         &self.memory
     }
 
-    /// Requests that wait or run.
-    pub fn requests(&self) -> usize {
-        self.waiting.len() + self.running.len()
+    /// Requests that wait, and requests that run.
+    pub fn requests(&self) -> (usize, usize) {
+        (self.waiting.len(), self.running.len())
     }
 
     /// Keeps what waiting requests will find from being evicted before their turn; the first of them ends up youngest.

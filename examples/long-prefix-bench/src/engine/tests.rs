@@ -80,7 +80,7 @@ fn outputs_are_cached_and_an_abort_keeps_what_was_computed() {
     engine.begin(Duration::ZERO);
     engine.abort(RequestId(3));
     engine.end();
-    assert_eq!((engine.requests(), engine.memory().borrow().held_blocks()), (0, 0));
+    assert_eq!((engine.requests(), engine.memory().borrow().held_blocks()), ((0, 0), 0));
     assert_eq!(engine.memory().borrow().cached_of(&sequence(&tokens(3, 1_000), 1)), 8);
 }
 
@@ -92,11 +92,68 @@ fn what_is_queued_counts_as_a_match_to_come() {
     let mut other = long[..3_200].to_vec();
     other.extend(tokens(2, 640));
     assert_eq!(engine.will_match_tokens(&sequence(&other, 1)), 3_200);
-    assert_eq!(engine.backlog(), Timing::default().prefill(6_400, 0));
+    assert_eq!(engine.backlog(Duration::ZERO), Timing::default().prefill(6_400, 0));
     assert_eq!(engine.queued_tokens(), 6_400);
     engine.submit(RequestId(2), sequence(&other, 1), 3_200);
     let both = Timing::default().prefill(6_400, 0) + Timing::default().prefill(640, 3_200);
-    assert_eq!(engine.backlog(), both, "it will find what the first one leaves");
+    assert_eq!(engine.backlog(Duration::ZERO), both, "it will find what the first one leaves");
+}
+
+#[test]
+fn a_pass_under_way_counts_with_what_is_left_of_it() {
+    let mut engine = engine(1_000, 8_192, 8);
+    engine.submit(RequestId(1), sequence(&tokens(1, 6_400), 1), 0);
+    let ends = engine.begin(Duration::ZERO).unwrap();
+    assert_eq!(engine.backlog(Duration::ZERO), ends);
+    assert_eq!(engine.backlog(ends / 2), ends - ends / 2);
+}
+
+#[test]
+fn a_dead_engine_forgets_everything() {
+    let mut engine = engine(1_000, 8_192, 8);
+    engine.submit(RequestId(1), sequence(&tokens(1, 640), 1), 0);
+    let (_, now) = drain(&mut engine, Duration::ZERO);
+    engine.submit(RequestId(2), sequence(&tokens(2, 640), 100), 0);
+    engine.begin(now);
+    engine.die(true);
+    assert_eq!((engine.requests(), engine.ends()), ((0, 0), None));
+    let memory = engine.memory().borrow();
+    assert_eq!((memory.held_blocks(), memory.cached_blocks()), (0, 0));
+}
+
+#[test]
+fn new_weights_compute_what_runs_anew() {
+    let mut engine = engine(1_000, 8_192, 8);
+    engine.submit(RequestId(1), sequence(&tokens(1, 640), 101), 0);
+    let first = engine.begin(Duration::ZERO).unwrap();
+    engine.end();
+    engine.begin(first);
+    let cut = engine.pause(first + Duration::from_millis(20)).unwrap();
+    assert!(cut < first + Duration::from_millis(40), "the pause comes at the end of a step: {cut:?}");
+    engine.end();
+    assert_eq!(engine.begin(cut), None, "it is paused");
+    let before = engine.totals().prefilled_tokens;
+    engine.resume(true);
+    assert_eq!(engine.memory().borrow().cached_blocks(), 0);
+    let (produced, _) = drain(&mut engine, cut);
+    assert_eq!(produced.len(), 1, "nobody sees a first token again");
+    let all = 640 + 1 + 2;
+    assert_eq!(engine.totals().prefilled_tokens - before, all, "the prompt and what had been produced");
+}
+
+#[test]
+fn a_slow_engine_takes_as_many_times_as_long() {
+    let mut engine = engine(1_000, 8_192, 8);
+    engine.submit(RequestId(1), sequence(&tokens(1, 640), 101), 0);
+    let prefill = engine.begin(Duration::ZERO).unwrap();
+    engine.end();
+    let usual = engine.begin(prefill).unwrap() - prefill;
+    let cut = engine.slow_down(3.0, prefill).unwrap();
+    engine.end();
+    let rest = engine.begin(cut).unwrap() - cut;
+    let one = cut - prefill;
+    let expected = (usual - one) * 3;
+    assert!(rest.abs_diff(expected) < Duration::from_micros(1), "{rest:?} {expected:?}");
 }
 
 /// A request of the comparison: when it comes, what it shares, how long it is.

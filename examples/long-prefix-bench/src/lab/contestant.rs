@@ -18,6 +18,8 @@ pub(super) enum Rule {
     Policy(PolicyConfig),
     /// Rendezvous hashing of the prompt's first blocks.
     PrefixHash,
+    /// Consistent hashing of the session, or the first blocks, with bounded loads.
+    Ring,
     /// A session stays where its first request went, by least load.
     Sticky,
     /// `cache_aware` on what is true at the moment of the decision.
@@ -61,9 +63,14 @@ impl Contestant {
 
     /// The settings that decide, for the record.
     pub fn settings(&self) -> String {
-        let agents = if self.agents { "agents report removals and stores every 50 ms" } else { "no agents" };
+        let agents = if self.agents {
+            "agents report removals and stores every 50 ms, load every second"
+        } else {
+            "no agents"
+        };
         match &self.rule {
             Rule::Policy(config) => format!("{config:?}; {agents}"),
+            Rule::Ring => "64 places a worker, loads at most 1.25 times the mean".to_owned(),
             Rule::PrefixHash | Rule::Sticky => "no settings".to_owned(),
             Rule::Exact => format!("{:?} on the truth", CacheAwareSettings::default()),
         }
@@ -85,6 +92,12 @@ pub fn contestants(settings: CacheAwareSettings) -> Vec<Contestant> {
         ),
         Contestant::router("threshold", "SGLang's classic rule with its defaults of 2025", threshold, false),
         Contestant::router("prefix_hash", "rendezvous hash of the first blocks", Rule::PrefixHash, false),
+        Contestant::router(
+            "consistent_hash",
+            "a ring of hashes of the session, else of the first blocks, with bounded loads",
+            Rule::Ring,
+            false,
+        ),
         Contestant::router("session_sticky", "a session stays with its first worker", Rule::Sticky, false),
         policy("least_load", "fewest requests in flight", PolicyConfig::LeastLoad),
         policy("power_of_two", "the less loaded of two drawn", PolicyConfig::PowerOfTwo),

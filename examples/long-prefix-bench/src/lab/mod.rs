@@ -6,9 +6,14 @@
 
 mod contestant;
 mod exact;
+mod fault;
+mod outcome;
+mod ring;
 mod side;
 mod world;
 
 pub use contestant::{Contestant, Kind, contestants};
+pub use fault::Fault;
+pub use outcome::{Outcome, Request, Sample, Setting};
 pub use side::LabError;
-pub use world::{Outcome, Request, Sample, Setting, run};
+pub use world::run;

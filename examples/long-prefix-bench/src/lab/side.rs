@@ -1,4 +1,4 @@
-//! The router of a run: `router-core` itself, its writer driven in virtual time.
+//! A router of a run: `router-core` itself, its writer driven in virtual time.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -6,13 +6,14 @@ use std::time::Duration;
 use router_core::key::{PrefixKey, Unit};
 use router_core::policy::{CacheAware, CacheAwareSettings, PolicyConfig};
 use router_core::{
-    AgentReport, Delta, Done, FleetUpdate, InFlight, Incarnation, Introduction, ReportLevel, RouteError,
-    RouteRequest, Router, SessionId, Settings, TargetId, Time, Units, Update, WorkerId, WorkerProfile,
-    Writer,
+    AgentReport, Delta, Done, FleetUpdate, InFlight, Incarnation, Introduction, ReportLevel, ReportedLoad,
+    RouteError, RouteRequest, Router, SessionId, Settings, TargetId, Time, Units, Update, WorkerId,
+    WorkerProfile, Writer,
 };
 
 use super::contestant::{Contestant, Rule};
 use super::exact::{Exact, PrefixHash, Truth};
+use super::ring::{Owner, Ring};
 use crate::engine::Change;
 use crate::sequence::{BLOCK_TOKENS, HASH_SEED, Hasher};
 
@@ -33,17 +34,37 @@ pub enum LabError {
     UnknownWorker,
 }
 
+/// What an engine's agent sees of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) load: ReportedLoad,
+    pub(super) is_down: bool,
+    pub(super) is_paused: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Side {
     router: Router,
     writer: Writer,
     workers: Vec<WorkerId>,
-    /// The next delta of each engine's agent.
-    next_seq: Vec<u64>,
+    /// What has been said of each engine.
+    told: Vec<Told>,
+    profile: WorkerProfile,
     rng: fastrand::Rng,
     agents: bool,
     truth: Arc<Mutex<Vec<Truth>>>,
+    owner: Arc<Owner>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    /// The last delta of its agent.
+    seq: u64,
+    /// Its agent has lost events.
+    incomplete: bool,
+    is_down: bool,
+    is_paused: bool,
 }
 
 impl Side {
@@ -56,7 +77,7 @@ impl Side {
     ) -> Result<Self, LabError> {
         let policy = match &contestant.rule {
             Rule::Policy(config) => config.clone(),
-            Rule::Sticky | Rule::PrefixHash | Rule::Exact => PolicyConfig::LeastLoad,
+            Rule::Sticky | Rule::PrefixHash | Rule::Ring | Rule::Exact => PolicyConfig::LeastLoad,
         };
         let settings = Settings {
             token_space: Hasher::new().space().clone(),
@@ -69,10 +90,16 @@ impl Side {
             router,
             writer,
             workers: Vec::new(),
-            next_seq: vec![1; engines],
+            told: vec![Told::default(); engines],
+            profile: WorkerProfile {
+                page_size: BLOCK_TOKENS as u32,
+                capacity_tokens,
+                ..WorkerProfile::default()
+            },
             rng: fastrand::Rng::with_seed(seed),
             agents: contestant.agents,
             truth: Arc::default(),
+            owner: Arc::default(),
         };
         side.put_in_force(&contestant.rule)?;
         for engine in 0..engines {
@@ -80,10 +107,8 @@ impl Side {
         }
         side.turn(Duration::ZERO);
         side.workers = side.router.snapshot().fleet.workers.iter().map(|worker| worker.id).collect();
-        let profile =
-            WorkerProfile { page_size: BLOCK_TOKENS as u32, capacity_tokens, ..WorkerProfile::default() };
         for engine in 0..engines {
-            side.begin(engine, &profile)?;
+            side.begin(engine)?;
         }
         side.turn(Duration::ZERO);
         Ok(side)
@@ -94,6 +119,10 @@ impl Side {
         match rule {
             Rule::Policy(_) | Rule::Sticky => Ok(()),
             Rule::PrefixHash => self.send(Update::Fleet(FleetUpdate::Policy(Arc::new(PrefixHash)))),
+            Rule::Ring => {
+                let ring = Ring::new(self.owner.clone());
+                self.send(Update::Fleet(FleetUpdate::Policy(Arc::new(ring))))
+            }
             Rule::Exact => {
                 let rule = CacheAware::new(CacheAwareSettings::default());
                 let exact = Exact::new(rule, self.truth.clone());
@@ -102,19 +131,18 @@ impl Side {
         }
     }
 
-    fn begin(&mut self, engine: usize, profile: &WorkerProfile) -> Result<(), LabError> {
+    fn begin(&mut self, engine: usize) -> Result<(), LabError> {
         let worker = self.workers[engine];
-        let told = FleetUpdate::Profile { worker, profile: profile.clone(), done: Done::ignore() };
+        let told = FleetUpdate::Profile { worker, profile: self.profile.clone(), done: Done::ignore() };
         self.send(Update::Fleet(told))?;
-        let health = FleetUpdate::Health { worker, reachable: true, reason: "ready".into() };
-        self.send(Update::Fleet(health))?;
+        self.health(engine, true)?;
         if !self.agents {
             return Ok(());
         }
         let agent = Introduction {
             url: url(engine),
             incarnation: Incarnation(1),
-            profile: profile.clone(),
+            profile: self.profile.clone(),
             resume: Vec::new(),
             units: Units::TOKENS,
             reconcile: Vec::new(),
@@ -124,10 +152,19 @@ impl Side {
         let (session, level, at) = (SessionId(engine as u64), ReportLevel::Full, as_time(Duration::ZERO));
         self.send(Update::Fleet(FleetUpdate::Join { agent, session, level, at, done: Done::ignore() }))?;
         self.turn(Duration::ZERO);
-        let stored = Vec::new();
-        let baseline =
-            AgentReport::Baseline { rank: 0, unit: Unit::Token, seq: 0, stored, incomplete: false };
-        self.report(engine, baseline, Duration::ZERO)
+        self.baseline(engine, Duration::ZERO)
+    }
+
+    /// An engine's cache is empty.
+    fn baseline(&mut self, engine: usize, now: Duration) -> Result<(), LabError> {
+        let (seq, stored) = (self.told[engine].seq, Vec::new());
+        let baseline = AgentReport::Baseline { rank: 0, unit: Unit::Token, seq, stored, incomplete: false };
+        self.report(engine, baseline, now)
+    }
+
+    fn health(&mut self, engine: usize, reachable: bool) -> Result<(), LabError> {
+        let (worker, reason) = (self.workers[engine], "as its health check says".into());
+        self.send(Update::Fleet(FleetUpdate::Health { worker, reachable, reason }))
     }
 
     /// What will be true of the engines for the next decision.
@@ -141,19 +178,32 @@ impl Side {
         }));
     }
 
-    /// Decides where a prompt goes, or sends it where it has to go; says which engine that is.
+    /// Whose the next request is, for a rule that asks: a session of several turns has a name.
+    pub(super) fn tell_owner(&self, session: Option<u64>) {
+        self.owner.tell(session);
+    }
+
+    /// Decides where a prompt goes that has been tried at some engines, or sends it where it has to go; says which engine that is.
+    /// Nothing if nobody can take it now.
     pub(super) fn route(
         &mut self,
         key: &PrefixKey,
         only: Option<usize>,
+        tried: &[usize],
         now: Duration,
-    ) -> Result<(usize, InFlight), LabError> {
+    ) -> Result<Option<(usize, InFlight)>, LabError> {
         self.turn(now);
         let only = only.map(|engine| self.workers[engine]);
-        let request = RouteRequest { key: Some(key), only, ..RouteRequest::default() };
-        let in_flight = self.router.route(&request, as_time(now), &mut self.rng)?;
-        let engine = self.engine_of(in_flight.target()).ok_or(LabError::UnknownWorker)?;
-        Ok((engine, in_flight))
+        let tried: Vec<WorkerId> = tried.iter().map(|engine| self.workers[*engine]).collect();
+        let request = RouteRequest { key: Some(key), only, tried: &tried, ..RouteRequest::default() };
+        match self.router.route(&request, as_time(now), &mut self.rng) {
+            Ok(in_flight) => {
+                let engine = self.engine_of(in_flight.target()).ok_or(LabError::UnknownWorker)?;
+                Ok(Some((engine, in_flight)))
+            }
+            Err(RouteError::AtBound | RouteError::AllTried | RouteError::NoneReady { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn engine_of(&self, target: TargetId) -> Option<usize> {
@@ -164,31 +214,69 @@ impl Side {
     pub(super) fn changed(
         &mut self,
         engine: usize,
-        changes: Vec<Change>,
+        changes: &[Change],
         now: Duration,
     ) -> Result<(), LabError> {
-        for Change { removed, stored } in changes {
-            let seq = self.next_seq[engine];
-            self.next_seq[engine] += 1;
-            let delta = Delta { unit: Unit::Token, seq, cleared: false, removed, stored, incomplete: false };
+        for Change { cleared, removed, stored } in changes.iter().cloned() {
+            let told = &mut self.told[engine];
+            told.seq += 1;
+            told.incomplete &= !cleared;
+            let (seq, incomplete) = (told.seq, told.incomplete);
+            let delta = Delta { unit: Unit::Token, seq, cleared, removed, stored, incomplete };
             self.report(engine, AgentReport::Delta { rank: 0, delta }, now)?;
         }
         self.turn(now);
         Ok(())
     }
 
-    /// All agents say that they are there.
-    pub(super) fn alive(&mut self, now: Duration) -> Result<(), LabError> {
+    /// An engine's agent has lost what changed: until the cache is cleared it does not know all of it.
+    pub(super) fn lost(&mut self, engine: usize) {
+        self.told[engine].incomplete = true;
+    }
+
+    /// An engine's agent says how it is.
+    pub(super) fn seen(&mut self, engine: usize, seen: Seen, now: Duration) -> Result<(), LabError> {
+        let told = self.told[engine];
+        if (seen.is_down, seen.is_paused) != (told.is_down, told.is_paused) {
+            let (updating, reachable) = (seen.is_paused, !seen.is_down);
+            let reason = "as its agent says".into();
+            self.report(engine, AgentReport::State { updating, reachable, reason }, now)?;
+            (self.told[engine].is_down, self.told[engine].is_paused) = (seen.is_down, seen.is_paused);
+        }
+        let report = match seen.is_down {
+            true => AgentReport::Alive,
+            false => AgentReport::Load { rank: 0, load: seen.load },
+        };
+        self.report(engine, report, now)
+    }
+
+    /// A health check says whether an engine answers.
+    pub(super) fn checked(&mut self, engine: usize, reachable: bool, now: Duration) -> Result<(), LabError> {
+        self.health(engine, reachable)?;
+        self.turn(now);
+        Ok(())
+    }
+
+    /// An engine is another process than before, as its agent or a health check finds out.
+    pub(super) fn reborn(&mut self, engine: usize, life: u64, now: Duration) -> Result<(), LabError> {
         if self.agents {
-            for engine in 0..self.workers.len() {
-                self.report(engine, AgentReport::Alive, now)?;
-            }
+            self.report(engine, AgentReport::NewIncarnation(Incarnation(life)), now)?;
+            self.told[engine].incomplete = false;
+            self.baseline(engine, now)?;
+        } else {
+            let (worker, reason) = (self.workers[engine], "another process".into());
+            self.send(Update::Fleet(FleetUpdate::Void { worker, reason }))?;
         }
         self.turn(now);
         Ok(())
     }
 
-    fn turn(&mut self, now: Duration) {
+    pub(super) fn has_agents(&self) -> bool {
+        self.agents
+    }
+
+    /// Lets time pass.
+    pub(super) fn turn(&mut self, now: Duration) {
         self.writer.turn(as_time(now));
     }
 

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use super::pairs::{paired, shown};
 use crate::metrics::Metrics;
-use crate::result::{Cell, Report};
+use crate::result::{Cell, Report, Seed};
 use crate::stats::Ratio;
 
 /// Results that must not be compared.
@@ -58,14 +59,14 @@ pub fn compare(a: &Report, b: &Report) -> Result<String, CompareError> {
     for entry in &a.contestants {
         let both = pairs
             .iter()
-            .filter_map(|(one, other)| Some((one, one.run(&entry.name)?, other.run(&entry.name)?)));
+            .filter_map(|(one, other)| Some(((one, other), one.run(&entry.name)?, other.run(&entry.name)?)));
         let both: Vec<_> = both.collect();
         if both.is_empty() {
             continue;
         }
         let _ = writeln!(text, "\n{}\n  {:<46}{:>30}{:>30}", entry.name, "", "mean TTFT", "hits");
-        for (cell, one, other) in both {
-            let seeds = || one.seeds.iter().zip(&other.seeds);
+        for ((cell, counterpart), one, other) in both {
+            let seeds = || paired((cell, one), (counterpart, other));
             let ratio = |of: fn(&Metrics) -> f64| shown(Ratio::of(seeds().map(|(a, b)| (of(b), of(a)))));
             let (ttft, hits) = (ratio(|of| of.ttft_s.mean), ratio(|of| of.hit_rate));
             let _ = writeln!(text, "  {:<46}{ttft:>30}{hits:>30}", cell.id);
@@ -86,19 +87,10 @@ fn check(one: &Cell, other: &Cell) -> Result<(), CompareError> {
             });
         }
     }
-    let capacities = one.seeds.iter().zip(&other.seeds);
-    if capacities.into_iter().any(|(a, b)| a.capacity_tokens != b.capacity_tokens) {
+    let of = |seed: &Seed| other.seeds.iter().find(|theirs| theirs.seed == seed.seed);
+    let pairs = one.seeds.iter().filter_map(|seed| Some((seed, of(seed)?)));
+    if pairs.into_iter().any(|(a, b)| a.capacity_tokens != b.capacity_tokens) {
         return Err(CompareError::Capacity { cell: one.id.clone() });
     }
     Ok(())
-}
-
-fn shown(ratio: Option<Ratio>) -> String {
-    ratio.map_or_else(
-        || "–".to_owned(),
-        |ratio| {
-            let mark = if ratio.differs() { "*" } else { " " };
-            format!("{:.3} ({:.3} to {:.3}){mark}", ratio.ratio, ratio.low, ratio.high)
-        },
-    )
 }

@@ -1,13 +1,20 @@
 //! What people read: tables, a page, comparisons.
 
+mod capacity;
 mod compare;
+mod gains;
 mod page;
+mod pairs;
 mod plots;
 mod regret;
 mod svg;
 mod table;
+mod targets;
 
+pub use capacity::{Ladder, capacities, ladders};
 pub use compare::{CompareError, compare};
-pub use page::page;
+pub use gains::gains;
+pub use page::{heat_map, page};
 pub use regret::{Regret, TRACKS, Track, regrets};
 pub use table::{cells, standings};
+pub use targets::{Target, targets, targets_table};

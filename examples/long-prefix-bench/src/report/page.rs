@@ -26,6 +26,12 @@ const COLUMNS: [Column; 10] = [
     ("timed out", |run| run.mean(|of| of.timed_out as f64), 1),
 ];
 
+/// The heat map of all cells alone, as an SVG file.
+pub fn heat_map(report: &Report) -> String {
+    let map = plots::heat_map(report).replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1);
+    map.replacen('>', &format!("><style>{STYLE}</style>"), 1)
+}
+
 /// The whole page.
 pub fn page(report: &Report) -> String {
     let seeds = report.cells.first().map_or(0, |cell| cell.seeds.len());

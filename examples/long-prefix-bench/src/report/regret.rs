@@ -7,9 +7,13 @@ use crate::stats::{Ratio, geometric_mean};
 /// Cells that are looked at together.
 pub type Track = (&'static str, fn(&Cell) -> bool);
 
-/// Real and generated traffic apart, and all.
-pub const TRACKS: [Track; 3] =
-    [("real traces", |cell| cell.is_real), ("generated", |cell| !cell.is_real), ("all cells", |_| true)];
+/// Real and generated traffic apart, what is disturbed apart from both, and all.
+pub const TRACKS: [Track; 4] = [
+    ("real traces", |cell| cell.is_real && !cell.is_disturbed()),
+    ("generated", |cell| !cell.is_real && !cell.is_disturbed()),
+    ("faults and several routers", |cell| cell.is_disturbed()),
+    ("all cells", |_| true),
+];
 
 /// One router over some cells.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,13 +87,14 @@ pub(super) fn best(report: &Report, cell: &Cell) -> f64 {
     routers.filter_map(|run| ttft(cell, &run.contestant)).fold(f64::INFINITY, f64::min)
 }
 
-/// For each seed the geometric mean over the cells, of one contestant over another's.
+/// For each seed the geometric mean over the cells, of one contestant over another's; nothing if either is missing anywhere: means over
+/// different cells say nothing.
 fn beside(cells: &[&Cell], name: &str, other: &str) -> Option<Ratio> {
     let seeds = cells.iter().map(|cell| cell.seeds.len()).min().unwrap_or(0);
     let mean_of = |name: &str, seed: usize| {
-        let figures =
-            cells.iter().filter_map(|cell| Some(cell.run(name)?.seeds.get(seed)?.ttft_s.mean.max(1e-6)));
-        geometric_mean(&figures.collect::<Vec<_>>())
+        let figure = |cell: &&Cell| Some(cell.run(name)?.seeds.get(seed)?.ttft_s.mean.max(1e-6));
+        Some(geometric_mean(&cells.iter().map(figure).collect::<Option<Vec<_>>>()?))
     };
-    Ratio::of((0..seeds).map(|seed| (mean_of(name, seed), mean_of(other, seed))))
+    let pairs = (0..seeds).map(|seed| Some((mean_of(name, seed)?, mean_of(other, seed)?)));
+    Ratio::of(pairs.collect::<Option<Vec<_>>>()?.into_iter())
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sglang_sim::Timing;
-pub use synthetic::{Pattern, draft};
+pub use synthetic::{EQUAL_PROMPT_TOKENS, EQUAL_PROMPTS, Pattern, draft};
 pub use trace::{Trace, TraceError, load};
 use xxhash_rust::xxh3::Xxh3;
 

@@ -431,6 +431,27 @@ fn engines_with_another_eviction_rule_get_no_inference() {
 }
 
 #[test]
+fn claims_are_worth_what_responses_find_of_them() {
+    let mut story = Story::with_workers(1);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    let retention = |story: &Story| story.router.snapshot().fleet.targets[0].retention;
+    story.serve(&prompt(1, 40), 0);
+    story.serve(&prompt(1, 40), 156);
+    assert_eq!(retention(&story), 1.0, "nothing was expected, and then all of it was there");
+    story.serve(&prompt(1, 40), 0);
+    assert_eq!(retention(&story), 0.5);
+    // What is waited for there takes so much longer: half of what is matched has to be computed.
+    let waiting = story.route(&prompt(1, 40));
+    let backlog = story.router.snapshot().fleet.targets[0].load.read().backlog_us;
+    let model = story.router.snapshot().fleet.targets[0].prefill;
+    let half = waiting.predicted_tokens() / 2;
+    assert_eq!(backlog, model.prefill_time(waiting.prompt_tokens(), half).as_micros() as u64);
+    drop(waiting);
+    story.send(Update::Fleet(FleetUpdate::Void { worker, reason: "another process".into() }));
+    assert_eq!(retention(&story), 1.0, "of another life nothing is known");
+}
+
+#[test]
 fn text_prompts_are_claimed_and_their_tokens_learned() {
     let mut story = Story::with_workers(2);
     let text = "All human beings are born free and equal in dignity and rights. ".repeat(20);

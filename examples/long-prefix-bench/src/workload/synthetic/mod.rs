@@ -1,10 +1,12 @@
-//! Generated workloads: S1 to S5 stand for common traffic, A1 to A5 and A7 are made to break a rule.
+//! Generated workloads: S1 to S5 stand for common traffic, A1 to A5 and A7 are made to break a rule, P1 is as others have published.
 
 mod adverse;
 mod draw;
+mod published;
 mod standard;
 
 use draw::Draw;
+pub use published::{EQUAL_PROMPT_TOKENS, EQUAL_PROMPTS};
 
 use super::Draft;
 
@@ -33,11 +35,13 @@ pub enum Pattern {
     Herd,
     /// As many long sessions at once as the fleet can hold, or a few more.
     Cliff,
+    /// Groups of equal size and popularity, as SGLang's own benchmark has them.
+    Equal,
 }
 
 impl Pattern {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::SystemPrompts,
         Self::Chat,
         Self::Agents,
@@ -49,6 +53,7 @@ impl Pattern {
         Self::Sliding,
         Self::Herd,
         Self::Cliff,
+        Self::Equal,
     ];
 
     /// As tables name it.
@@ -65,6 +70,7 @@ impl Pattern {
             Self::Sliding => "A4 sliding set",
             Self::Herd => "A5 herd",
             Self::Cliff => "A7 cliff",
+            Self::Equal => "P1 equal prompts",
         }
     }
 }
@@ -84,6 +90,7 @@ pub fn draft(pattern: Pattern, requests: usize, seed: u64) -> Draft {
         Pattern::Sliding => adverse::sliding(&mut draw, requests),
         Pattern::Herd => adverse::herd(&mut draw, requests),
         Pattern::Cliff => adverse::cliff(&mut draw, requests),
+        Pattern::Equal => published::equal_prompts(&mut draw, requests),
     };
     Draft { sessions }
 }

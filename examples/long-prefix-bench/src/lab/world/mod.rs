@@ -1,0 +1,343 @@
+//! What happens in a run: sessions ask, routers decide, engines work, agents report, clients lose patience. What goes wrong with
+//! engines is in `trouble`.
+
+mod dispatch;
+#[cfg(test)]
+mod tests;
+mod trouble;
+
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use router_core::{InFlight, Usage};
+use rustc_hash::FxHashSet;
+
+use super::contestant::{Caches, Contestant, Rule};
+use super::fault::{Blow, Fault};
+use super::outcome::{Outcome, Request, Sample, Setting};
+use super::side::{LabError, Side, as_time};
+use crate::engine::{Change, Engine, Memory, Produced, RequestId};
+use crate::sequence::BLOCK_TOKENS;
+use crate::workload::Traffic;
+
+/// Time between two health checks, the default, and between two samples.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Time between two reports of an agent on its engine's load and state: the default.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// A capacity that nothing reaches, in blocks, with room to add to.
+const UNBOUNDED: usize = usize::MAX >> 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// A session asks its next turn.
+    Ask { session: u32 },
+    /// An engine's pass may be over.
+    PassEnd { engine: usize },
+    /// An engine's agent tells what has changed.
+    Report { engine: usize },
+    /// A client leaves unless its first token has come.
+    Leave { request: u32 },
+    /// Something goes wrong with an engine, or is over.
+    Blow { engine: usize, blow: Blow },
+    /// Agents tell how their engines are.
+    Beat,
+    /// Routers check their engines, and the fleet is looked at.
+    Tick,
+}
+
+/// A session that is asking.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asking {
+    turn: usize,
+    /// Requests of the turn that are not over.
+    open: usize,
+    /// Where it went, if it stays there.
+    engine: Option<usize>,
+}
+
+/// What is wrong with an engine.
+#[derive(Clone, Copy, Debug, Default)]
+struct Condition {
+    is_down: bool,
+    is_paused: bool,
+    /// Lives before this one.
+    lives: u64,
+    /// Nobody has found out yet that this life is another one.
+    is_unknown: bool,
+    /// Health checks in a row that it did not answer.
+    unanswered: u32,
+}
+
+struct World<'a> {
+    setting: &'a Setting,
+    traffic: &'a Traffic,
+    rule: &'a Rule,
+    now: Duration,
+    /// With a number that makes what happens at one time happen in order.
+    events: BinaryHeap<Reverse<(Duration, u64, Event)>>,
+    numbered: u64,
+    engines: Vec<Engine>,
+    conditions: Vec<Condition>,
+    /// Each engine has a cache of its own.
+    own_caches: bool,
+    sides: Vec<Side>,
+    rng: fastrand::Rng,
+    /// Engines that could not serve a request.
+    tried: Vec<Vec<usize>>,
+    in_flight: Vec<Option<InFlight>>,
+    asking: Vec<Asking>,
+    /// What an engine's agent has seen and not told.
+    untold: Vec<Vec<Change>>,
+    unsent: usize,
+    open: usize,
+    outcome: Outcome,
+}
+
+/// Runs to the end of the last answer.
+pub fn run(setting: &Setting, traffic: &Traffic, contestant: &Contestant) -> Result<Outcome, LabError> {
+    let own = setting.capacity_tokens / BLOCK_TOKENS;
+    let capacity_blocks = match contestant.caches {
+        Caches::Own => own,
+        Caches::Pooled => own * setting.workers,
+        Caches::Infinite => UNBOUNDED,
+    };
+    let memory = || Rc::new(RefCell::new(Memory::new(capacity_blocks, contestant.agents)));
+    let shared = memory();
+    let engine = |_| {
+        let memory = if contestant.caches == Caches::Own { memory() } else { shared.clone() };
+        Engine::new(setting.limits, setting.timing, memory)
+    };
+    let side = |number: usize| {
+        let seed = setting.seed ^ (number as u64) << 32;
+        Side::new(contestant, setting.workers, setting.capacity_tokens as u64, seed)
+    };
+    let mut world = World {
+        setting,
+        traffic,
+        rule: &contestant.rule,
+        now: Duration::ZERO,
+        events: BinaryHeap::new(),
+        numbered: 0,
+        engines: (0..setting.workers).map(engine).collect(),
+        conditions: vec![Condition::default(); setting.workers],
+        own_caches: contestant.caches == Caches::Own,
+        sides: (0..setting.routers.max(1)).map(side).collect::<Result<_, _>>()?,
+        rng: fastrand::Rng::with_seed(setting.seed),
+        tried: vec![Vec::new(); traffic.requests.len()],
+        in_flight: traffic.requests.iter().map(|_| None).collect(),
+        asking: vec![Asking::default(); traffic.sessions.len()],
+        untold: vec![Vec::new(); setting.workers],
+        unsent: traffic.requests.len(),
+        open: 0,
+        outcome: Outcome {
+            requests: vec![Request::default(); traffic.requests.len()],
+            session_ends: vec![Duration::ZERO; traffic.sessions.len()],
+            ..Outcome::default()
+        },
+    };
+    for session in 0..traffic.sessions.len() {
+        world.next_turn(session, traffic.sessions[session].start);
+    }
+    world.at(TICK, Event::Tick);
+    if contestant.agents {
+        world.at(BEAT, Event::Beat);
+    }
+    if let Some(fault) = setting.fault {
+        for (at, engine, blow) in fault.blows(setting.workers, traffic.span) {
+            world.at(at, Event::Blow { engine, blow });
+        }
+    }
+    while let Some(Reverse((at, _, event))) = world.events.pop() {
+        world.now = at;
+        world.happen(event)?;
+    }
+    Ok(world.ended())
+}
+
+impl World<'_> {
+    fn at(&mut self, time: Duration, event: Event) {
+        self.numbered += 1;
+        self.events.push(Reverse((time, self.numbered, event)));
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), LabError> {
+        match event {
+            Event::Ask { session } => self.ask(session as usize)?,
+            // A pass that was cut short has ended already, and another one may be under way.
+            Event::PassEnd { engine } if self.engines[engine].ends() == Some(self.now) => {
+                self.end_pass(engine)
+            }
+            Event::PassEnd { .. } => {}
+            Event::Report { engine } => self.report(engine)?,
+            Event::Blow { engine, blow } => self.strike(engine, blow)?,
+            Event::Beat => self.beat()?,
+            Event::Leave { request } => self.leave(request as usize),
+            Event::Tick => self.tick()?,
+        }
+        Ok(())
+    }
+
+    /// A session's next turn is due.
+    fn next_turn(&mut self, session: usize, answered: Duration) {
+        let Some(turn) = self.traffic.sessions[session].turns.get(self.asking[session].turn) else {
+            self.outcome.session_ends[session] = self.now;
+            return;
+        };
+        let due = (answered + turn.think).max(turn.not_before);
+        self.at(due, Event::Ask { session: session as u32 });
+    }
+
+    fn ask(&mut self, session: usize) -> Result<(), LabError> {
+        let turn = &self.traffic.sessions[session].turns[self.asking[session].turn];
+        self.asking[session].open = turn.requests.len();
+        for request in &turn.requests {
+            self.send(*request as usize)?;
+        }
+        if self.unsent == 0 && self.outcome.replication == 0.0 {
+            self.outcome.replication = self.replication();
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, request: usize) -> Result<(), LabError> {
+        self.outcome.requests[request].sent = self.now;
+        self.unsent -= 1;
+        self.open += 1;
+        self.at(self.now + self.setting.timeout, Event::Leave { request: request as u32 });
+        self.dispatch(request)
+    }
+
+    fn begin_pass(&mut self, engine: usize) {
+        if let Some(ends) = self.engines[engine].begin(self.now) {
+            self.at(ends, Event::PassEnd { engine });
+        }
+    }
+
+    fn end_pass(&mut self, engine: usize) {
+        let (produced, prefilled) = self.engines[engine].end();
+        if !prefilled.is_zero() {
+            self.outcome.prefills.push((engine, self.now, prefilled));
+        }
+        for produced in produced {
+            self.produce(produced);
+        }
+        self.begin_pass(engine);
+        self.hear_changes(engine);
+    }
+
+    /// The agent hears what an engine publishes, and tells it before long.
+    fn hear_changes(&mut self, engine: usize) {
+        let changes = self.engines[engine].memory().borrow_mut().take_changes();
+        if changes.is_empty() {
+            return;
+        }
+        if self.untold[engine].is_empty() {
+            self.at(self.now + Fault::report_after(self.setting.fault), Event::Report { engine });
+        }
+        self.untold[engine].extend(changes);
+    }
+
+    fn produce(&mut self, produced: Produced) {
+        let request = produced.id.0 as usize;
+        // The client may have left.
+        let Some(in_flight) = &mut self.in_flight[request] else { return };
+        let seen = &mut self.outcome.requests[request];
+        if produced.first {
+            seen.first = Some(self.now);
+            seen.cached_tokens = produced.cached_tokens;
+            in_flight.first_token(as_time(self.now));
+            let prompt_tokens = self.traffic.requests[request].prompt_tokens() as u64;
+            in_flight.usage(Usage { prompt_tokens, cached_tokens: produced.cached_tokens as u64 }, true);
+        }
+        if produced.last {
+            seen.done = Some(self.now);
+            if let Some(mut in_flight) = self.in_flight[request].take() {
+                let answered = self.traffic.requests[request].answered().clone();
+                in_flight.generated(answered, as_time(self.now));
+                in_flight.complete(as_time(self.now));
+            }
+            self.over(request);
+        }
+    }
+
+    /// A client that has waited too long for its first token goes on without it.
+    fn leave(&mut self, request: usize) {
+        if self.in_flight[request].is_none() || self.outcome.requests[request].first.is_some() {
+            return;
+        }
+        let engine = self.outcome.requests[request].engine;
+        self.engines[engine].abort(RequestId(request as u32));
+        self.begin_pass(engine);
+        self.hear_changes(engine);
+        self.in_flight[request] = None;
+        self.over(request);
+    }
+
+    /// A request finds nobody, or its answer breaks off.
+    fn fail(&mut self, request: usize) {
+        self.outcome.requests[request].failed = true;
+        self.in_flight[request] = None;
+        self.over(request);
+    }
+
+    /// A request has been answered or given up.
+    fn over(&mut self, request: usize) {
+        self.open -= 1;
+        self.outcome.end = self.now;
+        let session = self.traffic.session_of[request] as usize;
+        let asking = &mut self.asking[session];
+        asking.open -= 1;
+        if asking.open == 0 {
+            asking.turn += 1;
+            self.next_turn(session, self.now);
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), LabError> {
+        self.check_engines()?;
+        if self.is_over() {
+            return Ok(());
+        }
+        let queued_tokens = self.engines.iter().map(Engine::queued_tokens).collect();
+        self.outcome.samples.push(Sample { at: self.now, queued_tokens });
+        self.at(self.now + TICK, Event::Tick);
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.unsent == 0 && self.open == 0
+    }
+
+    /// Each memory once, however many engines share it.
+    fn memories(&self) -> impl Iterator<Item = &Rc<RefCell<Memory>>> {
+        let of = |engine: &Engine| Rc::as_ptr(engine.memory());
+        let engines = self.engines.iter().enumerate();
+        let first = move |(number, engine): &(usize, &Engine)| {
+            !self.engines[..*number].iter().any(|other| of(other) == of(engine))
+        };
+        engines.filter(first).map(|(_, engine)| engine.memory())
+    }
+
+    fn replication(&self) -> f64 {
+        let mut distinct = FxHashSet::default();
+        let mut copies = 0;
+        for memory in self.memories() {
+            let memory = memory.borrow();
+            copies += memory.cached_blocks();
+            memory.collect(&mut distinct);
+        }
+        copies as f64 / distinct.len().max(1) as f64
+    }
+
+    fn ended(mut self) -> Outcome {
+        let evicted: u64 = self.memories().map(|memory| memory.borrow().evicted_blocks()).sum();
+        self.outcome.evicted_tokens = evicted * BLOCK_TOKENS as u64;
+        self.outcome.retracted = self.engines.iter().map(|engine| engine.totals().retracted).sum();
+        self.outcome
+    }
+}
