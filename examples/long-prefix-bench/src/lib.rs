@@ -9,6 +9,7 @@
 
 pub mod engine;
 pub mod grid;
+pub mod http;
 pub mod lab;
 pub mod metrics;
 pub mod reference;
