@@ -112,14 +112,11 @@ impl OverHttp {
         let report = runtime.block_on(async {
             let (stop, stopped) = watch::channel(false);
             tokio::spawn(async move {
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    let _ = stop.send(true);
-                    // Whoever asks twice does not want to wait.
-                    let _ = tokio::signal::ctrl_c().await;
-                    std::process::exit(130);
-                }
-                // As long as nobody asks, the receiver must not see the end of this.
-                std::future::pending::<()>().await;
+                asked_to_stop().await;
+                let _ = stop.send(true);
+                // Whoever asks twice does not want to wait.
+                asked_to_stop().await;
+                std::process::exit(130);
             });
             job.run(&bar, stopped).await
         })?;
@@ -169,6 +166,24 @@ impl OverHttp {
         let lab = lab.run(&|| ())?;
         lab.write(&self.out.join("lab.json"))?;
         say(&report::agreement(&lab, http)?)
+    }
+}
+
+/// Somebody presses Ctrl-C, or ends this process in another way that it can hear.
+async fn asked_to_stop() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminated.recv() => {}
+            }
+            return;
+        }
+    }
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -206,8 +206,8 @@ impl Prepared {
     /// What became of a run, in figures.
     pub(crate) fn figures(&self, outcome: &Outcome) -> (Metrics, Detail) {
         let Self { traffic, ideal, setting, seed } = self;
-        let of_first = seed.seed == 1;
-        let detail = of_first.then(|| detail(setting, traffic, ideal, outcome)).unwrap_or_default();
+        let is_first = seed.seed == 1;
+        let detail = if is_first { detail(setting, traffic, ideal, outcome) } else { Detail::default() };
         (metrics(setting, traffic, ideal, outcome), detail)
     }
 }

@@ -124,7 +124,7 @@ async fn drive(
         () = drive.run() => None,
         () = truth.watch(drive.began) => None,
         reason = trouble(parts, &drive) => Some(reason),
-        _ = stop.wait_for(|stop| *stop) => Some("stopped by Ctrl-C".to_owned()),
+        _ = stop.wait_for(|stop| *stop) => Some("stopped by whoever ran it".to_owned()),
     };
     let wall_s = drive.began.elapsed().as_secs_f64();
     let (used, seen) = (parts.used(), drive.seen());

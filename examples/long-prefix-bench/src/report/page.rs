@@ -119,7 +119,7 @@ fn cell(body: &mut String, report: &Report, cell: &Cell, open: bool) {
     );
     figures(body, report, cell);
     end_to_end::table(body, cell);
-    let _ = write!(body, "{}<div class=\"plots\">{}", plots::legend(), plots::frontier(report, cell));
+    let _ = write!(body, "{}<div class=\"plots\">{}", plots::legend(cell), plots::frontier(report, cell));
     body.push_str(&plots::distribution(cell));
     for series in [Series::Hits, Series::Ttft, Series::Imbalance] {
         body.push_str(&plots::over_time(cell, series));
