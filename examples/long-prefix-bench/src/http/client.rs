@@ -23,6 +23,9 @@ pub(super) struct Client {
 /// Why a request has no complete answer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Failure {
+    /// The driver's own rule names nobody.
+    #[error("no worker to send it to")]
+    Nowhere,
     /// There is nobody there.
     #[error("connection refused")]
     Refused,
@@ -79,7 +82,7 @@ impl Client {
         Self { http: legacy::Client::builder(TokioExecutor::new()).build(connector) }
     }
 
-    /// Asks for a generation and reads it to its end, or until no first token has come by `leave_at`.
+    /// Asks for a generation and reads it to its end, or until no first token has come by `leave_at`; calls `first` when it comes.
     pub(super) async fn generate(
         &self,
         url: &str,
@@ -87,6 +90,7 @@ impl Client {
         body: String,
         leave_at: Instant,
         answer: &mut Answer,
+        first: impl FnOnce(),
     ) -> Result<(), Failure> {
         let request =
             Request::post(format!("{url}{}", api.path())).header("content-type", "application/json");
@@ -100,7 +104,7 @@ impl Client {
         let predicted = response.headers().get("x-espalier-predicted-tokens");
         answer.predicted_tokens = predicted.and_then(|tokens| tokens.to_str().ok()?.parse().ok());
         let mut events = Events::of(api);
-        let read = read(response, &mut events, leave_at, answer).await;
+        let read = read(response, &mut events, leave_at, answer, first).await;
         answer.usage = events.usage.unwrap_or_default();
         answer.usage.retractions = answer.usage.retractions.max(events.retractions());
         read?;
@@ -137,7 +141,9 @@ async fn read(
     events: &mut Events,
     leave_at: Instant,
     answer: &mut Answer,
+    first: impl FnOnce(),
 ) -> Result<(), Failure> {
+    let mut first = Some(first);
     let mut stream = response.into_body();
     loop {
         let (until, late) = match answer.first {
@@ -158,8 +164,11 @@ async fn read(
         if events.failed {
             return Err(broken);
         }
-        if events.begun {
-            answer.first.get_or_insert_with(Instant::now);
+        if events.begun
+            && let Some(first) = first.take()
+        {
+            answer.first = Some(Instant::now());
+            first();
         }
     }
 }

@@ -232,7 +232,7 @@ pub(super) async fn probe(client: &Client, url: &str) -> Result<(), RouterError>
     let mut answer = super::client::Answer::default();
     // A token that no prompt of a workload has.
     let body = Api::Generate.body("", &[1, 2, 3], 1);
-    let asked = client.generate(url, Api::Generate, body, Instant::now() + PROBE, &mut answer).await;
+    let asked = client.generate(url, Api::Generate, body, Instant::now() + PROBE, &mut answer, || ()).await;
     asked.map_err(|failure| RouterError::Down { url: url.to_owned(), failure })
 }
 

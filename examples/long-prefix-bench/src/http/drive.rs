@@ -13,6 +13,7 @@ use super::events::Api;
 use super::prompts::Prompts;
 use super::scale::Scale;
 use super::way::{Chosen, Way};
+use crate::lab::LabError;
 use crate::workload::{Traffic, Turn};
 
 /// What was seen of one request. Times count from the run's start.
@@ -141,18 +142,38 @@ impl Drive {
         sleep_until(self.began + due).await;
         join_all(prompts.into_iter().map(|(request, prompt, body)| {
             // Chosen in order, before any of them is under way.
-            let chosen = self.way.choose(session, prompt.len());
+            let sequence = &self.traffic.requests[request as usize];
+            let chosen = self.way.choose(session, sequence, self.began.elapsed());
             self.ask(request, due, prompt, body, chosen)
         }))
         .await;
     }
 
-    async fn ask(&self, request: u32, due: Duration, prompt: Vec<u32>, body: String, chosen: Chosen<'_>) {
+    async fn ask(
+        &self,
+        request: u32,
+        due: Duration,
+        prompt: Vec<u32>,
+        body: String,
+        chosen: Result<Chosen<'_>, LabError>,
+    ) {
         let sent = self.began.elapsed();
         let leave_at = self.began + due + self.timeout;
         let mut answer = Answer::default();
-        let asked = self.client.generate(chosen.url(), self.api, body, leave_at, &mut answer).await;
-        drop(chosen);
+        let asked = match chosen {
+            Err(_) => Err(Failure::Nowhere),
+            Ok(mut chosen) => {
+                let url = chosen.url().to_owned();
+                let first = || chosen.first_token(self.began.elapsed());
+                let asked = self.client.generate(&url, self.api, body, leave_at, &mut answer, first).await;
+                if asked.is_ok() {
+                    let cached_tokens = answer.usage.cached_tokens * self.scale.get() as u64;
+                    let sequence = &self.traffic.requests[request as usize];
+                    chosen.complete(sequence, cached_tokens, self.began.elapsed());
+                }
+                asked
+            }
+        };
         match asked {
             Err(Failure::Refused) => drop(self.refused_in_a_row.fetch_add(1, Relaxed)),
             Err(Failure::OutOfDescriptors) => self.out_of_descriptors.store(true, Relaxed),

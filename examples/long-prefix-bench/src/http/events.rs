@@ -1,6 +1,6 @@
 //! Server-sent events out of chunks that end anywhere, and what a router's clients read in them.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The route that requests are sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -41,6 +41,36 @@ pub(super) struct Events {
 #[derive(Debug, thiserror::Error)]
 #[error("an event is not what this route's are")]
 pub(super) struct NotAnEvent;
+
+#[derive(Serialize)]
+struct Generate<'a> {
+    input_ids: &'a [u32],
+    sampling_params: Sampling,
+    stream: bool,
+}
+
+#[derive(Serialize)]
+struct Sampling {
+    max_new_tokens: usize,
+    temperature: f64,
+    ignore_eos: bool,
+}
+
+#[derive(Serialize)]
+struct Complete<'a> {
+    model: &'a str,
+    prompt: &'a [u32],
+    max_tokens: usize,
+    temperature: f64,
+    ignore_eos: bool,
+    stream: bool,
+    stream_options: StreamOptions,
+}
+
+#[derive(Serialize)]
+struct StreamOptions {
+    include_usage: bool,
+}
 
 #[derive(Deserialize)]
 struct Native {
@@ -97,17 +127,26 @@ impl Api {
     /// A request for so many tokens.
     pub(super) fn body(self, model: &str, prompt: &[u32], output_tokens: usize) -> String {
         let body = match self {
-            Self::Generate => serde_json::json!({
-                "input_ids": prompt,
-                "sampling_params": {"max_new_tokens": output_tokens, "temperature": 0.0, "ignore_eos": true},
-                "stream": true,
+            Self::Generate => serde_json::to_string(&Generate {
+                input_ids: prompt,
+                sampling_params: Sampling {
+                    max_new_tokens: output_tokens,
+                    temperature: 0.0,
+                    ignore_eos: true,
+                },
+                stream: true,
             }),
-            Self::Completions => serde_json::json!({
-                "model": model, "prompt": prompt, "max_tokens": output_tokens, "temperature": 0.0, "ignore_eos": true,
-                "stream": true, "stream_options": {"include_usage": true},
+            Self::Completions => serde_json::to_string(&Complete {
+                model,
+                prompt,
+                max_tokens: output_tokens,
+                temperature: 0.0,
+                ignore_eos: true,
+                stream: true,
+                stream_options: StreamOptions { include_usage: true },
             }),
         };
-        body.to_string()
+        body.expect("numbers and text are JSON")
     }
 }
 

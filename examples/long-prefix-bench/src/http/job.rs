@@ -12,7 +12,7 @@ use super::workers::WorkersError;
 use super::{Api, Checks, Scale};
 use crate::engine::Limits;
 use crate::grid::Plan;
-use crate::lab::{self, Kind};
+use crate::lab::{self, Kind, LabError};
 use crate::metrics::{Detail, Metrics};
 use crate::result::{Cell, EndToEnd, Entry, Report, SCHEMA};
 use crate::runner::{BenchError, Prepared, empty, entry, profile};
@@ -79,6 +79,9 @@ pub enum HttpError {
     /// A reference cannot be had.
     #[error(transparent)]
     Lab(#[from] BenchError),
+    /// The driver's own rule cannot be had.
+    #[error("session_sticky: {0}")]
+    Rule(#[from] LabError),
     /// The workers cannot be had.
     #[error(transparent)]
     Workers(#[from] WorkersError),

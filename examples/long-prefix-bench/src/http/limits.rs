@@ -7,9 +7,9 @@ pub(super) fn open_files() -> Option<u64> {
     parse(&fs::read_to_string("/proc/self/limits").ok()?)
 }
 
-/// What to say of a run that is out of file descriptors.
-pub(super) fn out_of_descriptors() -> String {
-    let limit = open_files().map_or_else(String::new, |limit| format!(" (the limit is {limit})"));
+/// What to say of a run that is out of file descriptors, of which there were so many.
+pub(super) fn out_of_descriptors(limit: Option<u64>) -> String {
+    let limit = limit.map_or_else(String::new, |limit| format!(" (the limit is {limit})"));
     format!(
         "out of file descriptors{limit}: every request under way takes one; raise it with `ulimit -n 65536`"
     )

@@ -11,7 +11,7 @@ use super::client::Client;
 use super::contestant::{Contestant, Ports, Programs, Router, probe};
 use super::drive::{Drive, Seen, Target};
 use super::job::HttpError;
-use super::limits::out_of_descriptors;
+use super::limits::{open_files, out_of_descriptors};
 use super::truth::{Counters, Truth, Watched};
 use super::way::Way;
 use super::workers::{Workers, WorkersRole};
@@ -77,7 +77,7 @@ pub(super) async fn started(
     let urls = workers.urls.clone();
     let way = match &router {
         Some(router) => Way::Router(router.url.clone()),
-        None if contestant == Contestant::SessionSticky => Way::sticky(&urls),
+        None if contestant == Contestant::SessionSticky => Way::sticky(&urls, setting)?,
         None => Way::round_robin(&urls),
     };
     let mut parts = Parts { workers: Some(workers), router };
@@ -158,6 +158,8 @@ async fn drive(
 
 /// Waits for something to end that should not.
 async fn trouble(parts: &mut Parts, drive: &Drive) -> String {
+    // Asked for while a file can still be opened.
+    let limit = open_files();
     loop {
         sleep(LOOK).await;
         if let Some(Err(error)) = parts.router.as_mut().map(|router| router.process.check()) {
@@ -167,7 +169,7 @@ async fn trouble(parts: &mut Parts, drive: &Drive) -> String {
             return error.to_string();
         }
         if drive.out_of_descriptors() {
-            return out_of_descriptors();
+            return out_of_descriptors(limit);
         }
         if drive.refused_in_a_row() >= GONE {
             return format!("{GONE} connections in a row were refused: the router is gone");

@@ -11,4 +11,5 @@ mod world;
 
 pub use contestant::{Contestant, Kind, contestants};
 pub use side::LabError;
+pub(crate) use side::{Side, as_time};
 pub use world::{Outcome, Request, Sample, Setting, run};

@@ -35,7 +35,7 @@ pub enum LabError {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Side {
+pub(crate) struct Side {
     router: Router,
     writer: Writer,
     workers: Vec<WorkerId>,
@@ -48,7 +48,7 @@ pub(super) struct Side {
 
 impl Side {
     /// A router in front of ready engines with empty caches, whose agents have joined if it has agents.
-    pub(super) fn new(
+    pub(crate) fn new(
         contestant: &Contestant,
         engines: usize,
         capacity_tokens: u64,
@@ -142,7 +142,7 @@ impl Side {
     }
 
     /// Decides where a prompt goes, or sends it where it has to go; says which engine that is.
-    pub(super) fn route(
+    pub(crate) fn route(
         &mut self,
         key: &PrefixKey,
         only: Option<usize>,
@@ -207,6 +207,6 @@ fn url(engine: usize) -> Arc<str> {
 }
 
 /// Virtual time as the core counts it. The first microseconds are for what happens before.
-pub(super) fn as_time(since_start: Duration) -> Time {
+pub(crate) fn as_time(since_start: Duration) -> Time {
     Time::from_micros(since_start.as_micros() as u64 + 2)
 }
