@@ -72,9 +72,7 @@ fn running(url: &str, workers: &[&Sim]) -> Against {
 
 /// Nobody ever says stop.
 fn unstopped() -> watch::Receiver<bool> {
-    let (stop, stopped) = watch::channel(false);
-    std::mem::forget(stop);
-    stopped
+    watch::channel(false).1
 }
 
 #[tokio::test(flavor = "multi_thread")]

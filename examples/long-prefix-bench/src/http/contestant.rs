@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::client::{Client, Failure};
+use super::client::{Answer, Client, Failure};
+use super::events::Api;
 use super::process::{Process, ProcessError, version};
 use super::scale::Scale;
 use crate::sequence::BLOCK_TOKENS;
@@ -215,7 +216,7 @@ impl Router {
         let give_up = Instant::now() + PATIENCE;
         loop {
             self.process.check()?;
-            match probe(client, &self.url).await {
+            match probe(client, &self.url, Api::Generate, "").await {
                 Ok(()) => break,
                 Err(error) if Instant::now() > give_up => return Err(error),
                 Err(_) => sleep(LOOK).await,
@@ -227,12 +228,11 @@ impl Router {
 }
 
 /// An error unless one token of a small generation comes.
-pub(super) async fn probe(client: &Client, url: &str) -> Result<(), RouterError> {
-    use super::events::Api;
-    let mut answer = super::client::Answer::default();
-    // A token that no prompt of a workload has.
-    let body = Api::Generate.body("", &[1, 2, 3], 1);
-    let asked = client.generate(url, Api::Generate, body, Instant::now() + PROBE, &mut answer, || ()).await;
+pub(super) async fn probe(client: &Client, url: &str, api: Api, model: &str) -> Result<(), RouterError> {
+    let mut answer = Answer::default();
+    // Tokens that no prompt of a workload has.
+    let body = api.body(model, &[1, 2, 3], 1);
+    let asked = client.generate(url, api, body, Instant::now() + PROBE, &mut answer, || ()).await;
     asked.map_err(|failure| RouterError::Down { url: url.to_owned(), failure })
 }
 

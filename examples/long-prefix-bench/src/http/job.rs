@@ -117,34 +117,50 @@ impl HttpJob<'_> {
         let references = self.references();
         let names: Vec<String> = self.names().chain(references.iter().map(|of| of.name.to_owned())).collect();
         let mut report = self.report(&references);
-        let manner = Manner { scale: self.scale, api: self.api, model: self.model.to_owned() };
         for plan in self.cells {
-            report.cells.push(empty(plan, names.iter().map(String::as_str)));
-            for seed in 1..=self.seeds {
-                let prepared = Prepared::new(plan, self.traces, seed)?;
-                let Some(cell) = report.cells.last_mut() else { break };
-                cell.seeds.push(prepared.seed.clone());
-                for (place, name) in self.names().enumerate() {
-                    progress.begin(
-                        &format!("{name}, {}, seed {seed}", plan.id()),
-                        prepared.traffic.requests.len(),
-                    );
-                    let ran = self.one(place, &prepared, &manner, &mut stop, progress).await?;
-                    let ended = ran.checks.ended_early.clone();
-                    tell(progress, &name, &ran.checks);
-                    keep(cell, place, seed, ran);
-                    if let Some(reason) = ended.filter(|_| *stop.borrow() || !self.can_go_on()) {
-                        return Ok(ended_early(report, reason));
-                    }
-                }
-                for (place, reference) in references.iter().enumerate() {
-                    let (metrics, detail) = prepared.in_the_lab(plan, reference)?;
-                    let ran = (metrics, detail);
-                    keep_reference(cell, self.names().count() + place, seed, ran);
-                }
+            let mut cell = empty(plan, names.iter().map(String::as_str));
+            let ended = self.cell(plan, &mut cell, &references, progress, &mut stop).await;
+            report.cells.push(cell);
+            match ended {
+                Ok(None) => {}
+                Ok(Some(reason)) => return Ok(ended_early(report, reason)),
+                Err(error) if !has_any(&report) => return Err(error),
+                Err(error) => return Ok(ended_early(report, error.to_string())),
             }
         }
         Ok(report)
+    }
+
+    /// Runs a cell; says why it is the last one, if it is.
+    async fn cell(
+        &self,
+        plan: &Plan,
+        cell: &mut Cell,
+        references: &[lab::Contestant],
+        progress: &dyn Progress,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<Option<String>, HttpError> {
+        let manner = Manner { scale: self.scale, api: self.api, model: self.model.to_owned() };
+        for seed in 1..=self.seeds {
+            let prepared = Prepared::new(plan, self.traces, seed)?;
+            cell.seeds.push(prepared.seed.clone());
+            for (place, name) in self.names().enumerate() {
+                let what = format!("{name}, {}, seed {seed}", plan.id());
+                progress.begin(&what, prepared.traffic.requests.len());
+                let ran = self.one(place, &prepared, &manner, stop, progress).await?;
+                let ended = ran.checks.ended_early.clone();
+                tell(progress, &name, &ran.checks);
+                keep(cell, place, seed, ran);
+                if let Some(reason) = ended.filter(|_| *stop.borrow() || !self.can_go_on()) {
+                    return Ok(Some(reason));
+                }
+            }
+            for (place, reference) in references.iter().enumerate() {
+                let ran = prepared.in_the_lab(plan, reference)?;
+                keep_reference(cell, self.names().count() + place, seed, ran);
+            }
+        }
+        Ok(None)
     }
 
     async fn one(
@@ -160,7 +176,10 @@ impl HttpJob<'_> {
             Against::Started { contestants, programs } => {
                 match started(contestants[place], programs, prepared, manner, stop, over).await {
                     // The others go on.
-                    Err(HttpError::Router(error)) => Ok(Ran::never(error.to_string())),
+                    Err(HttpError::Router(error)) => {
+                        let void = Some(error.to_string());
+                        Ok(Ran::without(Checks { void, ..Checks::default() }))
+                    }
                     ran => ran,
                 }
             }
@@ -182,7 +201,7 @@ impl HttpJob<'_> {
                 }
                 Ok(())
             }
-            Against::Running { url, .. } => Ok(probe(&Client::new(), url).await?),
+            Against::Running { url, .. } => Ok(probe(&Client::new(), url, self.api, self.model).await?),
         }
     }
 
@@ -245,14 +264,6 @@ impl HttpJob<'_> {
     }
 }
 
-impl Ran {
-    /// Of a router that does not come up.
-    fn never(why: String) -> Self {
-        let checks = Checks { void: Some(why), ..Checks::default() };
-        Self { metrics: Metrics::default(), detail: Detail::default(), checks }
-    }
-}
-
 fn tell(progress: &dyn Progress, name: &str, checks: &Checks) {
     for reason in checks.void.iter().chain(&checks.ended_early) {
         progress.note(&format!("{name}: {reason}"));
@@ -274,6 +285,11 @@ fn keep_reference(cell: &mut Cell, place: usize, seed: u64, (metrics, detail): (
     if seed == 1 {
         run.detail = detail;
     }
+}
+
+/// Something has been measured.
+fn has_any(report: &Report) -> bool {
+    report.cells.iter().flat_map(|cell| &cell.runs).any(|run| !run.seeds.is_empty())
 }
 
 /// Whoever was not run has no place in it.

@@ -16,7 +16,7 @@ use super::truth::{Counters, Truth, Watched};
 use super::way::Way;
 use super::workers::{Workers, WorkersRole};
 use super::{Api, Scale, system};
-use crate::lab::{Outcome, Request};
+use crate::lab::{Outcome, Request, Setting};
 use crate::metrics::{Detail, Metrics};
 use crate::runner::Prepared;
 use crate::workload::Traffic;
@@ -50,6 +50,9 @@ struct Used {
     driver: f64,
 }
 
+/// Why a run ended early that somebody stopped.
+const STOPPED: &str = "stopped by whoever ran it";
+
 /// Pause between two looks at whether everybody is alive.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -65,7 +68,32 @@ pub(super) async fn started(
     stop: &mut watch::Receiver<bool>,
     over: Box<dyn Fn() + Send + Sync>,
 ) -> Result<Ran, HttpError> {
-    let (setting, scale, ports) = (&prepared.setting, manner.scale, Ports::free()?);
+    let setting = &prepared.setting;
+    let mut parts = tokio::select! {
+        parts = start(contestant, programs, setting, manner.scale) => parts?,
+        () = stopped(stop) => return Ok(Ran::without(Checks { ended_early: Some(STOPPED.to_owned()), ..Checks::default() })),
+    };
+    let urls = parts.workers.as_ref().map(|workers| workers.urls.clone()).unwrap_or_default();
+    let way = match &parts.router {
+        Some(router) => Way::Router(router.url.clone()),
+        None if contestant == Contestant::SessionSticky => Way::sticky(&urls, setting)?,
+        None => Way::round_robin(&urls),
+    };
+    let ran = drive(prepared, manner, way, &urls, &mut parts, stop, over).await;
+    if let Some(router) = parts.router {
+        router.process.stop().await;
+    }
+    Ok(ran)
+}
+
+/// Fresh workers, and the router before them.
+async fn start(
+    contestant: Contestant,
+    programs: &Programs,
+    setting: &Setting,
+    scale: Scale,
+) -> Result<Parts, HttpError> {
+    let ports = Ports::free()?;
     let control = contestant.has_agents().then(|| ports.control_url());
     let role = WorkersRole::new(setting.workers, setting.capacity_tokens, scale, control);
     let mut workers = Workers::start(&programs.own, &role).await?;
@@ -74,18 +102,7 @@ pub(super) async fn started(
         router.ready(&Client::new()).await?;
     }
     workers.ready().await?;
-    let urls = workers.urls.clone();
-    let way = match &router {
-        Some(router) => Way::Router(router.url.clone()),
-        None if contestant == Contestant::SessionSticky => Way::sticky(&urls, setting)?,
-        None => Way::round_robin(&urls),
-    };
-    let mut parts = Parts { workers: Some(workers), router };
-    let ran = drive(prepared, manner, way, &urls, &mut parts, stop, over).await;
-    if let Some(router) = parts.router {
-        router.process.stop().await;
-    }
-    Ok(ran)
+    Ok(Parts { workers: Some(workers), router })
 }
 
 /// Runs against a router that is there.
@@ -97,7 +114,7 @@ pub(super) async fn running(
     stop: &mut watch::Receiver<bool>,
     over: Box<dyn Fn() + Send + Sync>,
 ) -> Result<Ran, HttpError> {
-    probe(&Client::new(), url).await?;
+    probe(&Client::new(), url, manner.api, &manner.model).await?;
     // Every run begins with empty caches.
     if !workers.is_empty() && !Truth::new(workers).flush().await {
         return Err(HttpError::NotFlushed { workers: workers.join(", ") });
@@ -124,7 +141,7 @@ async fn drive(
         () = drive.run() => None,
         () = truth.watch(drive.began) => None,
         reason = trouble(parts, &drive) => Some(reason),
-        _ = stop.wait_for(|stop| *stop) => Some("stopped by whoever ran it".to_owned()),
+        () = stopped(stop) => Some(STOPPED.to_owned()),
     };
     let wall_s = drive.began.elapsed().as_secs_f64();
     let (used, seen) = (parts.used(), drive.seen());
@@ -156,6 +173,13 @@ async fn drive(
     Ran { metrics, detail, checks }
 }
 
+/// Waits to be told; for ever, if whoever could tell is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// Waits for something to end that should not.
 async fn trouble(parts: &mut Parts, drive: &Drive) -> String {
     // Asked for while a file can still be opened.
@@ -174,6 +198,13 @@ async fn trouble(parts: &mut Parts, drive: &Drive) -> String {
         if drive.refused_in_a_row() >= GONE {
             return format!("{GONE} connections in a row were refused: the router is gone");
         }
+    }
+}
+
+impl Ran {
+    /// Of a run in which nothing was measured.
+    pub(super) fn without(checks: Checks) -> Self {
+        Self { metrics: Metrics::default(), detail: Detail::default(), checks }
     }
 }
 
