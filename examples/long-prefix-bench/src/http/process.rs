@@ -29,7 +29,7 @@ pub enum ProcessError {
         source: io::Error,
     },
     /// It has ended.
-    #[error("{program} ended with {status}; it said:\n{said}")]
+    #[error("{program} ended with {status}; it said: {said}")]
     Ended {
         /// What has ended.
         program: PathBuf,
@@ -121,7 +121,7 @@ impl Process {
         let from = io::SeekFrom::Start(length.saturating_sub(MOST_SHOWN));
         // Nothing is said where nothing can be read.
         let _ = self.said.seek(from).and_then(|_| self.said.read_to_end(&mut said));
-        String::from_utf8_lossy(&said).trim().to_owned()
+        String::from_utf8_lossy(&said).lines().map(str::trim).collect::<Vec<_>>().join(" / ")
     }
 }
 
