@@ -37,6 +37,18 @@ enum Command {
         /// The one over HTTP.
         http: PathBuf,
     },
+    /// Prints how far the lab's own figures move when sessions start some milliseconds later: what `agree` cannot undercut.
+    Jitter {
+        /// Whose cells.
+        #[arg(long, value_enum, default_value_t = Suite::EndToEnd)]
+        suite: Suite,
+        /// Only cells whose name contains this.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        only: String,
+        /// A directory with trace files, as for `run`.
+        #[arg(long, value_name = "DIR")]
+        traces: Option<PathBuf>,
+    },
     /// Simulated workers, for a run over HTTP.
     #[command(hide = true)]
     Workers(WorkersRole),
@@ -101,6 +113,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run.run(),
         Command::Http(http) => http.run(),
         Command::Agree { lab, http } => agree(&lab, &http),
+        Command::Jitter { suite, only, traces } => jitter(suite, &only, traces.as_deref()),
         Command::Workers(role) => workers(role),
         Command::Show { result, html } => reread(&result, html.as_deref()),
         Command::Compare { a, b } => compare(&a, &b),
@@ -185,6 +198,12 @@ fn show(report: &Report) -> Result<(), Failure> {
 
 fn agree(lab: &Path, http: &Path) -> Result<(), Failure> {
     say(&report::agreement(&Report::read(lab)?, &Report::read(http)?)?)
+}
+
+fn jitter(suite: Suite, only: &str, traces: Option<&Path>) -> Result<(), Failure> {
+    let mut cells = suite.cells(traces);
+    cells.retain(|plan| plan.id().contains(only));
+    say(&long_prefix_bench::jitter::jitter(&cells, traces)?)
 }
 
 fn workers(role: WorkersRole) -> Result<(), Failure> {
