@@ -213,7 +213,7 @@ impl Prepared {
 }
 
 /// Engines have a least size: cells that ask for less have the same traffic and caches as one before them, and would count twice.
-pub(crate) fn leave_out_repetitions(cells: &mut Vec<Cell>) {
+fn leave_out_repetitions(cells: &mut Vec<Cell>) {
     let mut seen = HashSet::new();
     cells.retain(|cell| {
         let of = |seed: &Seed| (seed.hash.clone(), seed.capacity_tokens);
