@@ -16,6 +16,8 @@ pub enum Suite {
     Smoke,
     /// Every workload at one point, two of them along both axes, one with each fault, four with two routers: two minutes.
     Quick,
+    /// A few cells that take some minutes each in real time: for runs over HTTP, and for the lab beside them.
+    EndToEnd,
     /// The surface κ × ρ of the workloads that tell most, fleets of 4 to 32, every fault, several routers: some minutes.
     Full,
 }
@@ -65,6 +67,7 @@ impl Suite {
         match self {
             Self::Smoke => "smoke",
             Self::Quick => "quick",
+            Self::EndToEnd => "end-to-end",
             Self::Full => "full",
         }
     }
@@ -72,7 +75,7 @@ impl Suite {
     /// Seeds unless told otherwise.
     pub fn seeds(self) -> u64 {
         match self {
-            Self::Smoke => 2,
+            Self::Smoke | Self::EndToEnd => 2,
             Self::Quick => 5,
             Self::Full => 5,
         }
@@ -83,12 +86,13 @@ impl Suite {
         let mut cells = match self {
             Self::Smoke => smoke(),
             Self::Quick => quick(),
+            Self::EndToEnd => end_to_end(),
             Self::Full => full(),
         };
-        if traces.is_some() && self != Self::Smoke {
+        if traces.is_some() && !matches!(self, Self::Smoke | Self::EndToEnd) {
             let points: &[(f64, f64)] = match self {
                 Self::Full => &[(0.25, 0.5), (0.5, 0.5), (1.0, 0.3), (1.0, 0.5), (1.0, 0.7), (2.0, 0.5)],
-                Self::Smoke | Self::Quick => &[(0.5, 0.5), (1.0, 0.5)],
+                Self::Smoke | Self::Quick | Self::EndToEnd => &[(0.5, 0.5), (1.0, 0.5)],
             };
             let requests = if self == Self::Full { 6_000 } else { 2_000 };
             for trace in Trace::ALL.into_iter().filter(|trace| *trace != Trace::Sample) {
@@ -126,6 +130,19 @@ fn quick() -> Vec<Plan> {
         cells.push(Plan { routers: 2, ..Plan::generated(pattern, 1.0, 0.5, 8, 3_000) });
     }
     cells.push(Plan { routers: 2, ..agents });
+    cells
+}
+
+fn end_to_end() -> Vec<Plan> {
+    let generated = [
+        (Pattern::SystemPrompts, 600),
+        (Pattern::Agents, 300),
+        (Pattern::Documents, 200),
+        (Pattern::NoSharing, 200),
+    ];
+    let cell = |(pattern, requests)| Plan::new(Workload::Generated(pattern), 1.0, 0.5, 4, requests);
+    let mut cells: Vec<Plan> = generated.into_iter().map(cell).collect();
+    cells.push(Plan::new(Workload::Real(Trace::Sample), 1.0, 0.5, 4, 300));
     cells
 }
 
@@ -235,7 +252,7 @@ mod tests {
 
     #[test]
     fn cells_have_names_of_their_own() {
-        for suite in [Suite::Smoke, Suite::Quick, Suite::Full] {
+        for suite in [Suite::Smoke, Suite::Quick, Suite::EndToEnd, Suite::Full] {
             let cells = suite.cells(Some(Path::new("traces")));
             let ids: HashSet<_> = cells.iter().map(Plan::id).collect();
             assert_eq!(ids.len(), cells.len(), "{}", suite.name());

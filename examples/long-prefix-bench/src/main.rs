@@ -1,5 +1,7 @@
 //! The command `long-prefix-bench`: runs a suite, compares results, writes reports.
 
+mod over_http;
+
 use std::error::Error;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,21 +10,48 @@ use std::process::ExitCode;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use long_prefix_bench::grid::Suite;
+use long_prefix_bench::http::WorkersRole;
 use long_prefix_bench::report;
 use long_prefix_bench::result::{self, Report};
 use long_prefix_bench::rows::rows;
 use long_prefix_bench::runner::Job;
 use router_core::policy::CacheAwareSettings;
 
+use crate::over_http::OverHttp;
+
 #[derive(Parser)]
 #[command(
     name = "long-prefix-bench",
     version,
-    about = "Routing policies on fleets of simulated engines, in virtual time"
+    about = "Routers and policies on fleets of simulated engines, in virtual time and over HTTP"
 )]
 enum Command {
     /// Runs a suite and prints its tables.
     Run(Run),
+    /// Runs cells over HTTP, in real time, against routers that it starts or against one that is running.
+    Http(Box<OverHttp>),
+    /// Prints how far a result of the lab and one over HTTP of the same cells are apart.
+    Agree {
+        /// The lab's.
+        lab: PathBuf,
+        /// The one over HTTP.
+        http: PathBuf,
+    },
+    /// Prints how far the lab's own figures move when sessions start some milliseconds later: what `agree` cannot undercut.
+    Jitter {
+        /// Whose cells.
+        #[arg(long, value_enum, default_value_t = Suite::EndToEnd)]
+        suite: Suite,
+        /// Only cells whose name contains this.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        only: String,
+        /// A directory with trace files, as for `run`.
+        #[arg(long, value_name = "DIR")]
+        traces: Option<PathBuf>,
+    },
+    /// Simulated workers, for a run over HTTP.
+    #[command(hide = true)]
+    Workers(WorkersRole),
     /// Prints the tables of a result.
     Show {
         /// A result.
@@ -85,6 +114,10 @@ type Failure = Box<dyn Error + Send + Sync>;
 fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::Run(run) => run.run(),
+        Command::Http(http) => http.run(),
+        Command::Agree { lab, http } => agree(&lab, &http),
+        Command::Jitter { suite, only, traces } => jitter(suite, &only, traces.as_deref()),
+        Command::Workers(role) => workers(role),
         Command::Show { result, html, svg } => reread(&result, html.as_deref(), svg.as_deref()),
         Command::Compare { a, b } => compare(&a, &b),
     };
@@ -170,9 +203,32 @@ fn show(report: &Report) -> Result<(), Failure> {
 }
 
 fn tables(report: &Report) -> String {
-    [report::cells, report::gains, report::capacities, report::standings, report::targets_table]
-        .map(|table| table(report))
-        .concat()
+    [
+        report::cells,
+        report::checks,
+        report::gains,
+        report::capacities,
+        report::standings,
+        report::targets_table,
+    ]
+    .map(|table| table(report))
+    .concat()
+}
+
+fn agree(lab: &Path, http: &Path) -> Result<(), Failure> {
+    say(&report::agreement(&Report::read(lab)?, &Report::read(http)?)?)
+}
+
+fn jitter(suite: Suite, only: &str, traces: Option<&Path>) -> Result<(), Failure> {
+    let mut cells = suite.cells(traces);
+    cells.retain(|plan| plan.id().contains(only));
+    say(&long_prefix_bench::jitter::jitter(&cells, traces)?)
+}
+
+fn workers(role: WorkersRole) -> Result<(), Failure> {
+    // One thread: engines wait more than they work.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(role.serve())?)
 }
 
 fn compare(a: &Path, b: &Path) -> Result<(), Failure> {

@@ -6,6 +6,7 @@ use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
+use crate::http::Checks;
 use crate::metrics::{Detail, Metrics};
 
 /// Name and version of the schema. A new version reads no old files.
@@ -26,6 +27,24 @@ pub struct Report {
     pub contestants: Vec<Entry>,
     /// Every point of the grid.
     pub cells: Vec<Cell>,
+    /// It was run over HTTP, in real time; absent of a run in the lab.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_to_end: Option<EndToEnd>,
+}
+
+/// How a grid was run over HTTP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EndToEnd {
+    /// Tokens of the workload that one token stood for.
+    pub scale: usize,
+    /// The route that requests were sent to.
+    pub route: String,
+    /// Cores of the machine that ran it.
+    pub cores: usize,
+    /// The workers were not the simulator's: times and capacities are theirs, and the engine profile is the lab's alone.
+    pub own_workers: bool,
+    /// Why it ended before the end, if it did.
+    pub ended_early: Option<String>,
 }
 
 /// The engine model's constants, as in `sglang_sim::Timing` and [`Limits`](crate::engine::Limits).
@@ -127,6 +146,9 @@ pub struct Run {
     pub seeds: Vec<Metrics>,
     /// The first seed's run over time.
     pub detail: Detail,
+    /// One for each seed that was run over HTTP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Checks>,
 }
 
 /// A file that is no result, or cannot be read or written.
@@ -242,9 +264,15 @@ impl Cell {
 }
 
 impl Run {
-    /// Mean of a figure over the seeds.
+    /// Mean of a figure over the seeds in which anything was measured.
     pub fn mean(&self, figure: impl Fn(&Metrics) -> f64) -> f64 {
-        crate::stats::mean(&self.seeds.iter().map(figure).collect::<Vec<_>>())
+        let measured = self.seeds.iter().filter(|of| of.requests > 0);
+        crate::stats::mean(&measured.map(figure).collect::<Vec<_>>())
+    }
+
+    /// It was run, and nothing is known that makes its figures void.
+    pub fn is_sound(&self) -> bool {
+        self.seeds.iter().any(|of| of.requests > 0) && self.checks.iter().all(Checks::is_sound)
     }
 }
 

@@ -11,7 +11,7 @@ use sglang_sim::Timing;
 
 use crate::engine::Limits;
 use crate::grid::{Capacity, Plan};
-use crate::lab::{Contestant, Kind, LabError, Setting, contestants, run};
+use crate::lab::{Contestant, Kind, LabError, Outcome, Setting, contestants, run};
 use crate::metrics::{Detail, Metrics, detail, metrics};
 use crate::reference::Accesses;
 use crate::result::{Cell, EngineProfile, Entry, Report, Run, SCHEMA, Seed};
@@ -71,6 +71,16 @@ struct Measured {
     runs: Vec<(Metrics, Detail)>,
 }
 
+/// A cell with one seed, before anybody has run it.
+#[derive(Clone, Debug)]
+pub(crate) struct Prepared {
+    pub(crate) traffic: Traffic,
+    /// Tokens of each prompt that an infinite cache holds.
+    pub(crate) ideal: Vec<usize>,
+    pub(crate) setting: Setting,
+    pub(crate) seed: Seed,
+}
+
 impl Job<'_> {
     /// Runs of single contestants that it comes to.
     pub fn runs(&self) -> usize {
@@ -102,7 +112,8 @@ impl Job<'_> {
         });
         let mut results = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         results.sort_by_key(|(cell, seed, _)| (*cell, *seed));
-        let mut cells: Vec<Cell> = self.cells.iter().map(|plan| empty(plan, &contestants)).collect();
+        let mut cells: Vec<Cell> =
+            self.cells.iter().map(|plan| empty(plan, contestants.iter().map(|of| of.name))).collect();
         for (cell, seed, measured) in results {
             let measured = measured?;
             cells[cell].seeds.push(measured.seed);
@@ -121,6 +132,7 @@ impl Job<'_> {
             engine: profile(&Timing::default(), &Limits::default()),
             contestants: contestants.iter().map(entry).collect(),
             cells,
+            end_to_end: None,
         })
     }
 
@@ -131,8 +143,22 @@ impl Job<'_> {
         contestants: &[Contestant],
         done: &(impl Fn() + Sync),
     ) -> Result<Measured, BenchError> {
+        let prepared = Prepared::new(plan, self.traces, seed)?;
+        let runs = contestants.iter().map(|contestant| {
+            let run = prepared.in_the_lab(plan, contestant);
+            done();
+            run
+        });
+        let runs = runs.collect::<Result<Vec<_>, BenchError>>()?;
+        Ok(Measured { seed: prepared.seed, runs })
+    }
+}
+
+impl Prepared {
+    /// Draws the traffic of a cell and sizes its engines.
+    pub(crate) fn new(plan: &Plan, traces: Option<&Path>, seed: u64) -> Result<Self, TraceError> {
         let timing = Timing::default();
-        let traffic = plan.draft(self.traces, seed)?.at_load(plan.rho, plan.workers, &timing);
+        let traffic = plan.draft(traces, seed)?.at_load(plan.rho, plan.workers, &timing);
         let accesses = Accesses::new(&traffic.requests);
         let ideal = accesses.infinite();
         let w90_tokens = accesses.lru_capacity_for(W90_SHARE) * BLOCK_TOKENS;
@@ -147,18 +173,6 @@ impl Job<'_> {
             routers: plan.routers,
             fault: plan.fault,
         };
-        let runs = contestants.iter().map(|contestant| {
-            let outcome = run(&setting, &traffic, contestant).map_err(|source| BenchError::Lab {
-                contestant: contestant.name,
-                cell: plan.id(),
-                source,
-            })?;
-            done();
-            let detail =
-                if seed == 1 { detail(&setting, &traffic, &ideal, &outcome) } else { Detail::default() };
-            Ok((metrics(&setting, &traffic, &ideal, &outcome), detail))
-        });
-        let runs = runs.collect::<Result<Vec<_>, BenchError>>()?;
         let fleet_blocks = capacity_tokens * plan.workers / BLOCK_TOKENS;
         let share = |tokens: u64| tokens as f64 / traffic.prompt_tokens().max(1) as f64;
         let seed = Seed {
@@ -174,7 +188,29 @@ impl Job<'_> {
             belady_hit_rate: share(accesses.belady(fleet_blocks)),
             lru_hit_rate: share(accesses.lru(fleet_blocks)),
         };
-        Ok(Measured { seed, runs })
+        Ok(Self { traffic, ideal, setting, seed })
+    }
+
+    /// A contestant's run in virtual time; its detail is of the first seed alone.
+    pub(crate) fn in_the_lab(
+        &self,
+        plan: &Plan,
+        contestant: &Contestant,
+    ) -> Result<(Metrics, Detail), BenchError> {
+        let outcome = run(&self.setting, &self.traffic, contestant).map_err(|source| BenchError::Lab {
+            contestant: contestant.name,
+            cell: plan.id(),
+            source,
+        })?;
+        Ok(self.figures(&outcome))
+    }
+
+    /// What became of a run, in figures.
+    pub(crate) fn figures(&self, outcome: &Outcome) -> (Metrics, Detail) {
+        let Self { traffic, ideal, setting, seed } = self;
+        let is_first = seed.seed == 1;
+        let detail = if is_first { detail(setting, traffic, ideal, outcome) } else { Detail::default() };
+        (metrics(setting, traffic, ideal, outcome), detail)
     }
 }
 
@@ -209,11 +245,12 @@ fn capacity_tokens(plan: &Plan, traffic: &Traffic, w90_tokens: usize) -> usize {
     (wanted.max(least) as usize).next_multiple_of(BLOCK_TOKENS)
 }
 
-fn empty(plan: &Plan, contestants: &[Contestant]) -> Cell {
-    let run = |contestant: &Contestant| Run {
-        contestant: contestant.name.to_owned(),
+pub(crate) fn empty<'a>(plan: &Plan, contestants: impl Iterator<Item = &'a str>) -> Cell {
+    let run = |contestant: &str| Run {
+        contestant: contestant.to_owned(),
         seeds: Vec::new(),
         detail: Detail::default(),
+        checks: Vec::new(),
     };
     Cell {
         id: plan.id(),
@@ -229,11 +266,11 @@ fn empty(plan: &Plan, contestants: &[Contestant]) -> Cell {
         routers: plan.routers,
         undisturbed: plan.undisturbed().id(),
         seeds: Vec::new(),
-        runs: contestants.iter().map(run).collect(),
+        runs: contestants.map(run).collect(),
     }
 }
 
-fn entry(contestant: &Contestant) -> Entry {
+pub(crate) fn entry(contestant: &Contestant) -> Entry {
     Entry {
         name: contestant.name.to_owned(),
         what: contestant.what.to_owned(),
@@ -242,7 +279,7 @@ fn entry(contestant: &Contestant) -> Entry {
     }
 }
 
-fn profile(timing: &Timing, limits: &Limits) -> EngineProfile {
+pub(crate) fn profile(timing: &Timing, limits: &Limits) -> EngineProfile {
     EngineProfile {
         prefill_tokens_per_s: timing.prefill_tokens_per_s,
         half_context_tokens: timing.half_context_tokens,

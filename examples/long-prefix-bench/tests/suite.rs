@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use long_prefix_bench::grid::{Capacity, Plan, Suite};
 use long_prefix_bench::lab::Fault;
 use long_prefix_bench::report::{
-    CompareError, TRACKS, capacities, cells, compare, gains, ladders, page, regrets, standings, targets,
+    CompareError, TRACKS, agreement, capacities, cells, compare, gains, ladders, page, regrets, standings,
+    targets,
 };
 use long_prefix_bench::result::{Report, ResultError};
 use long_prefix_bench::rows::rows;
@@ -150,6 +151,24 @@ fn a_result_is_equal_to_itself_and_others_are_refused() {
     let capacity = changed(|other| other.cells[0].seeds[1].capacity_tokens += 64);
     assert!(matches!(capacity, Err(CompareError::Capacity { .. })));
     assert_eq!(changed(|other| other.cells.clear()), Err(CompareError::NothingInCommon));
+}
+
+#[test]
+fn agreement_has_bounds() {
+    let routers = smoke().contestants.iter().filter(|entry| !entry.is_reference).count();
+    let of = routers * smoke().cells.len();
+    let beside = |change: fn(&mut Report)| {
+        let mut other = smoke().clone();
+        change(&mut other);
+        agreement(smoke(), &other).unwrap()
+    };
+    assert!(beside(|_| ()).contains(&format!("{of} of {of} within 10 %")));
+    let hits = beside(|other| other.cells[0].runs[0].seeds.iter_mut().for_each(|of| of.hit_rate *= 0.89));
+    assert!(hits.contains(&format!("{} of {of} within", of - 1)) && hits.contains("-11.0%"), "{hits}");
+    let ttft = beside(|other| other.cells[1].runs[1].seeds.iter_mut().for_each(|of| of.ttft_s.p50 *= 1.16));
+    assert!(ttft.contains(&format!("{} of {of} within", of - 1)) && ttft.contains("APART"), "{ttft}");
+    let within = beside(|other| other.cells[1].runs[1].seeds.iter_mut().for_each(|of| of.ttft_s.p50 *= 1.14));
+    assert!(within.contains(&format!("{of} of {of} within")));
 }
 
 #[test]

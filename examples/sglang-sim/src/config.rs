@@ -75,6 +75,10 @@ pub struct SimConfig {
     /// Prefill speed at an empty context, in tokens a second.
     #[arg(long, default_value_t = 10_000.0)]
     pub prefill_rate: f64,
+    /// Tokens of the model that each token stands for: it takes their time to prefill, and as many decode steps. The sizes given
+    /// here count our tokens, --prefill-rate the model's.
+    #[arg(long, default_value_t = 1)]
+    pub token_weight: usize,
     /// Run this many times faster than real time.
     #[arg(long, default_value_t = 1.0)]
     pub time_scale: f64,
@@ -182,6 +186,7 @@ impl SimConfig {
             ("max-running-requests", self.max_running_requests),
             ("decode-log-interval", self.decode_log_interval),
             ("stream-interval", self.stream_interval),
+            ("token-weight", self.token_weight),
         ];
         for (option, value) in at_least_one {
             if value == 0 {
@@ -242,11 +247,12 @@ impl SimConfig {
             chunked_prefill_size: self.chunked_prefill_size,
             max_running_requests: self.max_running_requests,
             decode_log_interval: self.decode_log_interval,
+            steps_per_token: self.token_weight,
         }
     }
 
     pub(crate) fn timing(&self) -> Timing {
-        Timing { prefill_tokens_per_s: self.prefill_rate, ..Timing::default() }
+        Timing { prefill_tokens_per_s: self.prefill_rate, ..Timing::default() }.scaled(self.token_weight)
     }
 
     /// KV tokens of each rank, in whole pages.
@@ -279,6 +285,7 @@ mod tests {
             refused(SimConfig { chunked_prefill_size: 8, ..base() }).contains("--chunked-prefill-size 8")
         );
         assert!(refused(SimConfig { max_total_tokens: 8, ..base() }).contains("--max-total-tokens 8"));
+        assert!(refused(SimConfig { token_weight: 0, ..base() }).contains("--token-weight 0"));
         assert!(refused(SimConfig { time_scale: f64::NAN, ..base() }).contains("--time-scale NaN"));
     }
 }

@@ -35,6 +35,18 @@ impl Default for Timing {
 }
 
 impl Timing {
+    /// The same engine where each token stands for `weight` of the model's: prefill takes as long as theirs would, and a decode step,
+    /// of which a token then takes `weight`, is one of the model's.
+    pub fn scaled(self, weight: usize) -> Self {
+        let weight = weight as f64;
+        Self {
+            prefill_tokens_per_s: self.prefill_tokens_per_s / weight,
+            half_context_tokens: self.half_context_tokens / weight,
+            decode_per_token_ns: self.decode_per_token_ns * weight,
+            ..self
+        }
+    }
+
     /// Time to prefill `new` tokens after `context`.
     pub fn prefill(&self, new: usize, context: usize) -> Duration {
         let new = new as f64;

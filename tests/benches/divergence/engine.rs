@@ -42,6 +42,7 @@ impl Engine {
             max_running_requests: 256,
             // What the agent recommends.
             decode_log_interval: 1,
+            steps_per_token: 1,
         };
         let mirror = Mirror::new(PAGE_TOKENS as u32, MOST_PAGES);
         let views = tell.map_or_else(Vec::new, |tell| {

@@ -275,6 +275,7 @@ proptest! {
             chunked_prefill_size: 512,
             max_running_requests: 6,
             decode_log_interval: 1,
+            steps_per_token: 1,
         };
         prop_assert_eq!(by_the_lab(&cases, limits), by_the_simulator(&cases, limits));
     }

@@ -44,7 +44,7 @@ pub(super) struct Seen {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Side {
+pub(crate) struct Side {
     router: Router,
     writer: Writer,
     workers: Vec<WorkerId>,
@@ -69,7 +69,7 @@ struct Told {
 
 impl Side {
     /// A router in front of ready engines with empty caches, whose agents have joined if it has agents.
-    pub(super) fn new(
+    pub(crate) fn new(
         contestant: &Contestant,
         engines: usize,
         capacity_tokens: u64,
@@ -185,7 +185,7 @@ impl Side {
 
     /// Decides where a prompt goes that has been tried at some engines, or sends it where it has to go; says which engine that is.
     /// Nothing if nobody can take it now.
-    pub(super) fn route(
+    pub(crate) fn route(
         &mut self,
         key: &PrefixKey,
         only: Option<usize>,
@@ -295,6 +295,6 @@ fn url(engine: usize) -> Arc<str> {
 }
 
 /// Virtual time as the core counts it. The first microseconds are for what happens before.
-pub(super) fn as_time(since_start: Duration) -> Time {
+pub(crate) fn as_time(since_start: Duration) -> Time {
     Time::from_micros(since_start.as_micros() as u64 + 2)
 }

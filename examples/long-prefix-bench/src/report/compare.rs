@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::end_to_end::how;
 use super::pairs::{paired, shown};
 use crate::metrics::Metrics;
 use crate::result::{Cell, Report, Seed};
@@ -40,21 +41,12 @@ pub enum CompareError {
 
 /// What the second result is relative to the first, for every contestant that both have, over the cells and seeds that both have.
 pub fn compare(a: &Report, b: &Report) -> Result<String, CompareError> {
-    if a.engine != b.engine {
-        return Err(CompareError::Engine);
-    }
-    let pairs: Vec<(&Cell, &Cell)> = a
-        .cells
-        .iter()
-        .filter_map(|cell| Some((cell, b.cells.iter().find(|other| other.id == cell.id)?)))
-        .collect();
-    if pairs.is_empty() {
-        return Err(CompareError::NothingInCommon);
-    }
-    pairs.iter().try_for_each(|(one, other)| check(one, other))?;
+    let pairs = pairs(a, b)?;
     let mut text = format!(
-        "{} cells in common; B relative to A, 95 % intervals of paired seeds; * where the interval excludes 1\n",
-        pairs.len()
+        "{} cells in common; B relative to A, 95 % intervals of paired seeds; * where the interval excludes 1\nA: {}; B: {}\n",
+        pairs.len(),
+        how(a),
+        how(b)
     );
     for entry in &a.contestants {
         let both = pairs
@@ -73,6 +65,23 @@ pub fn compare(a: &Report, b: &Report) -> Result<String, CompareError> {
         }
     }
     Ok(text)
+}
+
+/// The cells that both have, in the first one's order, if they are of the same traffic, engines and capacities.
+pub(super) fn pairs<'a>(a: &'a Report, b: &'a Report) -> Result<Vec<(&'a Cell, &'a Cell)>, CompareError> {
+    if a.engine != b.engine {
+        return Err(CompareError::Engine);
+    }
+    let pairs: Vec<(&Cell, &Cell)> = a
+        .cells
+        .iter()
+        .filter_map(|cell| Some((cell, b.cells.iter().find(|other| other.id == cell.id)?)))
+        .collect();
+    if pairs.is_empty() {
+        return Err(CompareError::NothingInCommon);
+    }
+    pairs.iter().try_for_each(|(one, other)| check(one, other))?;
+    Ok(pairs)
 }
 
 fn check(one: &Cell, other: &Cell) -> Result<(), CompareError> {

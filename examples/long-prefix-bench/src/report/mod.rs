@@ -1,7 +1,9 @@
 //! What people read: tables, a page, comparisons.
 
+mod agreement;
 mod capacity;
 mod compare;
+mod end_to_end;
 mod gains;
 mod page;
 mod pairs;
@@ -11,8 +13,10 @@ mod svg;
 mod table;
 mod targets;
 
+pub use agreement::agreement;
 pub use capacity::{Ladder, capacities, ladders};
 pub use compare::{CompareError, compare};
+pub use end_to_end::checks;
 pub use gains::gains;
 pub use page::{heat_map, page};
 pub use regret::{Regret, TRACKS, Track, regrets};

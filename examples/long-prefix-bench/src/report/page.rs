@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::end_to_end;
 use super::plots::{self, Series};
 use super::regret::{Regret, TRACKS, regrets};
 use super::svg::escaped;
@@ -37,12 +38,13 @@ pub fn page(report: &Report) -> String {
     let seeds = report.cells.first().map_or(0, |cell| cell.seeds.len());
     let engine = &report.engine;
     let mut body = format!(
-        "<h1>long-prefix-bench: {}</h1><p class=\"soft\">{} cells, {seeds} seeds each, version {}. Engines in virtual time: \
+        "<h1>long-prefix-bench: {}</h1><p class=\"soft\">{} cells, {seeds} seeds each, version {}; {}. Engines: \
          {:.0} tokens/s of prefill, twice as long at a context of {:.0}; chunks of {} tokens; pages of {}; clients wait {:.0} s for a \
          first token. Definitions: docs/benchmark.md.</p>",
         escaped(&report.suite),
         report.cells.len(),
         escaped(&report.version),
+        escaped(&end_to_end::how(report)),
         engine.prefill_tokens_per_s,
         engine.half_context_tokens,
         engine.chunk_tokens,
@@ -122,7 +124,8 @@ fn cell(body: &mut String, report: &Report, cell: &Cell, open: bool) {
         of(|seed| 100.0 * seed.lru_hit_rate),
     );
     figures(body, report, cell);
-    let _ = write!(body, "{}<div class=\"plots\">{}", plots::legend(), plots::frontier(report, cell));
+    end_to_end::table(body, cell);
+    let _ = write!(body, "{}<div class=\"plots\">{}", plots::legend(cell), plots::frontier(report, cell));
     body.push_str(&plots::distribution(cell));
     for series in [Series::Hits, Series::Ttft, Series::Imbalance] {
         body.push_str(&plots::over_time(cell, series));

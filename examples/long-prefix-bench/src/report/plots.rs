@@ -8,12 +8,15 @@ use crate::metrics::Detail;
 use crate::result::{Cell, Report};
 
 /// Who has a line in the plots, and its class; more lines than these cannot be told apart.
-pub(super) const LINES: [(&str, &str); 6] = [
+pub(super) const LINES: [(&str, &str); 8] = [
     ("cache_aware", "c1"),
     ("threshold", "c2"),
     ("session_sticky", "c3"),
     ("prefix_hash", "c4"),
     ("round_robin", "c5"),
+    // Over HTTP, where the two of the same colour are not.
+    ("sglang-router", "c2"),
+    ("smg", "c4"),
     ("pooled cache", "c0"),
 ];
 
@@ -170,15 +173,16 @@ fn lines(cell: &Cell) -> impl Iterator<Item = (&'static str, &'static str, &Deta
     found.filter(|(.., detail)| !detail.hit_rate.is_empty())
 }
 
-/// A legend of the lines.
-pub(super) fn legend() -> String {
+/// A legend of the lines of a cell.
+pub(super) fn legend(cell: &Cell) -> String {
     let entry = |(name, class): &(&str, &str)| {
         format!(
             r#"<span><svg width="22" height="10"><path class="line {class}" d="M1 5H21"/></svg>{}</span>"#,
             escaped(name)
         )
     };
-    format!(r#"<p class="legend">{}</p>"#, LINES.iter().map(entry).collect::<String>())
+    let there = LINES.iter().filter(|(name, _)| cell.run(name).is_some());
+    format!(r#"<p class="legend">{}</p>"#, there.map(entry).collect::<String>())
 }
 
 /// A legend of the heat map's shades.

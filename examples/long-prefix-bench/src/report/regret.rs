@@ -46,7 +46,9 @@ pub fn regrets(report: &Report, of: impl Fn(&Cell) -> bool) -> Vec<Regret> {
     if cells.is_empty() {
         return Vec::new();
     }
-    let routers = report.contestants.iter().filter(|entry| !entry.is_reference);
+    // Whoever has nothing that can be believed has no standing.
+    let sound = |name: &str| cells.iter().any(|cell| ttft(cell, name).is_some());
+    let routers = report.contestants.iter().filter(|entry| !entry.is_reference && sound(&entry.name));
     routers.map(|entry| regret(report, &cells, &entry.name)).collect()
 }
 
@@ -59,7 +61,7 @@ fn regret(report: &Report, cells: &[&Cell], name: &str) -> Regret {
     let worst = each.iter().max_by(|a, b| a.0.total_cmp(&b.0)).copied().unwrap_or((1.0, ""));
     let within =
         |most: f64| ratios.iter().filter(|ratio| **ratio <= most).count() as f64 / ratios.len().max(1) as f64;
-    let runs = cells.iter().filter_map(|cell| cell.run(name));
+    let runs = cells.iter().filter_map(|cell| cell.run(name).filter(|run| run.is_sound()));
     let shares: Vec<f64> = runs.map(|run| run.mean(|of| of.slo_share)).collect();
     let efficiencies: Vec<f64> = cells.iter().filter_map(|cell| cell.efficiency(name)).collect();
     Regret {
@@ -78,7 +80,7 @@ fn regret(report: &Report, cells: &[&Cell], name: &str) -> Regret {
 
 /// Mean time to first token of a contestant in a cell, in seconds.
 pub(super) fn ttft(cell: &Cell, name: &str) -> Option<f64> {
-    cell.run(name).map(|run| run.mean(|of| of.ttft_s.mean).max(1e-6))
+    cell.run(name).filter(|run| run.is_sound()).map(|run| run.mean(|of| of.ttft_s.mean).max(1e-6))
 }
 
 /// The best router's.

@@ -5,7 +5,7 @@
 //! one before and its think time. All of it follows from the seed.
 
 mod synthetic;
-mod text;
+pub(crate) mod text;
 mod trace;
 
 use std::sync::Arc;

@@ -21,6 +21,8 @@ pub struct Limits {
     pub max_running_requests: usize,
     /// Decode steps between two publications of events.
     pub decode_log_interval: usize,
+    /// Decode steps that an output token takes, at least 1.
+    pub steps_per_token: usize,
 }
 
 /// A request for a rank.

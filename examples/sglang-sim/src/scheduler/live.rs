@@ -28,6 +28,8 @@ pub(super) struct Live {
     pub(super) found: Option<usize>,
     /// Times it was put back.
     pub(super) retractions: u32,
+    /// Decode steps since its last token.
+    steps: usize,
 }
 
 impl Live {
@@ -43,6 +45,7 @@ impl Live {
             hold: Hold::default(),
             found: None,
             retractions: 0,
+            steps: 0,
         }
     }
 
@@ -73,6 +76,18 @@ impl Live {
     /// Memory that is kept for it while it runs.
     pub(super) fn reserved(&self, memory: &Memory) -> f64 {
         self.most_to_come() as f64 * NEW_TOKEN_RATIO + memory.whole_pages(self.to_prefill()) as f64
+    }
+
+    /// Its next token comes with the next decode step.
+    pub(super) fn is_due(&self, steps_per_token: usize) -> bool {
+        self.steps + 1 >= steps_per_token
+    }
+
+    /// Takes part in a decode step; whether that completes a token.
+    pub(super) fn decode(&mut self, steps_per_token: usize) -> bool {
+        let due = self.is_due(steps_per_token);
+        self.steps = if due { 0 } else { self.steps + 1 };
+        due
     }
 
     /// Its next token.

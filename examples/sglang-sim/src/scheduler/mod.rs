@@ -283,17 +283,20 @@ impl Scheduler {
             self.retract();
         }
         self.memory.make_room(self.decode_pages() * self.limits.page_size);
-        let mut context = 0;
+        let (mut batch, mut context) = (0, 0);
         for live in self.running.iter_mut().filter(|live| !live.is_prefilling()) {
+            batch += 1;
             context += live.tokens.len();
-            // The KV of the token produced last is computed now.
-            self.memory.grow(&mut live.hold, 1);
-            step.produced.push(live.produce());
+            if live.decode(self.limits.steps_per_token) {
+                // The KV of the token produced last is computed now.
+                self.memory.grow(&mut live.hold, 1);
+                step.produced.push(live.produce());
+            }
         }
-        if step.produced.is_empty() {
+        if batch == 0 {
             return step;
         }
-        step.duration = self.timing.decode(step.produced.len(), context);
+        step.duration = self.timing.decode(batch, context);
         self.decode_steps += 1;
         step.publish = self.decode_steps.is_multiple_of(self.limits.decode_log_interval.max(1));
         self.finish(&step.produced);
@@ -302,7 +305,9 @@ impl Scheduler {
 
     /// Pages that the next decode step begins.
     fn decode_pages(&self) -> usize {
-        self.running.iter().filter(|live| !live.is_prefilling() && live.hold.is_full()).count()
+        let steps_per_token = self.limits.steps_per_token;
+        let begins = |live: &&Live| live.is_due(steps_per_token) && live.hold.is_full();
+        self.running.iter().filter(|live| !live.is_prefilling()).filter(begins).count()
     }
 
     /// Lets go of the requests that have produced their last token.
@@ -343,6 +348,8 @@ impl Scheduler {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn limits() -> Limits {
@@ -352,6 +359,7 @@ mod tests {
             chunked_prefill_size: 512,
             max_running_requests: 8,
             decode_log_interval: 40,
+            steps_per_token: 1,
         }
     }
 
@@ -529,6 +537,31 @@ mod tests {
             let cached = serve(&mut scheduler, job(5, prompt(1, 320), 1));
             assert_eq!(cached, if waits { 304 } else { 0 });
         }
+    }
+
+    /// Four tokens of one scheduler are one of the other's: 800 to prefill and 64 decode steps for both.
+    #[test]
+    fn a_token_that_stands_for_several_takes_their_time() {
+        let took = |scheduler: &mut Scheduler, prompt_tokens, output_tokens| {
+            scheduler.submit(job(1, prompt(1, prompt_tokens), output_tokens));
+            let (produced, steps) = drain(scheduler);
+            assert_eq!(produced.len(), output_tokens);
+            let decode: Duration = steps.iter().filter(|step| !step.prefill).map(|step| step.duration).sum();
+            let prefill: Duration = steps.iter().filter(|step| step.prefill).map(|step| step.duration).sum();
+            (prefill.as_micros(), decode.as_micros(), steps.len())
+        };
+        let whole = took(&mut scheduler(), 800, 65);
+        let limits = Limits {
+            page_size: 4,
+            max_total_tokens: 1_024,
+            chunked_prefill_size: 128,
+            steps_per_token: 4,
+            ..limits()
+        };
+        let scaled = took(&mut Scheduler::new(limits, Timing::default().scaled(4)), 200, 17);
+        assert_eq!((whole.0, whole.2), (scaled.0, scaled.2));
+        // The context grows in larger steps.
+        assert!(whole.1.abs_diff(scaled.1) <= whole.1 / 1_000, "{whole:?} {scaled:?}");
     }
 
     #[test]

@@ -41,6 +41,9 @@ struct SubAgent {
 
 #[derive(Deserialize)]
 struct Row {
+    /// Seconds since the session began.
+    #[serde(default)]
+    t: f64,
     #[serde(rename = "in")]
     input: usize,
     out: usize,
@@ -85,6 +88,8 @@ enum Fault {
     Blocks { number: usize, blocks: usize, tokens: usize },
     #[error("request {number}: {name} is not a time")]
     Time { number: usize, name: &'static str },
+    #[error("request {number}: t is {t} after {before}; times do not go back")]
+    Backwards { number: usize, t: f64, before: f64 },
     #[error("a sub-agent comes after request {after} of {requests}")]
     After { after: usize, requests: usize },
 }
@@ -99,6 +104,14 @@ fn check(session: &Session) -> Result<(), Fault> {
     for agent in &session.subagents {
         if agent.after >= session.requests.len() {
             return Err(Fault::After { after: agent.after, requests: session.requests.len() });
+        }
+    }
+    for rows in
+        std::iter::once(&session.requests).chain(session.subagents.iter().map(|agent| &agent.requests))
+    {
+        let back = rows.windows(2).position(|pair| pair[1].t < pair[0].t);
+        if let Some(at) = back {
+            return Err(Fault::Backwards { number: at + 1, t: rows[at + 1].t, before: rows[at].t });
         }
     }
     let rows = session.requests.iter().chain(session.subagents.iter().flat_map(|agent| &agent.requests));
@@ -200,6 +213,9 @@ mod tests {
         );
         assert!(error(&line().replace(":64,", ":16,")).contains("line 1: block_size is 16"));
         assert!(error(&line().replace("\"after\":0", "\"after\":2")).contains("after request 2 of 2"));
+        assert!(
+            error(&line().replace("\"t\":9.0", "\"t\":-9.0")).contains("line 1: request 1: t is -9 after 0")
+        );
         assert!(error(&line().replace("700.0", "-1")).contains("request 1: think is not a time"));
         assert!(error(&line().replace("5.0", "-5.0")).contains("request 0: api is not a time"));
         assert!(error("{}").contains("line 1: missing field"));

@@ -44,12 +44,16 @@ pub(super) fn read(text: &Text, most: usize, seed: u64) -> Result<Draft, TraceEr
             let reason = format!("{blocks} hash_ids for {tokens} tokens; a block has {BLOCK}");
             return Err(text.bad(line, reason));
         }
+        let before = rows.last().map_or(0, |row: &Row| row.timestamp);
+        if row.timestamp < before {
+            let reason = format!("timestamp {} comes after {before}; times do not go back", row.timestamp);
+            return Err(text.bad(line, reason));
+        }
         rows.push(row);
     }
     if rows.is_empty() {
         return Err(text.empty());
     }
-    rows.sort_by_key(|row| row.timestamp);
     let times = spread(&rows, seed);
     let end = times.last().copied().unwrap_or(0.0).max(1.0);
     let sessions = sessions(&rows);
@@ -166,6 +170,11 @@ mod tests {
         );
         assert!(error(&good.replace(":6", ":0")).contains("line 1: a prompt has at least one token"));
         assert!(error(&good.replace("timestamp", "time")).contains("line 1: missing field `timestamp`"));
+        let later = good.replace(":0,", ":3000,");
+        assert!(
+            error(&format!("{later}\n{good}"))
+                .ends_with("line 2: timestamp 0 comes after 3000; times do not go back")
+        );
         assert_eq!(error("\n"), "test.jsonl has no requests");
     }
 }
