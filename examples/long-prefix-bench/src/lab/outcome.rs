@@ -59,7 +59,7 @@ pub struct Sample {
 /// What became of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// In the order of [`Traffic::requests`].
+    /// In the order of [`Traffic::requests`](crate::workload::Traffic::requests).
     pub requests: Vec<Request>,
     /// Every prefill pass: the engine, its end, and how long it took.
     pub prefills: Vec<(usize, Duration, Duration)>,
