@@ -69,7 +69,8 @@ impl Settings {
             max_blocks: 8 << 20,
             max_targets: MAX_TARGETS,
             queue_capacity: 65_536,
-            publish_interval: Duration::from_micros(500),
+            // A writer that is woken more often takes the core from requests (`cargo xtask bench proxy --only latency`).
+            publish_interval: Duration::from_millis(2),
             predict: true,
             correct_from_responses: true,
             count_from_engines: true,
