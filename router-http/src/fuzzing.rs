@@ -60,7 +60,7 @@ pub fn answers(bytes: &[u8]) {
     cut_anyhow(bytes, head);
 }
 
-/// The body of a generation: what the quick reader understands the careful one understands too, and the same way.
+/// The body of a generation: what both readers understand they understand the same way.
 pub fn bodies(bytes: &[u8]) {
     let Some((kind, body)) = bytes.split_first() else { return };
     let kinds = RouteKind::GENERATIONS;

@@ -184,9 +184,9 @@ fn text_generated(route: RouteKind, so_far: SoFar) -> Option<Vec<u8>> {
     let text = match (route, &so_far) {
         (RouteKind::Generate, SoFar::Last(_, event)) => {
             let Native { text, ids, completion_tokens } = answer::native(events::data(event)?)?;
-            text.filter(|_| ids.is_some_and(|ids| Some(ids.len() as u64) == completion_tokens))?
+            (Some(ids?.len() as u64) == completion_tokens).then(|| answer::text(text?))??
         }
-        (RouteKind::Generate, SoFar::Whole(body)) => answer::native(body.bytes())?.text?,
+        (RouteKind::Generate, SoFar::Whole(body)) => answer::text(answer::native(body.bytes())?.text?)?,
         (_, SoFar::Whole(body)) => answer::only_text(body.bytes(), route == RouteKind::Chat)?,
         (_, SoFar::Texts(_, texts, last)) => {
             let json = [b"\"", &texts[..*last], b"\""].concat();

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use long_prefix_bench::grid::Suite;
+use long_prefix_bench::grid::{Plan, Suite};
 use long_prefix_bench::http::WorkersRole;
 use long_prefix_bench::report;
 use long_prefix_bench::result::{self, Report};
@@ -130,16 +130,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// The cells of a suite that have `only` in their names.
+fn named(suite: Suite, traces: Option<&Path>, only: Option<&str>) -> Result<Vec<Plan>, Failure> {
+    let mut cells = suite.cells(traces);
+    cells.retain(|plan| only.is_none_or(|only| plan.id().contains(only)));
+    if cells.is_empty() {
+        return Err("no cell has such a name; run without --only to see all names".into());
+    }
+    Ok(cells)
+}
+
 impl Run {
     fn run(&self) -> Result<(), Failure> {
         let suite = if self.quick { Suite::Quick } else { self.suite };
-        let mut cells = suite.cells(self.traces.as_deref());
-        if let Some(only) = &self.only {
-            cells.retain(|plan| plan.id().contains(only.as_str()));
-        }
-        if cells.is_empty() {
-            return Err("no cell has such a name; run without --only to see all names".into());
-        }
+        let cells = named(suite, self.traces.as_deref(), self.only.as_deref())?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let job = Job {
             suite: suite.name(),
@@ -220,8 +224,7 @@ fn agree(lab: &Path, http: &Path) -> Result<(), Failure> {
 }
 
 fn jitter(suite: Suite, only: &str, traces: Option<&Path>) -> Result<(), Failure> {
-    let mut cells = suite.cells(traces);
-    cells.retain(|plan| plan.id().contains(only));
+    let cells = named(suite, traces, Some(only))?;
     say(&long_prefix_bench::jitter::jitter(&cells, traces)?)
 }
 

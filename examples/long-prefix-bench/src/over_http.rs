@@ -12,7 +12,7 @@ use long_prefix_bench::runner::Job;
 use router_core::policy::CacheAwareSettings;
 use tokio::sync::watch;
 
-use crate::{Failure, note, say, show};
+use crate::{Failure, named, note, say, show};
 
 #[derive(Parser)]
 pub(crate) struct OverHttp {
@@ -57,13 +57,13 @@ pub(crate) struct OverHttp {
     #[arg(long, value_name = "PATH", default_value = "smg")]
     smg: PathBuf,
     /// A router that is running, in place of those that are started.
-    #[arg(long)]
+    #[arg(long, value_parser = http_url)]
     url: Option<String>,
     /// Its name in the tables.
     #[arg(long, default_value = "router", requires = "url")]
     name: String,
     /// A worker behind it; give it once for each. Their caches are emptied before every run, and their counters are read.
-    #[arg(long, value_name = "URL", requires = "url")]
+    #[arg(long, value_name = "URL", requires = "url", value_parser = http_url)]
     worker_url: Vec<String>,
     /// Runs the same cells in the lab too, and prints how far the two are apart.
     #[arg(long)]
@@ -81,19 +81,29 @@ const OURS: [Contestant; 4] = [
     Contestant::RoundRobin,
 ];
 
+/// A base URL, as paths are put after it.
+fn http_url(given: &str) -> Result<String, &'static str> {
+    let base = given.trim_end_matches('/');
+    match base.strip_prefix("http://") {
+        Some(rest) if !rest.is_empty() => Ok(base.to_owned()),
+        _ => Err("a URL that begins with http:// is needed"),
+    }
+}
+
 /// A bar for each run; drawn on terminals alone.
 struct Bar(ProgressBar);
 
 impl OverHttp {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let mut cells = self.suite.cells(self.traces.as_deref());
-        cells.retain(|plan| self.only.as_ref().is_none_or(|only| plan.id().contains(only.as_str())));
+        let mut cells = named(self.suite, self.traces.as_deref(), self.only.as_deref())?;
+        // Here nothing goes wrong on purpose, and one router is in front of all workers: such a cell would be another one.
+        cells.retain(|plan| plan.fault.is_none() && plan.routers == 1);
+        if cells.is_empty() {
+            return Err("faults and several routers are simulated by `run` alone".into());
+        }
         for plan in &mut cells {
             plan.requests = self.requests.unwrap_or(plan.requests).min(plan.requests);
             plan.workers = self.workers.unwrap_or(plan.workers);
-        }
-        if cells.is_empty() {
-            return Err("no cell has such a name; run without --only to see all names".into());
         }
         let seeds = self.seeds.unwrap_or_else(|| self.suite.seeds());
         let job = HttpJob {
@@ -140,8 +150,8 @@ impl OverHttp {
         if let Some(url) = &self.url {
             return Ok(Against::Running {
                 name: self.name.clone(),
-                url: url.trim_end_matches('/').to_owned(),
-                workers: self.worker_url.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
+                url: url.clone(),
+                workers: self.worker_url.clone(),
             });
         }
         let own = std::env::current_exe()?;

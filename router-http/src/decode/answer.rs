@@ -4,14 +4,14 @@ use std::borrow::Cow;
 
 use memchr::memmem;
 
-use super::quick::optional_string;
 use super::scan::{Members, ids, string_end};
 use super::text::string;
 
 /// An answer of `/generate`, or one of its events.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Native<'a> {
-    pub(crate) text: Option<Cow<'a, str>>,
+    /// As it stands in JSON.
+    pub(crate) text: Option<&'a [u8]>,
     pub(crate) ids: Option<Vec<u32>>,
     pub(crate) completion_tokens: Option<u64>,
 }
@@ -21,7 +21,7 @@ pub(crate) fn native(json: &[u8]) -> Option<Native<'_>> {
     let (mut members, mut native) = (Members::of(json)?, Native::default());
     while let Some(key) = members.key()? {
         match &*key {
-            b"text" => native.text = optional_string(&mut members)?,
+            b"text" => native.text = Some(members.value()?),
             b"output_ids" => native.ids = ids(members.value()?),
             b"meta_info" => {
                 let tokens = member(members.value()?, b"completion_tokens")?;
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn what_was_generated_is_found() {
         let json = br#"{ "text": "a\n", "output_ids": [1, 2], "meta_info": {"x": {"completion_tokens": 9}, "completion_tokens": 2} }"#;
-        let expected = Native { text: Some("a\n".into()), ids: Some(vec![1, 2]), completion_tokens: Some(2) };
+        let expected = Native { text: Some(br#""a\n""#), ids: Some(vec![1, 2]), completion_tokens: Some(2) };
         assert_eq!(native(json), Some(expected));
         assert_eq!(native(br#"{"error":{}}"#), Some(Native::default()));
         assert_eq!(

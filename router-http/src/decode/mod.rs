@@ -171,7 +171,7 @@ impl Facts<'_> {
     }
 }
 
-/// What the quick reader understands the careful one understands the same way.
+/// What both readers understand they understand the same way; the quick one leaves to the worker what it passes over.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn compare_readers(kind: RouteKind, bytes: &[u8]) {
     if let (Some(quick), Ok(careful)) = (quick::read(kind, bytes), body::read(kind, bytes)) {

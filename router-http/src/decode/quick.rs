@@ -67,7 +67,7 @@ fn careful<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Option<T> {
     serde_json::from_slice(value).ok()
 }
 
-pub(super) fn optional_string<'a>(members: &mut Members<'a>) -> Option<Option<Cow<'a, str>>> {
+fn optional_string<'a>(members: &mut Members<'a>) -> Option<Option<Cow<'a, str>>> {
     match members.string()? {
         Some(text) => Some(Some(text)),
         None => (members.value()? == b"null").then_some(None),

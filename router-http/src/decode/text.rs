@@ -110,6 +110,14 @@ mod tests {
     }
 
     #[test]
+    fn a_prompt_is_the_bytes_that_it_is() {
+        for raw in [&b"\"\xFF\n\x00\""[..], b"\"\""] {
+            assert_eq!(bytes(raw, 0), Some((Cow::Borrowed(&raw[1..raw.len() - 1]), raw.len())));
+        }
+        assert_eq!(bytes(b"\"\xFF\\n\",", 0), Some((Cow::Owned(b"\xFF\n".to_vec()), 5)));
+    }
+
+    #[test]
     fn bytes_that_are_no_text_are_no_string() {
         for bytes in [&b"\"\xFF\""[..], b"\"\\n\xC3\"", b"\"", b"", b"x", b"\"\\"] {
             assert_eq!(string(bytes, 0), None);
