@@ -207,7 +207,7 @@ pub struct Fleet {
     /// Some workers only prefill or only decode.
     pub has_pools: bool,
     /// Of each target, in the same order: not in it, because decisions do not read it.
-    pub(crate) accuracies: Vec<Accuracy>,
+    pub(crate) accuracies: Arc<[Accuracy]>,
     /// Index of the target that has each slot.
     pub(crate) by_slot: Vec<u32>,
 }
@@ -239,7 +239,7 @@ impl Fleet {
 
     /// All targets, each with what is known of the error of what is believed of it.
     pub fn with_accuracy(&self) -> impl Iterator<Item = (&Target, &Accuracy)> {
-        self.targets.iter().zip(&self.accuracies)
+        self.targets.iter().zip(&*self.accuracies)
     }
 
     /// The target that has a slot now.

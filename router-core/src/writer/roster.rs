@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::member::{Member, Rank};
 use super::retention::Retention;
 use super::slots::SlotPool;
+use crate::accuracy::Accuracy;
 use crate::fleet::{
     Declaration, Fleet, Incarnation, Role, Slot, Target, TargetId, WorkerId, WorkerProfile, WorkerState,
 };
@@ -34,11 +35,18 @@ struct Published {
     outdated: bool,
     /// It has been published again since, and figures may have changed.
     lags: bool,
+    /// When it was told how far off it is.
+    accuracies_at: Time,
+    /// It has been renewed since without that.
+    accuracies_lag: bool,
 }
 
 /// Figures of a target may be so old in a snapshot, for every target: what renewing them costs stays a small share of the
 /// writer's time in the largest fleet, and a fleet of a few hundred is renewed with every publication.
 const FIGURES_AGE_PER_TARGET: Duration = Duration::from_micros(2);
+
+/// The same of how far off a target's figures are: there is much of it, and only people and their programs read it.
+const ACCURACY_AGE_PER_TARGET: Duration = Duration::from_micros(50);
 
 impl Roster {
     pub(crate) fn new(max_targets: u16) -> Self {
@@ -229,8 +237,21 @@ impl Roster {
         // A clock that was set back does not keep figures from being renewed.
         let at = self.published.at;
         if self.published.outdated || now >= self.renewed_at() || now < at {
-            let fleet = Arc::new(self.fleet(claimed_tokens));
-            self.published = Published { fleet, at: now, outdated: false, lags: false };
+            let due = self.published.outdated || now >= self.accuracies_due() || now < at;
+            let accuracies = match due {
+                true => self.ranks().map(|rank| rank.evidence.accuracy()).collect(),
+                false => self.published.fleet.accuracies.clone(),
+            };
+            let accuracies_at = if due { now } else { self.published.accuracies_at };
+            let fleet = Arc::new(self.fleet(claimed_tokens, accuracies));
+            self.published = Published {
+                fleet,
+                at: now,
+                outdated: false,
+                lags: false,
+                accuracies_at,
+                accuracies_lag: !due,
+            };
         } else {
             self.published.lags = true;
         }
@@ -239,7 +260,18 @@ impl Roster {
 
     /// When the figures of the fleet are to be published anew, if those that were published last may be outdated.
     pub(crate) fn renewal(&self) -> Option<Time> {
-        self.published.lags.then(|| self.renewed_at())
+        let figures = self.published.lags.then(|| self.renewed_at());
+        let accuracies = self.published.accuracies_lag.then(|| self.accuracies_due());
+        figures.into_iter().chain(accuracies).min()
+    }
+
+    fn accuracies_due(&self) -> Time {
+        let targets = self.published.fleet.targets.len() as u32;
+        self.published.accuracies_at + targets * ACCURACY_AGE_PER_TARGET
+    }
+
+    fn ranks(&self) -> impl Iterator<Item = &Rank> {
+        self.workers.iter().flat_map(|member| &member.ranks)
     }
 
     fn renewed_at(&self) -> Time {
@@ -247,8 +279,14 @@ impl Roster {
         self.published.at + targets * FIGURES_AGE_PER_TARGET
     }
 
-    fn fleet(&mut self, claimed_tokens: impl Fn(Slot) -> u64) -> Fleet {
-        let mut fleet = Fleet::default();
+    fn fleet(&mut self, claimed_tokens: impl Fn(Slot) -> u64, accuracies: Arc<[Accuracy]>) -> Fleet {
+        let targets = self.ranks().count();
+        let mut fleet = Fleet {
+            workers: Vec::with_capacity(self.workers.len()),
+            targets: Vec::with_capacity(targets),
+            accuracies,
+            ..Fleet::default()
+        };
         for member in &mut self.workers {
             let worker = member.publish();
             fleet.has_pools |= worker.role != Role::Unified;
@@ -258,7 +296,6 @@ impl Roster {
                     fleet.by_slot.resize(slot + 1, u32::MAX);
                 }
                 fleet.by_slot[slot] = fleet.targets.len() as u32;
-                fleet.accuracies.push(state.evidence.accuracy());
                 fleet.targets.push(Target {
                     ready: worker.state == WorkerState::Ready,
                     id: TargetId { worker: member.id, rank: rank as u32 },
