@@ -249,6 +249,22 @@ fn figures_of_a_large_fleet_are_published_once_more_and_no_oftener() {
     assert!(epoch(&story) <= set_back + 1);
 }
 
+#[test]
+fn how_far_off_a_large_fleet_is_follows_later_even_if_nothing_else_happens() {
+    let mut story = Story::with_workers(600);
+    story.pass(Duration::from_millis(50));
+    let checked = |story: &Story| -> u64 {
+        story.router.snapshot().fleet.with_accuracy().map(|(_, accuracy)| accuracy.predictions.checked).sum()
+    };
+    story.serve(&prompt(1, 8), 0);
+    let told = checked(&story);
+    story.serve(&prompt(2, 8), 0);
+    story.pass(Duration::from_millis(2));
+    assert_eq!(checked(&story), told, "what was told a moment ago is shared");
+    (0..50).for_each(|_| drop(story.pass(Duration::from_millis(1))));
+    assert_eq!(checked(&story), 2);
+}
+
 /// A template that says no more than its name.
 #[derive(Debug)]
 struct Named(u64);
