@@ -7,8 +7,10 @@ use http::{HeaderMap, HeaderName, Uri};
 use router_core::{Router, Time, WorkerId};
 use serde::Deserialize;
 
+use crate::clock::Clock;
 use crate::decode::Names;
 use crate::error::Failure;
+use crate::headers;
 use crate::kept::{Kept, Place};
 use crate::route::{Handling, Route};
 use crate::shared::Shared;
@@ -24,8 +26,8 @@ pub(crate) fn named(
     headers: &mut HeaderMap,
     path: &mut PathAndQuery,
 ) -> Result<Option<WorkerId>, Failure> {
-    let in_header =
-        headers.remove(WORKER_HEADER).map(|url| String::from_utf8_lossy(url.as_bytes()).into_owned());
+    let in_header = headers::take(headers, &WORKER_HEADER)
+        .map(|url| String::from_utf8_lossy(url.as_bytes()).into_owned());
     let in_query = path.query().and_then(without_worker);
     if let Some((_, rest)) = &in_query {
         let mark = if rest.is_empty() { "" } else { "?" };
@@ -82,16 +84,16 @@ pub(crate) fn of_history(
     router: &Router,
     shared: &Shared,
     names: &Names<'_>,
-    now: Time,
+    clock: Clock,
 ) -> Result<Option<Place>, Failure> {
     if let Some(session) = &names.session {
-        return find(router, &shared.sessions, session, "session", now).map(Some);
+        return find(router, &shared.sessions, session, "session", clock.now()).map(Some);
     }
     if let Some(response) = &names.previous_response {
-        return find(router, &shared.responses, response, "response", now).map(Some);
+        return find(router, &shared.responses, response, "response", clock.now()).map(Some);
     }
     // A session's id may be no more than a label; only one that was opened here binds.
-    Ok(names.session_id.as_ref().and_then(|session| shared.sessions.find(session, now)))
+    Ok(names.session_id.as_ref().and_then(|session| shared.sessions.find(session, clock.now())))
 }
 
 /// The place of what a route without a prompt is about.

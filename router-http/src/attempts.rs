@@ -11,12 +11,14 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
 use router_core::{FaultKind, InFlight, Pair, RouteError, RouteRequest, WorkerId, WorkerState};
+use smallvec::SmallVec;
 
 use crate::admission::{Admission, Granted};
 use crate::arrived::{Arrived, Wanted};
 use crate::error::Failure;
 use crate::exchange::{Aside, Exchange};
 use crate::faults;
+use crate::headers::find;
 use crate::service::Plane;
 use crate::stream_usage;
 use crate::upstream::{Attempt, WorkerBody};
@@ -46,7 +48,7 @@ enum Ended {
 /// What has been tried.
 #[derive(Default)]
 struct Tries {
-    tried: Vec<WorkerId>,
+    tried: SmallVec<[WorkerId; 4]>,
     /// A request that was sent and lost is repeated once: the worker may have closed a connection that it had kept, just then. Not
     /// more often, lest one that kills its worker kill them all.
     lost_at: Option<WorkerId>,
@@ -73,7 +75,7 @@ pub(crate) async fn answer(
     began: Instant,
     exchange: &mut Exchange,
 ) -> Result<Answered, Failure> {
-    let mut tries = Tries { tried: lost.to_vec(), lost_at: lost.last().copied(), ..Tries::default() };
+    let mut tries = Tries { tried: lost.into(), lost_at: lost.last().copied(), ..Tries::default() };
     let mut next = decided;
     let most = plane.config.max_attempts.max(1);
     for attempt in 1..=most {
@@ -347,13 +349,13 @@ fn request<'a>(arrived: &Arrived, wanted: &'a Wanted, tried: &'a [WorkerId]) -> 
 
 /// The answer is a stream of server-sent events.
 pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let kind = find(headers, &header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"))
 }
 
 /// Whether something can be put after a stream: not into compressed data, and not beyond a length that was announced.
 pub(crate) fn takes_event(headers: &HeaderMap) -> bool {
-    let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
+    let encoding = find(headers, &header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
     let plain = encoding.is_none_or(|encoding| encoding.eq_ignore_ascii_case(b"identity"));
-    plain && !headers.contains_key(header::CONTENT_LENGTH)
+    plain && find(headers, &header::CONTENT_LENGTH).is_none()
 }

@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::time::{Instant, Sleep};
 
 use crate::continuation::{Continuable, Continuation};
+use crate::decided::Said;
 use crate::decode::RouteKind;
 use crate::exchange::Exchange;
 use crate::metrics::Outcome;
@@ -147,6 +148,14 @@ pub(crate) struct Tunnel {
 }
 
 impl Body {
+    /// What the router says in the head, beside the headers. Of a stream that may go on elsewhere its headers say it.
+    pub(crate) fn said(&self) -> Said<'_> {
+        match &self.0 {
+            Kind::Passing(passing) => passing.exchange.said(),
+            Kind::Own(_) | Kind::Continuable(_) => Said::default(),
+        }
+    }
+
     /// What is left of an answer that changes the protocol: its connection. `None` if it is no such answer.
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
         let Kind::Passing(passing) = self.0 else { return None };

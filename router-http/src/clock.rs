@@ -18,7 +18,13 @@ impl Clock {
 
     /// The time on it.
     pub fn now(self) -> Time {
-        Time::from_micros(u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX))
+        self.at(Instant::now())
+    }
+
+    /// What it showed then.
+    pub fn at(self, then: Instant) -> Time {
+        let since = then.saturating_duration_since(self.origin);
+        Time::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName};
 
 use crate::error::Failure;
+use crate::headers;
 
 /// Seconds, decimals allowed, or a number with the unit `ms`, `s` or `m`.
 pub(crate) const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout");
@@ -14,7 +15,7 @@ const LONGEST: f64 = 86_400.0;
 
 /// Takes the time out of a request's headers: no worker knows it.
 pub(crate) fn take(headers: &mut HeaderMap) -> Result<Option<Duration>, Failure> {
-    let Some(value) = headers.remove(REQUEST_TIMEOUT) else { return Ok(None) };
+    let Some(value) = headers::take(headers, &REQUEST_TIMEOUT) else { return Ok(None) };
     let parsed = value.to_str().ok().and_then(parse);
     parsed.map(Some).ok_or(Failure::RequestTimeout)
 }

@@ -5,11 +5,16 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use router_core::policy::Reason;
 
-const X_WORKER: HeaderName = HeaderName::from_static("x-espalier-worker");
-const X_DP_RANK: HeaderName = HeaderName::from_static("x-espalier-dp-rank");
-const X_PREDICTED_TOKENS: HeaderName = HeaderName::from_static("x-espalier-predicted-tokens");
-const X_PREFILL_WORKER: HeaderName = HeaderName::from_static("x-espalier-prefill-worker");
-const X_PREFILL_DP_RANK: HeaderName = HeaderName::from_static("x-espalier-prefill-dp-rank");
+use crate::headers::REQUEST_ID;
+
+/// Worker, rank and predicted tokens; worker and rank that prefill.
+static NAMES: [HeaderName; 5] = [
+    HeaderName::from_static("x-espalier-worker"),
+    HeaderName::from_static("x-espalier-dp-rank"),
+    HeaderName::from_static("x-espalier-predicted-tokens"),
+    HeaderName::from_static("x-espalier-prefill-worker"),
+    HeaderName::from_static("x-espalier-prefill-dp-rank"),
+];
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -22,18 +27,49 @@ pub(crate) struct Decided {
     pub(crate) prefill: Option<(Arc<str>, u32)>,
 }
 
+/// What the head of an answer says of it, with the request's id; nothing where nothing was decided.
+///
+/// Of HTTP/1.1 it is written as it is: headers would be made, hashed and written for the same.
+#[derive(Debug, Default)]
+pub(crate) struct Said<'a>(pub(crate) Option<(&'a Decided, &'a HeaderValue)>);
+
 impl Decided {
-    /// Says so in an answer's headers.
-    pub(crate) fn describe(&self, headers: &mut HeaderMap) {
-        if let Ok(worker) = HeaderValue::from_str(&self.worker) {
-            headers.insert(X_WORKER, worker);
+    /// Whether it says this header itself.
+    pub(crate) fn names(name: &HeaderName) -> bool {
+        name.as_str().starts_with("x-espalier-") && NAMES.contains(name)
+    }
+}
+
+impl Said<'_> {
+    /// Each line of it.
+    pub(crate) fn each_line(&self, mut line: impl FnMut(&HeaderName, &[u8])) {
+        let Some((decided, request_id)) = self.0 else { return };
+        let [worker, rank, predicted_tokens, prefill_worker, prefill_rank] = &NAMES;
+        let mut url = |name: &HeaderName, url: &str| {
+            // What cannot stand in a header is not said.
+            if url.bytes().all(|byte| byte.is_ascii_graphic()) {
+                line(name, url.as_bytes());
+            }
+        };
+        url(worker, &decided.worker);
+        if let Some((prefill, _)) = &decided.prefill {
+            url(prefill_worker, prefill);
         }
-        headers.insert(X_DP_RANK, HeaderValue::from(self.rank));
-        headers.insert(X_PREDICTED_TOKENS, HeaderValue::from(self.predicted_tokens));
-        let Some((prefill, rank)) = &self.prefill else { return };
-        if let Ok(worker) = HeaderValue::from_str(prefill) {
-            headers.insert(X_PREFILL_WORKER, worker);
+        let mut digits = itoa::Buffer::new();
+        line(rank, digits.format(decided.rank).as_bytes());
+        line(predicted_tokens, digits.format(decided.predicted_tokens).as_bytes());
+        if let Some((_, prefill)) = decided.prefill {
+            line(prefill_rank, digits.format(prefill).as_bytes());
         }
-        headers.insert(X_PREFILL_DP_RANK, HeaderValue::from(*rank));
+        line(&REQUEST_ID, request_id.as_bytes());
+    }
+
+    /// Says it in an answer's headers.
+    pub(crate) fn put(&self, headers: &mut HeaderMap) {
+        self.each_line(|name, value| {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                headers.insert(name, value);
+            }
+        });
     }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use router_core::{FaultKind, InFlight, Time, Usage};
 
 use crate::clock::Clock;
-use crate::decided::Decided;
+use crate::decided::{Decided, Said};
 use crate::decode::RouteKind;
 use crate::faults;
 use crate::generated::Generated;
@@ -223,11 +223,9 @@ impl Exchange {
         self.in_flight = Some(aside.in_flight);
     }
 
-    /// Says in the answer's headers what was decided.
-    pub(crate) fn describe(&self, headers: &mut HeaderMap) {
-        let Some(decided) = &self.decided else { return };
-        decided.describe(headers);
-        headers.insert(crate::headers::REQUEST_ID, self.request_id.clone());
+    /// What a worker's answer says of the decision.
+    pub(crate) fn said(&self) -> Said<'_> {
+        Said(self.decided.as_ref().map(|decided| (decided, &self.request_id)))
     }
 
     /// The worker answers. `streaming`: with server-sent events.
@@ -292,11 +290,12 @@ impl Exchange {
             return;
         }
         self.noted = None;
+        let ended = Instant::now();
         if let Some(mut in_flight) = self.in_flight.take() {
             self.families().in_flight.dec();
             // An error of the worker has prefilled nothing.
             if outcome == Outcome::Answered {
-                let now = self.clock.now();
+                let now = self.clock.at(ended);
                 // Of a pair only one holds it, and is not chosen by what it holds.
                 let generated = self.generated.take().filter(|_| self.prefill.is_none());
                 if let Some(key) = generated.and_then(|generated| generated.key()) {
@@ -310,7 +309,7 @@ impl Exchange {
         {
             prefill.let_finish();
         }
-        let took = self.began.elapsed();
+        let took = ended.saturating_duration_since(self.began);
         self.families().duration_s.observe(took.as_secs_f64());
         self.metrics.ended(self.route, outcome);
         self.log(outcome, took);

@@ -3,6 +3,8 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::Injector;
 
+use crate::decided::Decided;
+
 /// Headers that concern one connection alone (RFC 9110 §7.6.1).
 static HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
@@ -27,11 +29,25 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Most bytes of a client's own request id that are passed on.
 const MOST_ID_BYTES: usize = 128;
 
-/// Takes out what concerns one connection alone, and what `Connection` names.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+/// A header that is seldom there, or one of few: to compare what is there takes less than to hash what is looked for.
+pub(crate) fn find<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+    headers.iter().find(|(there, _)| *there == name).map(|(_, value)| value)
+}
+
+/// Takes out a header that is seldom there.
+pub(crate) fn take(headers: &mut HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
+    if find(headers, name).is_some() { headers.remove(name) } else { None }
+}
+
+/// Takes out of an answer what concerns one connection alone, and what the router says itself.
+pub(crate) fn strip_answer(headers: &mut HeaderMap) {
+    strip(headers, |name| HOP_BY_HOP.contains(name) || *name == REQUEST_ID || Decided::names(name));
+}
+
+/// Takes out what leaves, and what `Connection` names.
+fn strip(headers: &mut HeaderMap, leaves: impl Fn(&HeaderName) -> bool) {
     // To look once at what is there is less than to look for each that could be.
-    let mut leaving: Vec<HeaderName> =
-        headers.keys().filter(|name| HOP_BY_HOP.contains(name)).cloned().collect();
+    let mut leaving: Vec<HeaderName> = headers.keys().filter(|name| leaves(name)).cloned().collect();
     if leaving.contains(&header::CONNECTION) {
         let lines = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
         let named = lines.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
@@ -42,18 +58,15 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes a client's headers those of the request to a worker. `client` is its address.
+/// Makes a client's headers those of the request to a worker, but for those that the [wire](crate::wire::client) writes anew.
+/// `client` is its address.
 pub(crate) fn to_worker(
     headers: &mut HeaderMap,
     client: Option<&HeaderValue>,
     request_id: &HeaderValue,
     key: Option<&HeaderValue>,
 ) {
-    strip_hop_by_hop(headers);
-    // Both are said anew, about the body as it is sent.
-    headers.remove(header::HOST);
-    headers.remove(header::CONTENT_LENGTH);
-    headers.remove(header::EXPECT);
+    strip(headers, |name| HOP_BY_HOP.contains(name) || *name == header::EXPECT);
     if let Some(client) = client {
         forwarded_for(headers, client);
     }
@@ -88,7 +101,7 @@ fn forwarded_for(headers: &mut HeaderMap, client: &HeaderValue) {
 
 /// The client's request id if it can be passed on, or a new one; it is text.
 pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let given = headers.get(REQUEST_ID).filter(|id| id.to_str().is_ok());
+    let given = find(headers, &REQUEST_ID).filter(|id| id.to_str().is_ok());
     let given = given.filter(|id| !id.is_empty() && id.len() <= MOST_ID_BYTES);
     // Copied: it is kept for as long as the answer takes, and would keep all that was read with it.
     given.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()).unwrap_or_else(new_id)
@@ -146,11 +159,13 @@ mod tests {
             ("transfer-encoding", "chunked"),
             ("te", "trailers"),
             ("upgrade", "h2c"),
+            ("x-request-id", "the worker's"),
+            ("x-espalier-worker", "another"),
             ("accept", "*/*"),
         ] {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        strip_hop_by_hop(&mut headers);
+        strip_answer(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
     }
 

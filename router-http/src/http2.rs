@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request};
+use http::{HeaderValue, Request, Response};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -35,7 +35,11 @@ pub(crate) async fn serve(
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         first.store(true, Relaxed);
         let (service, client) = (service.clone(), client.clone());
-        async move { Ok::<_, Infallible>(service.serve(request.map(Inbound::Http2), client).await) }
+        async move {
+            let (mut head, body) = service.serve(request.map(Inbound::Http2), client).await.into_parts();
+            body.said().put(&mut head.headers);
+            Ok::<_, Infallible>(Response::from_parts(head, body))
+        }
     });
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new()).keep_alive_interval(patience).keep_alive_timeout(patience);

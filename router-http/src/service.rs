@@ -289,7 +289,7 @@ impl Service {
         let place = match only {
             Some(worker) => Some(Place { worker, rank: None }),
             None if arrived.kind.generates() => {
-                addressee::of_history(&plane.router, &plane.shared, &facts.names, plane.clock.now())?
+                addressee::of_history(&plane.router, &plane.shared, &facts.names, plane.clock)?
             }
             None if arrived.kind == RouteKind::Session => {
                 let path = addressee::percent_decoded(arrived.path.path());
@@ -370,11 +370,10 @@ impl Service {
         let protocol =
             if is_tunnel(&answered) { answered.response.headers().get(UPGRADE).cloned() } else { None };
         let (mut head, body) = answered.response.into_parts();
-        headers::strip_hop_by_hop(&mut head.headers);
+        headers::strip_answer(&mut head.headers);
         if let Some(protocol) = protocol {
             headers::offer_upgrade(&mut head.headers, protocol);
         }
-        exchange.describe(&mut head.headers);
         let streaming = is_stream(&head.headers);
         exchange.answered(head.status, streaming);
         let takes_event = streaming && takes_event(&head.headers);
@@ -383,6 +382,7 @@ impl Service {
         let told = if answered.asked_usage && takes_event { Told::AllButUsage } else { Told::All };
         let body = match continuation {
             Some(continuation) => {
+                exchange.said().put(&mut head.headers);
                 head.headers.insert(headers::CONTINUABLE, HeaderValue::from_static("true"));
                 Body::continuable(body, first, exchange, told, continuation, idle_timeout, deadline)
             }

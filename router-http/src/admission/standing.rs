@@ -3,6 +3,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::error::Failure;
+use crate::headers;
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
@@ -23,11 +24,11 @@ const MOST_TENANT_BYTES: usize = 128;
 impl Standing {
     /// Takes the priority out of a request's headers; the tenant's may be of use to others and stays.
     pub(crate) fn take(headers: &mut HeaderMap, tenant_header: &HeaderName) -> Result<Self, Failure> {
-        let priority = match headers.remove(PRIORITY) {
+        let priority = match headers::take(headers, &PRIORITY) {
             Some(value) => priority(&value).ok_or(Failure::Priority)?,
             None => 0,
         };
-        let tenant = headers.get(tenant_header);
+        let tenant = headers::find(headers, tenant_header);
         if tenant.is_some_and(|tenant| tenant.len() > MOST_TENANT_BYTES || tenant.to_str().is_err()) {
             return Err(Failure::Tenant { header: tenant_header.as_str().into() });
         }

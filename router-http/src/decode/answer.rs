@@ -1,8 +1,9 @@
 //! What an answer generated, found without reading the rest of it. What is not as expected is `None`.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
-use memchr::memmem;
+use memchr::memmem::Finder;
 
 use super::scan::{Members, ids, string_end};
 use super::text::string;
@@ -56,35 +57,45 @@ pub(crate) fn told(json: &[u8], is_chat: bool) -> Told<'_> {
 pub(crate) fn only_text(json: &[u8], is_chat: bool) -> Option<Cow<'_, str>> {
     let at = quote(json, is_chat).ok()??;
     let (text, end) = string(json, at)?;
-    memmem::find(&json[end..], key(is_chat)).is_none().then_some(text)
+    key(is_chat).find(&json[end..]).is_none().then_some(text)
 }
 
 struct Unclear;
 
 /// Where the text begins, which alone is looked for: within a text the quotes of what stands before it would be escaped.
 fn quote(json: &[u8], is_chat: bool) -> Result<Option<usize>, Unclear> {
-    const INDEX: &[u8] = b"\"index\":";
-    if is_chat && [REASONING, TOOLS].iter().any(|name| says(json, name)) {
+    if is_chat && [&REASONING, &TOOLS].into_iter().any(|name| says(json, name)) {
         return Err(Unclear);
     }
-    let Some(at) = memmem::find(json, key(is_chat)) else { return Ok(None) };
-    let is_first = memmem::find(json, INDEX).is_none_or(|at| json.get(at + INDEX.len()) == Some(&b'0'));
-    if is_first { Ok(Some(at + key(is_chat).len() - 1)) } else { Err(Unclear) }
+    let Some(at) = key(is_chat).find(json) else { return Ok(None) };
+    let is_first = after(&INDEX, json).is_none_or(|index| index.starts_with(b"0"));
+    if is_first { Ok(Some(at + key(is_chat).needle().len() - 1)) } else { Err(Unclear) }
 }
 
 /// What stands before the text, written without spaces as the engine does it.
-fn key(is_chat: bool) -> &'static [u8] {
-    if is_chat { b"\"content\":\"" } else { b"\"text\":\"" }
+fn key(is_chat: bool) -> &'static Finder<'static> {
+    if is_chat { &CONTENT } else { &TEXT }
 }
 
+/// Made once: it takes longer than a search in a short answer.
+type Needle = LazyLock<Finder<'static>>;
+
+static CONTENT: Needle = LazyLock::new(|| Finder::new("\"content\":\""));
+static TEXT: Needle = LazyLock::new(|| Finder::new("\"text\":\""));
+static INDEX: Needle = LazyLock::new(|| Finder::new("\"index\":"));
+
 /// What an engine takes out of a chat's generated text.
-const REASONING: &[u8] = b"\"reasoning_content\":";
-const TOOLS: &[u8] = b"\"tool_calls\":";
+static REASONING: Needle = LazyLock::new(|| Finder::new("\"reasoning_content\":"));
+static TOOLS: Needle = LazyLock::new(|| Finder::new("\"tool_calls\":"));
+
+/// What follows the first `name`.
+fn after<'j>(name: &Finder<'_>, json: &'j [u8]) -> Option<&'j [u8]> {
+    name.find(json).map(|at| &json[at + name.needle().len()..])
+}
 
 /// A member is there, and not null.
-fn says(json: &[u8], name: &[u8]) -> bool {
-    let value = memmem::find(json, name).map(|at| json[at + name.len()..].trim_ascii_start());
-    value.is_some_and(|value| !value.starts_with(b"null"))
+fn says(json: &[u8], name: &Finder<'_>) -> bool {
+    after(name, json).is_some_and(|value| !value.trim_ascii_start().starts_with(b"null"))
 }
 
 /// A text, of JSON that is nothing else.

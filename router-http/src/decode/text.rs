@@ -3,28 +3,85 @@
 use std::borrow::Cow;
 
 use memchr::memchr2;
+use wide::u8x16;
 
-/// Least that is set aside for a string with escapes.
-const LEAST_ROOM: usize = 64;
+/// Bytes that are looked at, and copied, at once.
+const BLOCK: usize = 32;
+
+/// What the letter of an escape stands for, but for `u`; 0 where it is none.
+const STANDS_FOR: [u8; 256] = {
+    let pairs = *b"\"\"\\\\//b\x08f\x0Cn\nr\rt\t";
+    let (mut table, mut at) = ([0; 256], 0);
+    while at < pairs.len() {
+        table[pairs[at] as usize] = pairs[at + 1];
+        at += 2;
+    }
+    table
+};
 
 /// The bytes of the string that begins at `at`, and where it ends; borrowed unless it has escapes. `None` where it is none. That it is
 /// text, and has no control characters, is not checked: that takes as long as reading it.
-pub(super) fn bytes(bytes: &[u8], at: usize) -> Option<(Cow<'_, [u8]>, usize)> {
-    let mut from = at + 1;
-    let mut at = (bytes.get(at) == Some(&b'"')).then(|| special(bytes, from))??;
-    if bytes[at] == b'"' {
-        return Some((Cow::Borrowed(&bytes[from..at]), at + 1));
-    }
-    // A prompt that breaks its lines does so from beginning to end: what is left of the body bounds it.
-    let mut text = Vec::with_capacity((bytes.len() - from).max(LEAST_ROOM));
+pub(super) fn bytes(json: &[u8], at: usize) -> Option<(Cow<'_, [u8]>, usize)> {
+    let body = json.get(at..)?.strip_prefix(b"\"")?;
+    let plain = memchr2(b'"', b'\\', body)?;
+    let (text, length) = match body[plain] {
+        b'"' => (Cow::Borrowed(&body[..plain]), plain),
+        _ => unescaped(body, plain).map(|(text, length)| (Cow::Owned(text), length))?,
+    };
+    Some((text, at + 1 + length + 1))
+}
+
+/// The bytes before the quote that ends the string, of which the first escape is at `read`, and where that quote is.
+///
+/// A prompt that breaks its lines does so from beginning to end, every few dozen bytes. So what lies between is copied in blocks, whether
+/// or not a block has an escape, and what was copied too much is written over: `docs/performance.md` has what that is worth.
+fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
+    // Nothing becomes longer: there is room for a block wherever one is left to be read.
+    let mut text = vec![0; body.len()];
+    text[..read].copy_from_slice(&body[..read]);
+    let mut written = read;
     loop {
-        text.extend_from_slice(&bytes[from..at]);
-        if bytes[at] == b'"' {
-            return Some((Cow::Owned(text), at + 1));
+        if *body.get(read)? == b'"' {
+            text.truncate(written);
+            return Some((text, read));
         }
-        from = unescape(bytes, at + 1, &mut text)?;
-        at = special(bytes, from)?;
+        match STANDS_FOR[usize::from(*body.get(read + 1)?)] {
+            0 => {
+                let (character, end) = unicode(body, read + 1)?;
+                written += character.encode_utf8(&mut text[written..]).len();
+                read = end;
+            }
+            byte => {
+                text[written] = byte;
+                written += 1;
+                read += 2;
+            }
+        }
+        while let Some(block) = body.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>) {
+            text[written..written + BLOCK].copy_from_slice(block);
+            let plain = specials(block).trailing_zeros() as usize;
+            (read, written) = (read + plain, written + plain);
+            if plain < BLOCK {
+                break;
+            }
+        }
+        if body.len() - read < BLOCK {
+            let plain = memchr2(b'"', b'\\', &body[read..])?;
+            text[written..written + plain].copy_from_slice(&body[read..read + plain]);
+            (read, written) = (read + plain, written + plain);
+        }
     }
+}
+
+/// A bit for each quote and backslash.
+#[inline]
+fn specials(block: &[u8; BLOCK]) -> u32 {
+    let (halves, _) = block.as_chunks::<16>();
+    let [low, high] = [0, 1].map(|half| {
+        let bytes = u8x16::new(halves[half]);
+        (bytes.simd_eq(u8x16::splat(b'"')) | bytes.simd_eq(u8x16::splat(b'\\'))).to_bitmask()
+    });
+    low as u32 | (high as u32) << 16
 }
 
 /// The same, as text.
@@ -41,34 +98,9 @@ pub(super) fn utf8(bytes: Cow<'_, [u8]>) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The first quote or backslash from `at` on.
-#[inline]
-fn special(bytes: &[u8], at: usize) -> Option<usize> {
-    memchr2(b'"', b'\\', bytes.get(at..)?).map(|place| at + place)
-}
-
-/// Appends what the escape stands for whose letter is at `at`, and says where it ends.
-fn unescape(bytes: &[u8], at: usize, text: &mut Vec<u8>) -> Option<usize> {
-    let letter = *bytes.get(at)?;
-    text.push(match letter {
-        b'"' | b'\\' | b'/' => letter,
-        b'b' => 0x08,
-        b'f' => 0x0C,
-        b'n' => b'\n',
-        b'r' => b'\r',
-        b't' => b'\t',
-        b'u' => {
-            let (character, end) = unicode(bytes, at + 1)?;
-            text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
-            return Some(end);
-        }
-        _ => return None,
-    });
-    Some(at + 1)
-}
-
-/// The character whose four digits begin at `at`, and where it ends. Two halves of a pair are one character.
+/// The character of the escape whose `u` is at `at`, and where it ends. Two halves of a pair are one character.
 fn unicode(bytes: &[u8], at: usize) -> Option<(char, usize)> {
+    let at = (bytes[at] == b'u').then_some(at + 1)?;
     let four = |at: usize| {
         let digits = bytes.get(at..at + 4).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
         u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()

@@ -22,6 +22,7 @@ use self::origin::Origin;
 use self::pool::Pool;
 use crate::config::DataPlaneConfig;
 use crate::error::Failure;
+use crate::headers::find;
 use crate::wire::client::{Framing, Link, Request, SendError};
 
 /// One thread's connections to all workers.
@@ -110,7 +111,7 @@ impl Upstream {
                 host: &origin.host,
                 headers,
                 body: body.clone(),
-                upgrades: headers.contains_key(header::UPGRADE),
+                upgrades: find(headers, &header::UPGRADE).is_some(),
             };
             let failure = match link.send(request).await {
                 Ok(head) => {

@@ -60,7 +60,8 @@ impl Pool {
 
     /// Keeps a connection for the next request, if one can be sent on it.
     pub(super) fn put(&self, worker: WorkerId, mut link: Box<Link>) {
-        if !link.is_free() {
+        // Whether the worker has closed it is seen when it is taken, or when it has waited too long.
+        if !link.has_ended() {
             return;
         }
         if let Some(kept) = self.workers().get_mut(&worker)

@@ -5,7 +5,7 @@ use std::io;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::net::TcpStream;
 
 use super::chunked::{ChunkError, Decoded, Decoder};
@@ -33,7 +33,7 @@ pub(crate) struct Request<'r> {
     pub(crate) prefix: &'r str,
     pub(crate) path: &'r str,
     pub(crate) host: &'r HeaderValue,
-    /// All others; nothing of how the body is framed.
+    /// All others; nothing of how the body is framed, but that the length that it once had is passed over, and the host too.
     pub(crate) headers: &'r HeaderMap,
     pub(crate) body: Bytes,
     /// It asks for another protocol.
@@ -77,7 +77,7 @@ impl Link {
 
     /// Whether nothing is under way on it, and the worker has not closed it as far as this machine knows.
     pub(crate) fn is_free(&mut self) -> bool {
-        if self.is_deaf || !self.outgoing.is_empty() || !self.incoming.bytes.is_empty() {
+        if !self.has_ended() {
             return false;
         }
         let mut nobody = Context::from_waker(Waker::noop());
@@ -87,6 +87,11 @@ impl Link {
         // The last read may have taken all there was without noticing.
         let read = self.stream.try_read(&mut [0]);
         read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Whether nothing is under way on it.
+    pub(crate) fn has_ended(&self) -> bool {
+        !self.is_deaf && self.outgoing.is_empty() && self.incoming.bytes.is_empty()
     }
 
     /// Nothing is to be expected for some time.
@@ -234,6 +239,10 @@ fn put_head(head: &mut BytesMut, request: &Request<'_>) {
     if means_something || !request.body.is_empty() {
         super::put_length(head, request.body.len() as u64);
     }
-    super::put_headers(head, request.headers);
+    // Both have been said, about the body as it is sent.
+    let said = |name: &HeaderName| *name == header::HOST || *name == header::CONTENT_LENGTH;
+    for (name, value) in request.headers.iter().filter(|(name, _)| !said(name)) {
+        super::put_line(head, name, value.as_bytes());
+    }
     head.put_slice(b"\r\n");
 }

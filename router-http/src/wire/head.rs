@@ -8,6 +8,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use httparse::ParserConfig;
 use memchr::memchr_iter;
 
+use crate::headers::find;
+
 thread_local! {
     /// Maps that are empty again: making and growing one takes as long as filling it.
     static SPARE: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
@@ -172,7 +174,7 @@ fn request(head: &Bytes) -> Result<RequestHead, HeadError> {
     }
     let length = lines.length(is_1_1)?.unwrap_or(Length::Known(0));
     let keep_alive = lines.keep_alive(is_1_1);
-    let expects = lines.headers.get(header::EXPECT).map(HeaderValue::as_bytes);
+    let expects = find(&lines.headers, &header::EXPECT).map(HeaderValue::as_bytes);
     let expects_continue = is_1_1 && expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
     Ok(RequestHead { method, uri, headers: lines.headers, length, keep_alive, is_1_1, expects_continue })
 }
@@ -261,7 +263,8 @@ impl Lines {
         match (self.lengths, self.codings) {
             (0, 0) => Ok(None),
             (1, 0) => {
-                let digits = self.headers[header::CONTENT_LENGTH].as_bytes();
+                let length = find(&self.headers, &header::CONTENT_LENGTH).ok_or(HeadError::Length)?;
+                let digits = length.as_bytes();
                 // What parsing would allow beside digits is a sign.
                 let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
                 let text = std::str::from_utf8(digits).ok().filter(|_| plain);
@@ -281,6 +284,9 @@ impl Lines {
     }
 
     fn keep_alive(&self, is_1_1: bool) -> bool {
+        if find(&self.headers, &header::CONNECTION).is_none() {
+            return is_1_1;
+        }
         let says = |wanted: &str| {
             let lines = self.headers.get_all(header::CONNECTION).iter();
             let words = lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(','));

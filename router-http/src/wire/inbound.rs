@@ -81,8 +81,10 @@ impl Shared {
 
 impl Wire {
     pub(super) fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // Room is only made for what is there.
-        ready!(self.stream.poll_read_ready(context))?;
+        if !self.incoming.has_room() {
+            // It is only made for what is there.
+            ready!(self.stream.poll_read_ready(context))?;
+        }
         self.incoming.poll_read(&mut self.stream, context)
     }
 

@@ -17,16 +17,14 @@ mod tunnel;
 mod write;
 
 use bytes::{BufMut as _, BytesMut};
-use http::HeaderMap;
+use http::HeaderName;
 
-/// Writes header lines as they stand.
-fn put_headers(head: &mut BytesMut, headers: &HeaderMap) {
-    for (name, value) in headers {
-        head.put_slice(name.as_str().as_bytes());
-        head.put_slice(b": ");
-        head.put_slice(value.as_bytes());
-        head.put_slice(b"\r\n");
-    }
+/// Writes a header line.
+fn put_line(head: &mut BytesMut, name: &HeaderName, value: &[u8]) {
+    head.put_slice(name.as_str().as_bytes());
+    head.put_slice(b": ");
+    head.put_slice(value);
+    head.put_slice(b"\r\n");
 }
 
 /// Writes the header line that says how long a body is.

@@ -33,7 +33,7 @@ impl Incoming {
         stream: &mut TcpStream,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        if self.bytes.capacity() - self.bytes.len() < self.room / 2 {
+        if !self.has_room() {
             self.bytes.reserve(self.room);
         }
         let room = self.bytes.capacity() - self.bytes.len();
@@ -44,6 +44,11 @@ impl Incoming {
             self.room = (self.room * 2).min(MOST_ROOM);
         }
         read
+    }
+
+    /// The next read finds all the room that it wants.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes.capacity() - self.bytes.len() >= self.room / 2
     }
 
     /// Gives up room that a connection without work does not need.

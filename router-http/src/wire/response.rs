@@ -8,6 +8,8 @@ use http::response::Parts;
 use http::{HeaderMap, StatusCode, header};
 
 use super::write::Outgoing;
+use crate::decided::Said;
+use crate::headers::find;
 
 /// What the request says about its answer.
 #[derive(Clone, Copy, Debug)]
@@ -49,11 +51,12 @@ impl Encoding {
         }
     }
 
-    /// Writes a head. `close`: no other answer follows on this connection.
+    /// Writes a head. `own`: what the router says beside the headers; `close`: no other answer follows on this connection.
     pub(super) fn put_head(
         self,
         head: &mut BytesMut,
         parts: &Parts,
+        own: &Said<'_>,
         asked: Asked,
         exact: Option<u64>,
         close: bool,
@@ -66,8 +69,11 @@ impl Encoding {
         head.put_u8(b' ');
         head.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
         head.put_slice(b"\r\n");
-        super::put_headers(head, headers);
-        let says_length = headers.contains_key(header::CONTENT_LENGTH);
+        for (name, value) in headers {
+            super::put_line(head, name, value.as_bytes());
+        }
+        own.each_line(|name, value| super::put_line(head, name, value));
+        let says_length = find(headers, &header::CONTENT_LENGTH).is_some();
         match self {
             Self::Left(length) if !says_length => super::put_length(head, length),
             // What the answer to a GET would have; of an answer without any it is not known.
@@ -79,7 +85,7 @@ impl Encoding {
             Self::Chunked => head.put_slice(b"transfer-encoding: chunked\r\n"),
             _ => {}
         }
-        if !headers.contains_key(header::DATE) {
+        if find(headers, &header::DATE).is_none() {
             put_date(head);
         }
         if close {
@@ -121,7 +127,7 @@ impl Encoding {
 
 /// The length that an answer says of itself.
 fn announced(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    find(headers, &header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The size line of a chunk.
@@ -171,7 +177,7 @@ mod tests {
         let parts = response.into_parts().0;
         let encoding = Encoding::of(asked, &parts, exact);
         let mut text = BytesMut::new();
-        encoding.put_head(&mut text, &parts, asked, exact, false);
+        encoding.put_head(&mut text, &parts, &Said::default(), asked, exact, false);
         (encoding, String::from_utf8(text.to_vec()).unwrap())
     }
 

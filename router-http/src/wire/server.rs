@@ -207,7 +207,7 @@ impl Connection {
         let unread = self.wire.lock().unread;
         let (mut parts, mut body) = response.into_parts();
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            Encoding::None.put_head(self.outgoing.small(), &parts, asked, None, false);
+            Encoding::None.put_head(self.outgoing.small(), &parts, &body.said(), asked, None, false);
             return body.into_tunnel().map(|tunnel| After::Tunnel(Box::new(tunnel)));
         }
         if parts.status == StatusCode::NO_CONTENT {
@@ -217,7 +217,7 @@ impl Connection {
         let exact = body.size_hint().exact();
         let mut encoding = Encoding::of(asked, &parts, exact);
         let close = close || unread || encoding == Encoding::UntilClose || self.token.is_cancelled();
-        encoding.put_head(self.outgoing.small(), &parts, asked, exact, close);
+        encoding.put_head(self.outgoing.small(), &parts, &body.said(), asked, exact, close);
         head::give_back(parts.headers);
         let mut next = if encoding == Encoding::None { Progress::Ended } else { Progress::More };
         poll_fn(|context| {
