@@ -19,7 +19,11 @@ use crate::update::{Observation, Traffic, TrafficEvent, Update, UpdateSender};
 /// [`first_token`](Self::first_token), [`usage`](Self::usage), [`generated`](Self::generated) and [`complete`](Self::complete).
 #[must_use = "dropping it ends the request as failed"]
 #[derive(Debug)]
-pub struct InFlight {
+pub struct InFlight(Box<Counted>);
+
+/// A pointer to it is handed on from the decision to the answer's end, not all that is kept of a request.
+#[derive(Debug)]
+struct Counted {
     target: TargetId,
     slot: Slot,
     tenure: Tenure,
@@ -106,7 +110,7 @@ impl InFlight {
             return Err(admitted);
         }
         let Admitted { trial, entered, .. } = admitted;
-        let in_flight = Self {
+        let counted = Counted {
             target: target.id,
             slot: target.slot,
             tenure: target.tenure,
@@ -122,13 +126,13 @@ impl InFlight {
             ejection,
             entered,
         };
-        in_flight.tell(TrafficEvent::Routed);
-        Ok(in_flight)
+        counted.tell(TrafficEvent::Routed);
+        Ok(Self(Box::new(counted)))
     }
 
     /// It is not sent after all: as if it had never been routed.
     pub(crate) fn take_back(mut self) {
-        let entered = self.entered.take();
+        let entered = self.0.entered.take();
         drop(self);
         if let Some(entered) = entered {
             entered.leave_silently();
@@ -137,72 +141,75 @@ impl InFlight {
 
     /// The target.
     pub fn target(&self) -> TargetId {
-        self.target
+        self.0.target
     }
 
     /// Its worker, as the decision saw it.
     pub fn worker(&self) -> &Arc<Worker> {
-        &self.worker
+        &self.0.worker
     }
 
     /// Cached tokens the engine is expected to report.
     pub fn predicted_tokens(&self) -> u64 {
-        self.routed.predicted_tokens
+        self.0.routed.predicted_tokens
     }
 
     /// Length of the prompt in tokens; an estimate for text, zero without a prompt.
     pub fn prompt_tokens(&self) -> u64 {
-        self.routed.prompt_tokens
+        self.0.routed.prompt_tokens
     }
 
     /// Why this target.
     pub fn reason(&self) -> Reason {
-        self.routed.reason
+        self.0.routed.reason
     }
 
     /// Number of the snapshot that was read.
     pub fn epoch(&self) -> u64 {
-        self.routed.epoch
+        self.0.routed.epoch
     }
 
     /// When it was decided.
     pub fn decided_at(&self) -> Time {
-        self.routed.decided_at
+        self.0.routed.decided_at
     }
 
     /// The first token arrived: prefill is over and its blocks are in the cache. Later calls do nothing.
     pub fn first_token(&mut self, now: Time) {
-        if self.phase == Phase::Prefill {
-            self.phase = Phase::Decode { first_token_after: now.since(self.routed.decided_at) };
-            self.counters.end_prefill(self.share);
-            self.tell(TrafficEvent::Prefilled { at: now });
-            let trial = std::mem::take(&mut self.trial);
-            self.counters.health().succeeded(trial, now, &self.ejection);
+        let counted = &mut *self.0;
+        if counted.phase == Phase::Prefill {
+            counted.phase = Phase::Decode { first_token_after: now.since(counted.routed.decided_at) };
+            counted.counters.end_prefill(counted.share);
+            counted.tell(TrafficEvent::Prefilled { at: now });
+            let trial = std::mem::take(&mut counted.trial);
+            counted.counters.health().succeeded(trial, now, &counted.ejection);
         }
     }
 
     /// The target failed it. Whether that ejects the target; report it once a request.
     pub fn failed(&mut self, kind: FaultKind, now: Time) -> bool {
-        let trial = std::mem::take(&mut self.trial);
-        self.counters.health().failed(kind, trial, now, &self.ejection)
+        let counted = &mut *self.0;
+        let trial = std::mem::take(&mut counted.trial);
+        counted.counters.health().failed(kind, trial, now, &counted.ejection)
     }
 
     /// The target asked to get no requests until then.
     pub fn hold_off(&self, until: Time) {
-        self.counters.health().hold_off(until);
+        self.0.counters.health().hold_off(until);
     }
 
     /// The response said how much of the prompt was cached. At most once a request.
     ///
     /// `streaming`: the first token was seen as it was produced, so that the time to it teaches the prefill speed.
     pub fn usage(&mut self, usage: Usage, streaming: bool) {
-        self.checked = true;
-        let alone_for = match self.phase {
-            Phase::Decode { first_token_after } if self.alone && streaming => Some(first_token_after),
+        let counted = &mut *self.0;
+        counted.checked = true;
+        let alone_for = match counted.phase {
+            Phase::Decode { first_token_after } if counted.alone && streaming => Some(first_token_after),
             _ => None,
         };
-        self.tell(TrafficEvent::Observed(Observation {
-            matched_blocks: self.routed.matched_blocks,
+        counted.tell(TrafficEvent::Observed(Observation {
+            matched_blocks: counted.routed.matched_blocks,
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             alone_for,
@@ -213,18 +220,20 @@ impl InFlight {
     /// token, which no engine computes on. At most once a request, when the answer is complete.
     pub fn generated(&mut self, key: PrefixKey, now: Time) {
         self.first_token(now);
-        self.tell_of(key, TrafficEvent::Answered { at: now });
+        self.0.tell_of(key, TrafficEvent::Answered { at: now });
     }
 
     /// The response is complete.
     pub fn complete(mut self, now: Time) {
         // An answer without a visible first token has been prefilled all the same.
         self.first_token(now);
-        if !self.checked {
-            self.tell(TrafficEvent::Unchecked);
+        if !self.0.checked {
+            self.0.tell(TrafficEvent::Unchecked);
         }
     }
+}
 
+impl Counted {
     fn tell(&self, event: TrafficEvent) {
         if let Some(key) = &self.routed.key {
             self.tell_of(key.clone(), event);
@@ -246,7 +255,7 @@ impl InFlight {
     }
 }
 
-impl Drop for InFlight {
+impl Drop for Counted {
     fn drop(&mut self) {
         if self.trial {
             self.counters.health().end_trial();

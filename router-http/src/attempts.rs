@@ -54,7 +54,7 @@ struct Tries {
     lost_at: Option<WorkerId>,
     failure: Option<Failure>,
     /// An answer that another worker was to better. The client gets it if none does.
-    kept: Option<(Answered, Aside)>,
+    kept: Option<Box<(Answered, Aside)>>,
 }
 
 thread_local! {
@@ -96,7 +96,7 @@ pub(crate) async fn answer(
                 let better =
                     may_go_on && arrived.may_repeat() && is_retried(plane, status) && withdraw(plane);
                 match if better { exchange.set_aside() } else { None } {
-                    Some(aside) => tries.kept = Some((answered, aside)),
+                    Some(aside) => tries.kept = Some(Box::new((answered, aside))),
                     None => return Ok(answered),
                 }
             }
@@ -253,7 +253,8 @@ impl Tries {
 
     /// What the client gets when nobody is left: a worker's own words, if there are any, else what went wrong last.
     fn give_up(self, failure: Failure, exchange: &mut Exchange) -> Result<Answered, Failure> {
-        if let Some((answered, aside)) = self.kept {
+        if let Some(kept) = self.kept {
+            let (answered, aside) = *kept;
             exchange.resume(aside);
             return Ok(answered);
         }

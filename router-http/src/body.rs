@@ -42,7 +42,7 @@ pub(crate) struct Passing {
     inner: WorkerBody,
     /// Data that has been read and not passed yet.
     first: Option<Frame<Bytes>>,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     search: UsageSearch,
     /// Keeps from the client what it did not ask for.
     withheld: Option<Withheld>,
@@ -111,7 +111,7 @@ impl Body {
     pub(crate) fn passing(
         inner: WorkerBody,
         first: Option<Frame<Bytes>>,
-        exchange: Exchange,
+        exchange: Box<Exchange>,
         told: Told,
         takes_event: bool,
         idle_timeout: Option<Duration>,
@@ -126,7 +126,7 @@ impl Body {
     pub(crate) fn continuable(
         inner: WorkerBody,
         first: Option<Frame<Bytes>>,
-        exchange: Exchange,
+        exchange: Box<Exchange>,
         told: Told,
         continuation: Continuation,
         idle_timeout: Option<Duration>,
@@ -141,7 +141,7 @@ impl Body {
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     pub(crate) link: Box<Link>,
-    pub(crate) exchange: Exchange,
+    pub(crate) exchange: Box<Exchange>,
     /// Longest silence in both directions.
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) deadline: Option<Instant>,
@@ -169,7 +169,7 @@ impl Passing {
     fn new(
         inner: WorkerBody,
         first: Option<Frame<Bytes>>,
-        exchange: Exchange,
+        exchange: Box<Exchange>,
         told: Told,
         on_break: OnBreak,
         idle_timeout: Option<Duration>,
@@ -198,7 +198,7 @@ impl Passing {
     pub(crate) fn held(
         inner: WorkerBody,
         first: Option<Frame<Bytes>>,
-        exchange: Exchange,
+        exchange: Box<Exchange>,
         told: Told,
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
@@ -206,7 +206,7 @@ impl Passing {
         Self::new(inner, first, exchange, told, OnBreak::Tell, idle_timeout, deadline)
     }
 
-    pub(crate) fn into_exchange(self) -> Exchange {
+    pub(crate) fn into_exchange(self) -> Box<Exchange> {
         self.exchange
     }
 

@@ -77,7 +77,7 @@ enum Reply {
         /// The time by which the rest of it must be there.
         deadline: Option<tokio::time::Instant>,
         /// How it goes on if its worker is lost.
-        continuation: Option<Continuation>,
+        continuation: Option<Box<Continuation>>,
     },
     /// An answer for several workers.
     Joined(Response<Body>),
@@ -147,7 +147,8 @@ impl Service {
         let plane = &self.plane;
         let id = headers::request_id(request.headers());
         let method = request.method().clone();
-        let mut exchange = Exchange::begin(plane.metrics.clone(), plane.clock, method, route.kind(), id);
+        let exchange = Exchange::begin(plane.metrics.clone(), plane.clock, method, route.kind(), id);
+        let mut exchange = Box::new(exchange);
         let shape = Shape::of(request.uri().path());
         match self.exchange(route, request, client, &mut exchange).await {
             Ok(Reply::Passing { answered, deadline, continuation }) => {
@@ -333,6 +334,7 @@ impl Service {
             role: None,
             standing: Standing::default(),
         };
+        facts.prompt.give_back();
         arrived.once = once;
         Ok(wanted)
     }
@@ -363,9 +365,9 @@ impl Service {
     fn pass_on(
         &self,
         answered: Answered,
-        mut exchange: Exchange,
+        mut exchange: Box<Exchange>,
         deadline: Option<tokio::time::Instant>,
-        continuation: Option<Continuation>,
+        continuation: Option<Box<Continuation>>,
     ) -> Response<Body> {
         let protocol =
             if is_tunnel(&answered) { answered.response.headers().get(UPGRADE).cloned() } else { None };
@@ -384,7 +386,7 @@ impl Service {
             Some(continuation) => {
                 exchange.said().put(&mut head.headers);
                 head.headers.insert(headers::CONTINUABLE, HeaderValue::from_static("true"));
-                Body::continuable(body, first, exchange, told, continuation, idle_timeout, deadline)
+                Body::continuable(body, first, exchange, told, *continuation, idle_timeout, deadline)
             }
             None => Body::passing(body, first, exchange, told, takes_event, idle_timeout, deadline),
         };

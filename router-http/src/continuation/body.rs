@@ -124,7 +124,7 @@ impl Continuable {
     }
 
     /// The worker is lost. Returns what is left to say if nobody can go on.
-    fn go_on(&mut self, mut exchange: Exchange, error: BrokenBody) -> Option<Polled> {
+    fn go_on(&mut self, mut exchange: Box<Exchange>, error: BrokenBody) -> Option<Polled> {
         // The client has nothing of an event that was cut, and never will.
         self.events.take_rest();
         if self.progress.is_finished() && self.continuation.original.ends_with_its_last_token() {
@@ -158,7 +158,7 @@ impl Continuable {
     }
 
     /// Another worker goes on; returns what is said of that, in a comment that clients pass over.
-    fn join(&mut self, answered: Answered, mut exchange: Exchange) -> Bytes {
+    fn join(&mut self, answered: Answered, mut exchange: Box<Exchange>) -> Bytes {
         exchange.continued();
         let said = exchange.worker_url().map(|worker| format!(": continued at {worker}\n\n"));
         let told = if answered.asked_usage { Told::AllButUsage } else { Told::All };
@@ -181,7 +181,7 @@ enum Passed {
 }
 
 /// Nobody goes on.
-fn end(mut exchange: Exchange, error: &BrokenBody) -> Polled {
+fn end(mut exchange: Box<Exchange>, error: &BrokenBody) -> Polled {
     exchange.end(Outcome::Broken);
     Poll::Ready(Some(Ok(Frame::data(Bytes::from(error_event(exchange.route(), error))))))
 }

@@ -27,7 +27,7 @@ use crate::route::Route;
 use crate::service::Service;
 
 /// Asks for the rest, and gives back the exchange that it needs for that.
-type Asking = Pin<Box<dyn Future<Output = (Result<Answered, Failure>, Exchange)> + Send>>;
+type Asking = Pin<Box<dyn Future<Output = (Result<Answered, Failure>, Box<Exchange>)> + Send>>;
 
 /// A future that is ready when the worker is unreachable, or gone.
 type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -51,22 +51,22 @@ impl Continuation {
         arrived: &Arrived,
         wanted: &Wanted,
         answered: &Answered,
-    ) -> Option<Self> {
+    ) -> Option<Box<Self>> {
         let (plane, head) = (service.plane(), &answered.response);
+        plane.config.continue_streams.then_some(())?;
         // Who names a worker means that one; a pair of workers is not put together anew.
         let is_free = wanted.only.is_none() && arrived.may_repeat() && !plane.router.has_pools();
         let takes_events = is_stream(head.headers()) && takes_event(head.headers());
-        let may = plane.config.continue_streams && is_free && takes_events && head.status().is_success();
-        may.then_some(())?;
+        (is_free && takes_events && head.status().is_success()).then_some(())?;
         let original = Original::of(arrived.kind, &arrived.body)?;
-        Some(Self {
+        Some(Box::new(Self {
             service: service.clone(),
             route,
             arrived: arrived.clone(),
             standing: wanted.standing.clone(),
             original,
             lost: Vec::new(),
-        })
+        }))
     }
 
     fn progress(&self) -> Progress {
@@ -84,7 +84,7 @@ impl Continuation {
     }
 
     /// Makes it, at another worker than the one that is lost.
-    fn ask(&mut self, rest: Arrived, mut exchange: Exchange, deadline: Option<Instant>) -> Asking {
+    fn ask(&mut self, rest: Arrived, mut exchange: Box<Exchange>, deadline: Option<Instant>) -> Asking {
         self.lost.extend(exchange.in_flight().map(|in_flight| in_flight.target().worker));
         exchange.failed_attempt();
         let (service, route) = (self.service.clone(), self.route);

@@ -93,6 +93,15 @@ pub enum Prompt<'a> {
     Text(Cow<'a, [u8]>),
 }
 
+impl Prompt<'_> {
+    /// Nobody reads it any more: its memory is the next one's.
+    pub(crate) fn give_back(self) {
+        if let Self::Text(text) = self {
+            text::give_back(text);
+        }
+    }
+}
+
 impl RouteKind {
     /// The kind of a route.
     pub fn of(method: &Method, path: &str) -> Self {

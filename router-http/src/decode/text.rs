@@ -1,12 +1,21 @@
 //! Reads a JSON string in one pass: its end is found and its escapes are undone at once.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 
 use memchr::memchr2;
 use wide::u8x16;
 
 /// Bytes that are looked at, and copied, at once.
 const BLOCK: usize = 32;
+
+thread_local! {
+    /// Where the next prompt is written: memory that was written a moment ago takes half as long.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Bytes that a thread keeps for that.
+const MOST_SPARE: usize = 1 << 20;
 
 /// What the letter of an escape stands for, but for `u`; 0 where it is none.
 const STANDS_FOR: [u8; 256] = {
@@ -31,13 +40,24 @@ pub(super) fn bytes(json: &[u8], at: usize) -> Option<(Cow<'_, [u8]>, usize)> {
     Some((text, at + 1 + length + 1))
 }
 
+/// Takes back what nobody reads any more.
+pub(super) fn give_back(text: Cow<'_, [u8]>) {
+    if let Cow::Owned(mut text) = text
+        && text.capacity() <= MOST_SPARE
+    {
+        text.clear();
+        SPARE.set(text);
+    }
+}
+
 /// The bytes before the quote that ends the string, of which the first escape is at `read`, and where that quote is.
 ///
 /// A prompt that breaks its lines does so from beginning to end, every few dozen bytes. So what lies between is copied in blocks, whether
 /// or not a block has an escape, and what was copied too much is written over: `docs/performance.md` has what that is worth.
 fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
     // Nothing becomes longer: there is room for a block wherever one is left to be read.
-    let mut text = vec![0; body.len()];
+    let mut text = SPARE.take();
+    text.resize(body.len(), 0);
     text[..read].copy_from_slice(&body[..read]);
     let mut written = read;
     loop {
@@ -59,11 +79,14 @@ fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
         }
         while let Some(block) = body.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>) {
             text[written..written + BLOCK].copy_from_slice(block);
-            let plain = specials(block).trailing_zeros() as usize;
-            (read, written) = (read + plain, written + plain);
-            if plain < BLOCK {
+            let specials = specials(block);
+            if specials != 0 {
+                let plain = specials.trailing_zeros() as usize;
+                (read, written) = (read + plain, written + plain);
                 break;
             }
+            // Not by what was counted: the next block would have to wait for that.
+            (read, written) = (read + BLOCK, written + BLOCK);
         }
         if body.len() - read < BLOCK {
             let plain = memchr2(b'"', b'\\', &body[read..])?;
@@ -94,7 +117,12 @@ pub(super) fn string(json: &[u8], at: usize) -> Option<(Cow<'_, str>, usize)> {
 pub(super) fn utf8(bytes: Cow<'_, [u8]>) -> Option<Cow<'_, str>> {
     match bytes {
         Cow::Borrowed(bytes) => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
-        Cow::Owned(bytes) => String::from_utf8(bytes).ok().map(Cow::Owned),
+        Cow::Owned(bytes) => {
+            // What is kept has no more memory than it needs.
+            let text = std::str::from_utf8(&bytes).ok().map(|text| Cow::Owned(text.to_owned()));
+            give_back(Cow::Owned(bytes));
+            text
+        }
     }
 }
 
