@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::scan::{Members, ids, string_end};
+use super::ids::ids;
+use super::scan::{Members, string_end};
 use super::text::string;
 
 /// An answer of `/generate`, or one of its events.

@@ -8,6 +8,7 @@ pub(crate) mod answer;
 mod body;
 mod chat;
 mod field;
+mod ids;
 mod quick;
 mod scan;
 mod text;
@@ -96,8 +97,10 @@ pub enum Prompt<'a> {
 impl Prompt<'_> {
     /// Nobody reads it any more: its memory is the next one's.
     pub(crate) fn give_back(self) {
-        if let Self::Text(text) = self {
-            text::give_back(text);
+        match self {
+            Self::None => {}
+            Self::Tokens(tokens) => ids::give_back(tokens),
+            Self::Text(text) => text::give_back(text),
         }
     }
 }

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use super::body::Parts;
 use super::chat::{Input, System};
 use super::field::Field;
-use super::scan::{Members, ids};
+use super::ids;
+use super::scan::Members;
 use super::text::utf8;
 use super::value::{Ids, Name, Prompts, TextOrIds};
 use super::{Facts, RouteKind};
@@ -86,14 +87,14 @@ fn prompts<'a>(members: &mut Members<'a>) -> Option<Option<Prompts<'a>>> {
         return Some(Some(TextOrIds::Text(text).into()));
     }
     let value = members.value()?;
-    match ids(value) {
+    match ids::prompt(value) {
         Some(ids) => Some(Some(TextOrIds::Ids(ids).into())),
         None => careful(value),
     }
 }
 
 fn id_lists(value: &[u8]) -> Option<Option<Ids>> {
-    match ids(value) {
+    match ids::prompt(value) {
         Some(first) => Some(Some(Ids { first, several: false })),
         None => careful(value),
     }

@@ -70,62 +70,6 @@ impl<'a> Members<'a> {
     }
 }
 
-/// A flat list of token ids.
-pub(super) fn ids(value: &[u8]) -> Option<Vec<u32>> {
-    let inner = value.strip_prefix(b"[")?.strip_suffix(b"]")?;
-    let mut at = white(inner, 0);
-    // Digits, a comma and perhaps a space each.
-    let mut ids = Vec::with_capacity(inner.len() / 6 + 1);
-    if at == inner.len() {
-        return Some(ids);
-    }
-    loop {
-        let (id, end) = match inner.get(at..at + 8) {
-            Some(eight) => short_number(u64::from_le_bytes(eight.try_into().ok()?), at),
-            None => None,
-        }
-        .or_else(|| number(inner, at))?;
-        ids.push(id);
-        at = white(inner, end);
-        match inner.get(at) {
-            None => return Some(ids),
-            Some(b',') => at = white(inner, at + 1),
-            Some(_) => return None,
-        }
-    }
-}
-
-/// The number that begins in eight bytes at `at`, and where it ends, if it is shorter than they are and has no leading zero.
-///
-/// All digits are found and added up at once, since numbers of many lengths are met in no order: a loop over them would
-/// mostly guess wrong where they end.
-#[inline]
-fn short_number(eight: u64, at: usize) -> Option<(u32, usize)> {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let digits = eight ^ (ONES * u64::from(b'0'));
-    // The high bit of every byte that is above 9.
-    let others = (digits.wrapping_add(ONES * 0x76) | digits) & (ONES * 0x80);
-    let count = others.trailing_zeros() / 8;
-    let leading_zero = digits & 0xFF == 0 && count > 1;
-    if count == 0 || count == 8 || leading_zero {
-        return None;
-    }
-    // Leading zeros make it eight digits; then two, four and eight of them are put together.
-    let eight = digits << (64 - 8 * count);
-    let pairs = (eight.wrapping_mul(10) + (eight >> 8)) & 0x00FF_00FF_00FF_00FF;
-    let fours = (pairs.wrapping_mul(100) + (pairs >> 16)) & 0x0000_FFFF_0000_FFFF;
-    let all = fours.wrapping_mul(10_000) + (fours >> 32);
-    Some((all as u32, at + count as usize))
-}
-
-/// The same of any length, byte by byte.
-fn number(bytes: &[u8], at: usize) -> Option<(u32, usize)> {
-    let digits = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let text = std::str::from_utf8(&bytes[at..at + digits]).ok()?;
-    let leading_zero = digits > 1 && text.starts_with('0');
-    text.parse().ok().filter(|_| !leading_zero).map(|id| (id, at + digits))
-}
-
 /// Where the value that begins at `at` ends.
 fn value_end(bytes: &[u8], at: usize) -> Option<usize> {
     match bytes.get(at)? {
@@ -184,8 +128,6 @@ fn white(bytes: &[u8], mut at: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn members(body: &str) -> Option<Vec<(String, String)>> {
@@ -235,23 +177,6 @@ mod tests {
             "{a:1}",
         ] {
             assert_eq!(members(body), None, "{body}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn lists_of_ids_are_read_as_json_is(
-            list in prop::collection::vec(prop_oneof![0_u32..10, 0_u32..200_000, any::<u32>()], 0..40),
-            spaces in prop::bool::ANY,
-        ) {
-            let text = if spaces { format!("{list:?}") } else { serde_json::to_string(&list).unwrap() };
-            prop_assert_eq!(ids(text.as_bytes()), Some(list));
-        }
-
-        #[test]
-        fn a_list_that_is_none_is_not_read(text in "\\[[-0-9,. e\"]{0,24}\\]") {
-            let expected = serde_json::from_str::<Vec<u32>>(&text).ok();
-            prop_assert_eq!(ids(text.as_bytes()), expected);
         }
     }
 }
