@@ -69,7 +69,6 @@ pub(crate) struct Plane {
 }
 
 /// What a request comes to.
-#[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and it is moved once")]
 enum Reply {
     /// One worker's answer, as it comes.
     Passing {

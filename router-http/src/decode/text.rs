@@ -104,7 +104,7 @@ fn specials(block: &[u8; BLOCK]) -> u32 {
         let bytes = u8x16::new(halves[half]);
         (bytes.simd_eq(u8x16::splat(b'"')) | bytes.simd_eq(u8x16::splat(b'\\'))).to_bitmask()
     });
-    low as u32 | (high as u32) << 16
+    low | high << 16
 }
 
 /// The same, as text.
