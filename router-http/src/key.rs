@@ -44,7 +44,11 @@ pub fn key(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Keyed {
         Prompt::Text(text) => text,
     };
     match facts.kind {
-        RouteKind::Generate | RouteKind::Completions | RouteKind::Vertex => Keyed::plain(Some(of_text(text))),
+        RouteKind::Generate
+        | RouteKind::Completions
+        | RouteKind::Vertex
+        // SGLang's tokenizer gets `system` and `prompt` as they are put together here, without a template.
+        | RouteKind::OllamaGenerate => Keyed::plain(Some(of_text(text))),
         // Elsewhere the engine makes the prompt by the model's template.
         RouteKind::Chat => match rendered(router, facts, body) {
             Ok(prompt) => {
@@ -114,5 +118,13 @@ mod tests {
         );
         assert_eq!(kind(RouteKind::Generate, r#"{"input_ids":[1]}"#), Some(BlockKind::Tokens));
         assert_eq!(keyed(RouteKind::Generate, r#"{"input_ids":[1]}"#).chat, None);
+        let hashes = |kind, body: &str| keyed(kind, body).key.unwrap().hashes().to_vec();
+        let (system, prompt) = ("s".repeat(400), "p".repeat(400));
+        let ollama = format!(r#"{{"model":"m","prompt":"{prompt}","system":"{system}"}}"#);
+        assert_eq!(kind(RouteKind::OllamaGenerate, &ollama), Some(BlockKind::Text));
+        let text = hashes(RouteKind::Generate, &format!(r#"{{"text":"{system}\n\n{prompt}"}}"#));
+        assert!(!text.is_empty());
+        assert_eq!(hashes(RouteKind::OllamaGenerate, &ollama), text);
+        assert_eq!(kind(RouteKind::OllamaChat, chat), Some(BlockKind::UnnamedText));
     }
 }
