@@ -7,6 +7,7 @@ use router_core::{WorkerId, WorkerState};
 use tokio::time::MissedTickBehavior;
 
 use crate::service::Plane;
+use crate::wire::spare;
 
 /// Time between two looks at the workers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -28,6 +29,7 @@ pub(crate) async fn keep_house(plane: Arc<Plane>) {
         looks += 1;
         if looks.is_multiple_of(LOOKS_PER_SWEEP) {
             plane.upstream.sweep();
+            spare::sweep();
         }
         let snapshot = plane.router.snapshot();
         let workers = &snapshot.fleet.workers;

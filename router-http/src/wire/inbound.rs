@@ -15,6 +15,7 @@ use tokio::time::Sleep;
 use super::chunked::{ChunkError, Decoded, Decoder};
 use super::head::Length;
 use super::read::Incoming;
+use super::spare;
 use super::write::Outgoing;
 
 /// A connection as its own future and the request that it serves share it. Both are polled by one task, so that its lock is never
@@ -112,7 +113,7 @@ impl Upload {
             Length::Known(0) => return Ok(Bytes::new()),
             Length::Known(length) => {
                 let length = usize::try_from(length).ok().filter(|length| *length <= most);
-                Reading::Known { length: length.ok_or(UploadError::TooLarge)?, body: BytesMut::new() }
+                Reading::Known { length: length.ok_or(UploadError::TooLarge)?, body: Vec::new() }
             }
             Length::Chunked => Reading::Chunked { decoder: Decoder::new(), body: BytesMut::new() },
             // No request has such a body.
@@ -151,7 +152,7 @@ impl Upload {
 
 /// A body that is being read.
 enum Reading {
-    Known { length: usize, body: BytesMut },
+    Known { length: usize, body: Vec<u8> },
     Chunked { decoder: Decoder, body: BytesMut },
 }
 
@@ -163,7 +164,7 @@ impl Reading {
                 if incoming.len() >= *length {
                     return Ok(Some(incoming.split_to(*length).freeze()));
                 }
-                body.reserve((*length).min(MOST_RESERVED) + SPARE);
+                *body = spare::take((*length).min(MOST_RESERVED) + SPARE);
                 body.extend_from_slice(incoming);
                 incoming.clear();
                 Ok(None)
@@ -175,7 +176,7 @@ impl Reading {
                 // The beginning of another request.
                 incoming.extend_from_slice(&body[*length..]);
                 body.truncate(*length);
-                Ok(Some(std::mem::take(body).freeze()))
+                Ok(Some(spare::lend(std::mem::take(body))))
             }
             Self::Chunked { decoder, body } => loop {
                 match decoder.decode(incoming)? {

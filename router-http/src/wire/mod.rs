@@ -1,9 +1,9 @@
 //! HTTP/1.1 as this proxy speaks it: no task and no channel between a socket and the request that uses it.
 //!
 //! [`head`] reads heads, [`chunked`] bodies in chunks, and [`write`](mod@write) sends what there is to say in as few calls as it takes.
-//! [`server`] serves one client's connection, from which [`inbound`] reads bodies and to which [`response`] frames answers;
-//! [`client`] asks a worker over one connection; [`tunnel`] makes one of both. What two readers could understand differently is refused: a proxy that guesses
-//! lets one request hide in another (RFC 9112 §11.2).
+//! [`server`] serves one client's connection, from which [`inbound`] reads bodies, into buffers that [`spare`] keeps, and to which
+//! [`response`] frames answers; [`client`] asks a worker over one connection; [`tunnel`] makes one of both. What two readers could
+//! understand differently is refused: a proxy that guesses lets one request hide in another (RFC 9112 §11.2).
 
 pub(crate) mod chunked;
 pub(crate) mod client;
@@ -13,6 +13,7 @@ mod patience;
 mod read;
 mod response;
 pub(crate) mod server;
+pub(crate) mod spare;
 mod tunnel;
 mod write;
 
