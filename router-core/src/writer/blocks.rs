@@ -64,6 +64,10 @@ impl State {
     fn apply_changes(&mut self, target: TargetId, at: Time, delta: &Delta) {
         if delta.cleared {
             self.roster.flush(target);
+            if let Some(rank) = self.roster.rank_mut(target) {
+                // Whatever had been lost before was about a cache that is empty now.
+                rank.doubtful = false;
+            }
             let detail = Arc::from("the engine cleared its cache");
             self.happened(target.worker, Some(target.rank), at, EventKind::ClaimsVoided, detail);
         }

@@ -90,7 +90,7 @@ impl State {
             let was_whole = rank.unreconciled.is_empty();
             rank.unreconciled.remove(delta.unit);
             healed = !was_whole && rank.unreconciled.is_empty();
-            rank.doubtful &= !healed;
+            rank.doubtful &= !rank.unreconciled.is_empty();
         }
         self.bound_target(target);
         self.dirty = true;

@@ -18,7 +18,11 @@ enum Happening {
     /// The engine drops a block and all below it.
     Evict { pick: prop::sample::Index, told: bool },
     /// The agent is restarted, and numbers its deltas from 1.
-    Restart,
+    AgentRestarts,
+    /// The engine is, empty, and serves these before its agent says so.
+    EngineRestarts { before: Vec<Vec<u32>> },
+    /// The engine drops everything: new weights, or a flush.
+    Flush { told: bool },
     /// Claims are compared, while the engine goes on and its agent tells.
     Reconcile { meanwhile: Vec<Happening> },
 }
@@ -28,6 +32,7 @@ struct Cluster {
     story: Story,
     worker: WorkerId,
     session: u64,
+    incarnation: u64,
     /// Blocks that the engine holds, each with the one before.
     held: BTreeMap<BlockHash, Option<BlockHash>>,
     seq: u64,
@@ -49,7 +54,9 @@ fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         4 => (prompts(), any::<bool>()).prop_map(|(prompt, told)| Happening::Request { prompt, told }),
         6 => change(any::<bool>()),
-        1 => Just(Happening::Restart),
+        1 => Just(Happening::AgentRestarts),
+        1 => prop::collection::vec(prompts(), 0..3).prop_map(|before| Happening::EngineRestarts { before }),
+        1 => any::<bool>().prop_map(|told| Happening::Flush { told }),
         2 => prop::collection::vec(change(Just(true)), 0..4).prop_map(|meanwhile| Happening::Reconcile { meanwhile }),
     ]
 }
@@ -59,10 +66,9 @@ impl Cluster {
         let profile = WorkerProfile { capacity_tokens: 1 << 20, ..WorkerProfile::default() };
         let mut story = Story::with(1, profile, |_| {});
         let worker = story.router.snapshot().fleet.workers[0].id;
-        let joined = story.join_as(reconciling(&story, worker, Vec::new()), 1).unwrap();
-        assert_eq!(joined.unreconciled, []);
-        story.baseline(worker, 1, 0, Vec::new());
-        Self { story, worker, session: 1, held: BTreeMap::new(), seq: 0 }
+        let mut cluster = Self { story, worker, session: 0, incarnation: 0, held: BTreeMap::new(), seq: 0 };
+        cluster.restart_engine(Vec::new());
+        cluster
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -73,22 +79,50 @@ impl Cluster {
             }
             Happening::Foreign { prompt, told } => self.store(&prompt, told),
             Happening::Evict { pick, told } => self.evict(pick, told),
-            Happening::Restart => {
-                let session = self.session + 1;
-                let agent = reconciling(&self.story, self.worker, vec![0]);
-                let joined = self.story.join_as(agent, session).unwrap();
+            Happening::AgentRestarts => {
+                let joined = self.join(vec![0]);
                 assert_eq!((joined.unreconciled, joined.resumed), (vec![0], Vec::new()));
-                (self.session, self.seq) = (session, 0);
+            }
+            Happening::EngineRestarts { before } => self.restart_engine(before),
+            Happening::Flush { told } => {
+                self.held.clear();
+                self.tell(told, |delta| delta.cleared = true);
             }
             Happening::Reconcile { meanwhile } => self.reconcile(meanwhile),
         }
     }
 
+    /// Another session of the worker's agent, whose deltas begin anew.
+    fn join(&mut self, reconcile: Vec<u32>) -> Joined {
+        (self.session, self.seq) = (self.session + 1, 0);
+        let agent = reconciling(&self.story, self.worker, self.incarnation, reconcile);
+        self.story.join_as(agent, self.session).unwrap()
+    }
+
+    fn restart_engine(&mut self, before: Vec<Vec<u32>>) {
+        self.held.clear();
+        self.incarnation += 1;
+        let mut baseline = Vec::new();
+        for prompt in before {
+            self.story.serve(&prompt, 0);
+            baseline.push(stored(None, &self.hold(&prompt)));
+        }
+        let joined = self.join(Vec::new());
+        assert_eq!((joined.unreconciled, joined.resumed), (Vec::new(), Vec::new()));
+        self.story.baseline(self.worker, self.session, 0, baseline);
+    }
+
     fn store(&mut self, prompt: &[u32], told: bool) {
+        let hashes = self.hold(prompt);
+        self.tell(told, |delta| delta.stored = vec![stored(None, &hashes)]);
+    }
+
+    /// The engine holds a prompt.
+    fn hold(&mut self, prompt: &[u32]) -> Vec<BlockHash> {
         let hashes = self.story.hashes(prompt);
         let parents = std::iter::once(None).chain(hashes.iter().copied().map(Some));
         self.held.extend(hashes.iter().copied().zip(parents));
-        self.tell(told, |delta| delta.stored = vec![stored(None, &hashes)]);
+        hashes
     }
 
     fn evict(&mut self, pick: prop::sample::Index, told: bool) {
@@ -160,8 +194,33 @@ impl Cluster {
     }
 }
 
-fn reconciling(story: &Story, worker: WorkerId, reconcile: Vec<u32>) -> Introduction {
-    Introduction { reconciles: true, reconcile, ..story.introduction(worker, 1, Vec::new()) }
+fn reconciling(story: &Story, worker: WorkerId, incarnation: u64, reconcile: Vec<u32>) -> Introduction {
+    Introduction { reconciles: true, reconcile, ..story.introduction(worker, incarnation, Vec::new()) }
+}
+
+/// What happens while every delta gets through, in order.
+#[derive(Clone, Debug)]
+enum InOrder {
+    /// A request is routed and waits for its prefill.
+    Routed(Vec<u32>),
+    /// One of those that wait is answered.
+    Answered(prop::sample::Index),
+    /// One of those that wait is given up.
+    Cancelled(prop::sample::Index),
+    Otherwise(Happening),
+}
+
+fn in_order() -> impl Strategy<Value = InOrder> {
+    let restart =
+        prop::collection::vec(prompts(), 0..3).prop_map(|before| Happening::EngineRestarts { before });
+    prop_oneof![
+        4 => prompts().prop_map(InOrder::Routed),
+        3 => any::<prop::sample::Index>().prop_map(InOrder::Answered),
+        1 => any::<prop::sample::Index>().prop_map(InOrder::Cancelled),
+        5 => change(Just(true)).prop_map(InOrder::Otherwise),
+        1 => Just(InOrder::Otherwise(Happening::Flush { told: true })),
+        1 => restart.prop_map(InOrder::Otherwise),
+    ]
 }
 
 proptest! {
@@ -179,6 +238,35 @@ proptest! {
         cluster.happen(Happening::Reconcile { meanwhile: Vec::new() });
         prop_assert_eq!(cluster.claims(), cluster.held.keys().copied().collect::<HashSet<_>>());
         prop_assert!(!cluster.story.router.snapshot().fleet.targets[0].doubtful);
+    }
+
+    #[test]
+    fn in_order_no_more_is_claimed_than_is_held_or_on_its_way(steps in prop::collection::vec(in_order(), 0..40)) {
+        let mut cluster = Cluster::new();
+        let mut waiting: Vec<(Vec<u32>, InFlight)> = Vec::new();
+        for step in steps {
+            match step {
+                InOrder::Routed(prompt) => {
+                    let in_flight = cluster.story.route(&prompt);
+                    waiting.push((prompt, in_flight));
+                }
+                InOrder::Answered(pick) if !waiting.is_empty() => {
+                    let (prompt, mut in_flight) = waiting.remove(pick.index(waiting.len()));
+                    cluster.store(&prompt, true);
+                    in_flight.first_token(cluster.story.now);
+                    in_flight.complete(cluster.story.now);
+                }
+                InOrder::Cancelled(pick) if !waiting.is_empty() => {
+                    drop(waiting.remove(pick.index(waiting.len())));
+                }
+                InOrder::Otherwise(happening) => cluster.happen(happening),
+                InOrder::Answered(_) | InOrder::Cancelled(_) => {}
+            }
+            let mut may: HashSet<_> = cluster.held.keys().copied().collect();
+            may.extend(waiting.iter().flat_map(|(prompt, _)| cluster.story.hashes(prompt)));
+            let claims = cluster.claims();
+            prop_assert!(claims.is_subset(&may), "{:?}", claims.difference(&may));
+        }
     }
 }
 
@@ -234,7 +322,7 @@ fn what_was_used_just_now_is_kept() {
 #[test]
 fn only_what_is_worth_it_is_compared_at_a_reconnect() {
     let mut cluster = Cluster::new();
-    let agent = reconciling(&cluster.story, cluster.worker, Vec::new());
+    let agent = reconciling(&cluster.story, cluster.worker, 1, Vec::new());
     let consider = |cluster: &mut Cluster, agent: &Introduction| {
         let agent = agent.clone();
         cluster.story.ask(|done| Update::Fleet(FleetUpdate::Consider { agent, done })).unwrap()
