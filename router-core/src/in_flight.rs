@@ -19,11 +19,7 @@ use crate::update::{Observation, Traffic, TrafficEvent, Update, UpdateSender};
 /// [`first_token`](Self::first_token), [`usage`](Self::usage), [`generated`](Self::generated) and [`complete`](Self::complete).
 #[must_use = "dropping it ends the request as failed"]
 #[derive(Debug)]
-pub struct InFlight(Box<Counted>);
-
-/// A pointer to it is handed on from the decision to the answer's end, not all that is kept of a request.
-#[derive(Debug)]
-struct Counted {
+pub struct InFlight {
     target: TargetId,
     slot: Slot,
     tenure: Tenure,
@@ -110,7 +106,7 @@ impl InFlight {
             return Err(admitted);
         }
         let Admitted { trial, entered, .. } = admitted;
-        let counted = Counted {
+        let in_flight = Self {
             target: target.id,
             slot: target.slot,
             tenure: target.tenure,
@@ -126,13 +122,13 @@ impl InFlight {
             ejection,
             entered,
         };
-        counted.tell(TrafficEvent::Routed);
-        Ok(Self(Box::new(counted)))
+        in_flight.tell(TrafficEvent::Routed);
+        Ok(in_flight)
     }
 
     /// It is not sent after all: as if it had never been routed.
     pub(crate) fn take_back(mut self) {
-        let entered = self.0.entered.take();
+        let entered = self.entered.take();
         drop(self);
         if let Some(entered) = entered {
             entered.leave_silently();
@@ -141,75 +137,72 @@ impl InFlight {
 
     /// The target.
     pub fn target(&self) -> TargetId {
-        self.0.target
+        self.target
     }
 
     /// Its worker, as the decision saw it.
     pub fn worker(&self) -> &Arc<Worker> {
-        &self.0.worker
+        &self.worker
     }
 
     /// Cached tokens the engine is expected to report.
     pub fn predicted_tokens(&self) -> u64 {
-        self.0.routed.predicted_tokens
+        self.routed.predicted_tokens
     }
 
     /// Length of the prompt in tokens; an estimate for text, zero without a prompt.
     pub fn prompt_tokens(&self) -> u64 {
-        self.0.routed.prompt_tokens
+        self.routed.prompt_tokens
     }
 
     /// Why this target.
     pub fn reason(&self) -> Reason {
-        self.0.routed.reason
+        self.routed.reason
     }
 
     /// Number of the snapshot that was read.
     pub fn epoch(&self) -> u64 {
-        self.0.routed.epoch
+        self.routed.epoch
     }
 
     /// When it was decided.
     pub fn decided_at(&self) -> Time {
-        self.0.routed.decided_at
+        self.routed.decided_at
     }
 
     /// The first token arrived: prefill is over and its blocks are in the cache. Later calls do nothing.
     pub fn first_token(&mut self, now: Time) {
-        let counted = &mut *self.0;
-        if counted.phase == Phase::Prefill {
-            counted.phase = Phase::Decode { first_token_after: now.since(counted.routed.decided_at) };
-            counted.counters.end_prefill(counted.share);
-            counted.tell(TrafficEvent::Prefilled { at: now });
-            let trial = std::mem::take(&mut counted.trial);
-            counted.counters.health().succeeded(trial, now, &counted.ejection);
+        if self.phase == Phase::Prefill {
+            self.phase = Phase::Decode { first_token_after: now.since(self.routed.decided_at) };
+            self.counters.end_prefill(self.share);
+            self.tell(TrafficEvent::Prefilled { at: now });
+            let trial = std::mem::take(&mut self.trial);
+            self.counters.health().succeeded(trial, now, &self.ejection);
         }
     }
 
     /// The target failed it. Whether that ejects the target; report it once a request.
     pub fn failed(&mut self, kind: FaultKind, now: Time) -> bool {
-        let counted = &mut *self.0;
-        let trial = std::mem::take(&mut counted.trial);
-        counted.counters.health().failed(kind, trial, now, &counted.ejection)
+        let trial = std::mem::take(&mut self.trial);
+        self.counters.health().failed(kind, trial, now, &self.ejection)
     }
 
     /// The target asked to get no requests until then.
     pub fn hold_off(&self, until: Time) {
-        self.0.counters.health().hold_off(until);
+        self.counters.health().hold_off(until);
     }
 
     /// The response said how much of the prompt was cached. At most once a request.
     ///
     /// `streaming`: the first token was seen as it was produced, so that the time to it teaches the prefill speed.
     pub fn usage(&mut self, usage: Usage, streaming: bool) {
-        let counted = &mut *self.0;
-        counted.checked = true;
-        let alone_for = match counted.phase {
-            Phase::Decode { first_token_after } if counted.alone && streaming => Some(first_token_after),
+        self.checked = true;
+        let alone_for = match self.phase {
+            Phase::Decode { first_token_after } if self.alone && streaming => Some(first_token_after),
             _ => None,
         };
-        counted.tell(TrafficEvent::Observed(Observation {
-            matched_blocks: counted.routed.matched_blocks,
+        self.tell(TrafficEvent::Observed(Observation {
+            matched_blocks: self.routed.matched_blocks,
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             alone_for,
@@ -220,20 +213,18 @@ impl InFlight {
     /// token, which no engine computes on. At most once a request, when the answer is complete.
     pub fn generated(&mut self, key: PrefixKey, now: Time) {
         self.first_token(now);
-        self.0.tell_of(key, TrafficEvent::Answered { at: now });
+        self.tell_of(key, TrafficEvent::Answered { at: now });
     }
 
     /// The response is complete.
     pub fn complete(mut self, now: Time) {
         // An answer without a visible first token has been prefilled all the same.
         self.first_token(now);
-        if !self.0.checked {
-            self.0.tell(TrafficEvent::Unchecked);
+        if !self.checked {
+            self.tell(TrafficEvent::Unchecked);
         }
     }
-}
 
-impl Counted {
     fn tell(&self, event: TrafficEvent) {
         if let Some(key) = &self.routed.key {
             self.tell_of(key.clone(), event);
@@ -255,7 +246,7 @@ impl Counted {
     }
 }
 
-impl Drop for Counted {
+impl Drop for InFlight {
     fn drop(&mut self) {
         if self.trial {
             self.counters.health().end_trial();

@@ -68,6 +68,7 @@ struct Waiting {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "sent once")]
 enum Told {
     Decided(Result<Granted, RouteError>),
     /// Others have more right to its place.

@@ -60,10 +60,6 @@ enum Outcome {
 const BLAME: Duration = Duration::from_millis(100);
 
 /// What came of a request that a pair might serve.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one, and it is taken apart at once"
-)]
 pub(crate) enum Served {
     Answered(Answered),
     /// It is for one worker, of the pool that [`Wanted`] names; the decision, if it has been made.

@@ -64,7 +64,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 impl Cluster {
     fn new() -> Self {
         let profile = WorkerProfile { capacity_tokens: 1 << 20, ..WorkerProfile::default() };
-        let mut story = Story::with(1, profile, |_| {});
+        let story = Story::with(1, profile, |_| {});
         let worker = story.router.snapshot().fleet.workers[0].id;
         let mut cluster = Self { story, worker, session: 0, incarnation: 0, held: BTreeMap::new(), seq: 0 };
         cluster.restart_engine(Vec::new());
