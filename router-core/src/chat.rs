@@ -18,6 +18,12 @@ pub trait ChatTemplate: fmt::Debug + Send + Sync {
     /// # Errors
     /// It is not known to be rendered as the engine does.
     fn render(&self, body: &[u8]) -> Result<String, NotRendered>;
+
+    /// The same of a request to Anthropic's `/v1/messages`.
+    ///
+    /// # Errors
+    /// It is not known to be rendered as the engine does.
+    fn render_messages(&self, body: &[u8]) -> Result<String, NotRendered>;
 }
 
 /// Why a chat is not rendered, for people; nothing of the chat is in it.

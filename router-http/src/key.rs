@@ -49,8 +49,8 @@ pub fn key(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Keyed {
         | RouteKind::Vertex
         // SGLang's tokenizer gets `system` and `prompt` as they are put together here, without a template.
         | RouteKind::OllamaGenerate => Keyed::plain(Some(of_text(text))),
-        // Elsewhere the engine makes the prompt by the model's template.
-        RouteKind::Chat => match rendered(router, facts, body) {
+        // Here the engine makes the prompt by the model's template.
+        RouteKind::Chat | RouteKind::Messages => match rendered(router, facts, body) {
             Ok(prompt) => {
                 let key = of_text(prompt.as_bytes());
                 let full = key.hashes().len() * router.key_space(Unit::Text).block_size() as usize;
@@ -63,7 +63,7 @@ pub fn key(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Keyed {
                 rendered_tail: None,
             },
         },
-        // A chat is serialised here in the router's own way: no agent can name its blocks.
+        // Other chats are serialised in the router's own way: no agent can name their blocks.
         _ => Keyed::plain(Some(of_text(text).unnamed())),
     }
 }
@@ -71,7 +71,11 @@ pub fn key(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Keyed {
 /// The text that the engine makes of a chat, or why it is not known.
 fn rendered(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Result<String, Arc<str>> {
     let template = router.chat_template(facts.model.as_deref()).map_err(|error| error.to_string())?;
-    template.render(body).map_err(|error| error.0)
+    let prompt = match facts.kind {
+        RouteKind::Messages => template.render_messages(body),
+        _ => template.render(body),
+    };
+    prompt.map_err(|error| error.0)
 }
 
 impl Keyed {
@@ -125,6 +129,9 @@ mod tests {
         let text = hashes(RouteKind::Generate, &format!(r#"{{"text":"{system}\n\n{prompt}"}}"#));
         assert!(!text.is_empty());
         assert_eq!(hashes(RouteKind::OllamaGenerate, &ollama), text);
+        let messages = keyed(RouteKind::Messages, chat);
+        assert_eq!(messages.key.map(|key| key.kind()), Some(BlockKind::UnnamedText));
+        assert!(matches!(messages.chat, Some(ChatKeyed::Canonical { .. })));
         assert_eq!(kind(RouteKind::OllamaChat, chat), Some(BlockKind::UnnamedText));
     }
 }

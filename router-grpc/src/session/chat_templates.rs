@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use chat_template::{CompileError, Source};
+use chat_template::{CompileError, RenderError, Source};
 use router_core::{ChatTemplate, NotRendered};
 
 /// Those in use. Cheap to clone.
@@ -53,8 +53,16 @@ impl ChatTemplate for Compiled {
     }
 
     fn render(&self, body: &[u8]) -> Result<String, NotRendered> {
-        self.template.render(body).map_err(|error| NotRendered(error.to_string().into()))
+        self.template.render(body).map_err(not_rendered)
     }
+
+    fn render_messages(&self, body: &[u8]) -> Result<String, NotRendered> {
+        self.template.render_messages(body).map_err(not_rendered)
+    }
+}
+
+fn not_rendered(error: RenderError) -> NotRendered {
+    NotRendered(error.to_string().into())
 }
 
 #[cfg(test)]

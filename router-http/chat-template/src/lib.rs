@@ -1,4 +1,4 @@
-//! A model's chat template, rendered as SGLang 0.5.23 renders it: from the body of a chat request to the text that its tokenizer
+//! A model's chat template, rendered as SGLang 0.5.23 renders it: from the body of a request to the text that its tokenizer
 //! gets.
 //!
 //! ```
@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use minijinja::{Environment, Value};
 
 use content_format::ContentFormat;
-use request::Chat;
+use request::{Api, Chat};
 
 /// Largest template that is compiled, in bytes; the largest in use have about 20 KB.
 pub const MAX_SOURCE_BYTES: usize = 256 << 10;
@@ -87,6 +87,11 @@ pub enum RenderError {
     /// Images, audio, video, or thinking in parts.
     #[error("the chat has parts that are not text")]
     Parts,
+    /// Blocks or messages of `/v1/messages` that SGLang turns into a chat in ways of their own.
+    #[error(
+        "the request has blocks, or messages of the system among others, whose effect on the prompt is not known here"
+    )]
+    Blocks,
     /// A field whose effect on the prompt is not known here.
     #[error("the request has fields whose effect on the prompt is not known here")]
     Fields,
@@ -135,7 +140,19 @@ impl ChatTemplate {
     /// # Errors
     /// It is not known to come out as SGLang would render it.
     pub fn render(&self, body: &[u8]) -> Result<String, RenderError> {
-        let chat = Chat::read(body, self.format)?;
+        self.render_as(Api::Chat, body)
+    }
+
+    /// The text of the body of a request to Anthropic's `/v1/messages`, which SGLang turns into a chat request.
+    ///
+    /// # Errors
+    /// It is not known to come out as SGLang would render it.
+    pub fn render_messages(&self, body: &[u8]) -> Result<String, RenderError> {
+        self.render_as(Api::Messages, body)
+    }
+
+    fn render_as(&self, api: Api, body: &[u8]) -> Result<String, RenderError> {
+        let chat = Chat::read(api, body, self.format)?;
         if self.marks_low_effort && chat.has_effort {
             return Err(RenderError::Fields);
         }

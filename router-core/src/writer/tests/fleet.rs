@@ -277,6 +277,10 @@ impl ChatTemplate for Named {
     fn render(&self, _: &[u8]) -> Result<String, NotRendered> {
         Ok(self.0.to_string())
     }
+
+    fn render_messages(&self, body: &[u8]) -> Result<String, NotRendered> {
+        self.render(body)
+    }
 }
 
 #[test]

@@ -30,15 +30,16 @@ pub(super) struct Message {
     prefix: Option<IgnoredAny>,
 }
 
+/// What it says.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
-enum Content {
+pub(super) enum Content {
     Text(String),
     Parts(Vec<Part>),
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Part {
+pub(super) struct Part {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
@@ -47,7 +48,7 @@ struct Part {
 
 /// A tool call of the assistant's.
 #[derive(Clone, Debug, Deserialize)]
-struct Call {
+pub(super) struct Call {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
@@ -70,11 +71,11 @@ struct Function {
 const ROLES: [&str; 7] = ["system", "assistant", "tool", "function", "developer", "latest_reminder", "root"];
 
 impl Message {
-    /// What a user says.
-    pub(super) fn of_user(text: String) -> Self {
+    /// Somebody's.
+    pub(super) fn of(role: &str, content: Option<Content>) -> Self {
         Self {
-            role: "user".to_owned(),
-            content: Some(Content::Text(text)),
+            role: role.to_owned(),
+            content,
             tool_call_id: None,
             name: None,
             phase: None,
@@ -83,6 +84,16 @@ impl Message {
             tools: None,
             prefix: None,
         }
+    }
+
+    /// What came of a call.
+    pub(super) fn of_tool(call: String, content: Content) -> Self {
+        Self { tool_call_id: Some(call), ..Self::of("tool", Some(content)) }
+    }
+
+    /// The same, and calls tools.
+    pub(super) fn calling(self, calls: Vec<Call>) -> Self {
+        Self { tool_calls: Some(calls), ..self }
     }
 
     pub(super) fn is_assistants(&self) -> bool {
@@ -152,7 +163,26 @@ impl Message {
     }
 }
 
+impl Content {
+    /// A text alone is itself, and several are parts.
+    pub(super) fn of_texts(mut texts: Vec<String>) -> Self {
+        match texts.pop() {
+            Some(only) if texts.is_empty() => Self::Text(only),
+            last => {
+                let part = |text| Part { kind: "text".to_owned(), text: Some(text) };
+                Self::Parts(texts.into_iter().chain(last).map(part).collect())
+            }
+        }
+    }
+}
+
 impl Call {
+    /// Of a function, with an object.
+    pub(super) fn new(id: String, name: String, arguments: Value) -> Self {
+        let function = Function { name: Some(name), arguments: Some(arguments) };
+        Self { id: Some(id), index: None, kind: None, function }
+    }
+
     /// `parses`: arguments in a text are an object to the template.
     fn value(self, parses: bool) -> Result<Value, RenderError> {
         let kind = self.kind.unwrap_or_else(|| "function".to_owned());

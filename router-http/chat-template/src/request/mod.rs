@@ -3,6 +3,7 @@
 //! Its protocol drops what it does not know, and writes out what was left unsaid; templates that print a whole tool or call show both.
 
 mod message;
+mod messages;
 mod tool;
 
 use minijinja::Value;
@@ -11,7 +12,7 @@ use serde::de::IgnoredAny;
 
 use crate::RenderError;
 use crate::content_format::ContentFormat;
-use message::Message;
+use message::{Content, Message};
 use tool::{Choice, Tool};
 
 /// A chat as a template gets it.
@@ -28,7 +29,7 @@ pub(crate) struct Chat {
     pub(crate) prefix: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Body {
     messages: Vec<Message>,
     #[serde(default)]
@@ -80,9 +81,25 @@ const RESERVED: [&str; 19] = [
     "conversations",
 ];
 
+/// How a request says its chat.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Api {
+    /// As `/v1/chat/completions` takes it.
+    Chat,
+    /// As Anthropic's `/v1/messages` takes it.
+    Messages,
+}
+
 impl Chat {
-    pub(crate) fn read(body: &[u8], format: ContentFormat) -> Result<Self, RenderError> {
-        let body: Body = serde_json::from_slice(body).map_err(|_| RenderError::Form)?;
+    pub(crate) fn read(api: Api, body: &[u8], format: ContentFormat) -> Result<Self, RenderError> {
+        let body = match api {
+            Api::Chat => serde_json::from_slice(body).map_err(|_| RenderError::Form)?,
+            Api::Messages => messages::read(body)?,
+        };
+        Self::of(body, format)
+    }
+
+    fn of(body: Body, format: ContentFormat) -> Result<Self, RenderError> {
         if body.reasoning.is_some() {
             return Err(RenderError::Fields);
         }
@@ -113,7 +130,7 @@ fn settle_last(
     if goes_on {
         return Ok(Some(text));
     }
-    messages.push(Message::of_user(text));
+    messages.push(Message::of("user", Some(Content::Text(text))));
     Ok(None)
 }
 

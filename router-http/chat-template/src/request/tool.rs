@@ -52,7 +52,19 @@ pub(super) fn offered(tools: Option<Vec<Tool>>, choice: Option<Choice>) -> Resul
     Ok(if tools.is_empty() { Value::from(()) } else { Value::from(tools) })
 }
 
+impl Choice {
+    /// One that must be called.
+    pub(super) fn of(name: String) -> Self {
+        Self::One { function: Chosen { name: Some(name) } }
+    }
+}
+
 impl Tool {
+    /// A function of these members.
+    pub(super) fn of(function: Value) -> Self {
+        Self { kind: None, function, defer_loading: None }
+    }
+
     /// Its name, and as a template gets it.
     fn value(self) -> Result<(String, Value), RenderError> {
         let function = self.function;
