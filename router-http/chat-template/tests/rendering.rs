@@ -87,6 +87,7 @@ fn what_is_not_known_to_come_out_alike_is_not_rendered() {
         r#""chat_template_kwargs":{"chat_template":"x"}"#,
         r#""chat_template_kwargs":{"add_generation_prompt":false}"#,
         r#""tools":[{"function":{"name":"f"},"defer_loading":true}]"#,
+        r#""tools":[{"function":{"name":"f","parameters":{"anyOf":[{"type":["string","int"]}]}}}]"#,
     ] {
         let body = format!(r#"{{"messages":[{{"role":"user","content":"a"}}],{fields}}}"#);
         assert_eq!(reason(&body), RenderError::Fields, "{fields}");

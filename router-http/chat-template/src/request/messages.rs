@@ -458,6 +458,10 @@ mod tests {
                 json!({"tools": [{"name": "f", "input_schema": schema, "defer_loading": false}]}),
                 RenderError::Fields,
             ),
+            (
+                json!({"tools": [{"name": "f", "input_schema": {"properties": {"p": {"type": "varchar"}}}}]}),
+                RenderError::Fields,
+            ),
             (json!({"tools": [{"name": "f"}]}), RenderError::Form),
             (json!({"tools": [{"name": "f", "input_schema": schema, "strict": null}]}), RenderError::Form),
             (json!({"tool_choice": {"type": "any"}}), RenderError::Form),

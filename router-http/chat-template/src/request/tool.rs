@@ -20,6 +20,9 @@ pub(super) struct Tool {
     defer_loading: Option<IgnoredAny>,
 }
 
+/// The types that JSON Schema has.
+const TYPES: [&str; 7] = ["string", "number", "integer", "boolean", "object", "array", "null"];
+
 /// Which of them may be called.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -83,6 +86,7 @@ impl Tool {
                     members.push(("name", value));
                 }
                 ("description", ValueKind::String | ValueKind::None) => members.push(("description", value)),
+                ("parameters", _) if names_other_types(&value) => return Err(RenderError::Fields),
                 ("parameters", _) => members.push(("parameters", value)),
                 ("strict", ValueKind::Bool) => members.push(("strict", value)),
                 ("strict" | "defer_loading", ValueKind::None) => {}
@@ -101,5 +105,23 @@ impl Tool {
         let tool =
             [("type", Value::from(kind)), ("function", fields(members)), ("defer_loading", Value::from(()))];
         Ok((name.ok_or(RenderError::Form)?, fields(tool)))
+    }
+}
+
+/// Whether a schema may name types that JSON Schema does not have: SGLang writes others for some of them.
+fn names_other_types(schema: &Value) -> bool {
+    let is_other = |named: &Value| named.as_str().is_some_and(|name| !TYPES.contains(&name));
+    match schema.kind() {
+        ValueKind::Map => schema.try_iter().is_ok_and(|mut keys| {
+            keys.any(|key| {
+                let Ok(value) = schema.get_item(&key) else { return true };
+                let names = key.as_str() == Some("type");
+                let items = || value.try_iter().is_ok_and(|mut items| items.any(|item| is_other(&item)));
+                let is_list = value.kind() == ValueKind::Seq;
+                (names && (is_other(&value) || is_list && items())) || names_other_types(&value)
+            })
+        }),
+        ValueKind::Seq => schema.try_iter().is_ok_and(|mut items| items.any(|item| names_other_types(&item))),
+        _ => false,
     }
 }
