@@ -38,7 +38,8 @@ pub(super) fn prompt(value: &[u8]) -> Option<Vec<u32>> {
 pub(super) fn give_back(mut ids: Vec<u32>) {
     if ids.capacity() <= MOST_SPARE {
         ids.clear();
-        SPARE.set(ids);
+        let kept = SPARE.take();
+        SPARE.set(if kept.capacity() > ids.capacity() { kept } else { ids });
     }
 }
 

@@ -9,6 +9,9 @@ use wide::u8x16;
 /// Bytes that are looked at, and copied, at once.
 const BLOCK: usize = 32;
 
+/// Room that is made at first.
+const LEAST_ROOM: usize = 2 * BLOCK;
+
 thread_local! {
     /// Where the next prompt is written: memory that was written a moment ago takes half as long.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -46,7 +49,8 @@ pub(super) fn give_back(text: Cow<'_, [u8]>) {
         && text.capacity() <= MOST_SPARE
     {
         text.clear();
-        SPARE.set(text);
+        let kept = SPARE.take();
+        SPARE.set(if kept.capacity() > text.capacity() { kept } else { text });
     }
 }
 
@@ -55,16 +59,15 @@ pub(super) fn give_back(text: Cow<'_, [u8]>) {
 /// A prompt that breaks its lines does so from beginning to end, every few dozen bytes. So what lies between is copied in blocks, whether
 /// or not a block has an escape, and what was copied too much is written over: `docs/performance.md` has what that is worth.
 fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
-    // Nothing becomes longer: there is room for a block wherever one is left to be read.
     let mut text = SPARE.take();
-    text.resize(body.len(), 0);
-    text[..read].copy_from_slice(&body[..read]);
+    text.extend_from_slice(&body[..read]);
     let mut written = read;
     loop {
         if *body.get(read)? == b'"' {
             text.truncate(written);
             return Some((text, read));
         }
+        make_room(&mut text, written);
         match STANDS_FOR[usize::from(*body.get(read + 1)?)] {
             0 => {
                 let (character, end) = unicode(body, read + 1)?;
@@ -78,6 +81,7 @@ fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
             }
         }
         while let Some(block) = body.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>) {
+            make_room(&mut text, written);
             text[written..written + BLOCK].copy_from_slice(block);
             let specials = specials(block);
             if specials != 0 {
@@ -90,9 +94,23 @@ fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
         }
         if body.len() - read < BLOCK {
             let plain = memchr2(b'"', b'\\', &body[read..])?;
+            make_room(&mut text, written);
             text[written..written + plain].copy_from_slice(&body[read..read + plain]);
             (read, written) = (read + plain, written + plain);
         }
+    }
+}
+
+/// Makes room for a block after what was written; for as much again, so that a short string costs no more than it is long, whatever follows
+/// it in its body.
+#[inline]
+fn make_room(text: &mut Vec<u8>, written: usize) {
+    #[cold]
+    fn grow(text: &mut Vec<u8>, written: usize) {
+        text.resize(2 * written + LEAST_ROOM, 0);
+    }
+    if text.len() < written + BLOCK {
+        grow(text, written);
     }
 }
 
@@ -167,6 +185,14 @@ mod tests {
             let read = string(body.as_bytes(), 0).map(|(text, end)| (text.into_owned(), end));
             prop_assert_eq!(read, expected);
         }
+    }
+
+    #[test]
+    fn a_short_string_costs_little_whatever_follows_it() {
+        let body = [&b"\"\\n\""[..], &[b' '; 1 << 20]].concat();
+        let Some((Cow::Owned(text), 4)) = bytes(&body, 0) else { panic!("it has an escape") };
+        assert_eq!(text, b"\n");
+        assert!(text.capacity() <= 4 * LEAST_ROOM, "{}", text.capacity());
     }
 
     #[test]

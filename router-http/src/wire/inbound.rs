@@ -164,7 +164,9 @@ impl Reading {
                 if incoming.len() >= *length {
                     return Ok(Some(incoming.split_to(*length).freeze()));
                 }
-                *body = spare::take((*length).min(MOST_RESERVED) + SPARE);
+                if body.capacity() == 0 {
+                    *body = spare::take((*length).min(MOST_RESERVED) + SPARE);
+                }
                 body.extend_from_slice(incoming);
                 incoming.clear();
                 Ok(None)

@@ -13,8 +13,11 @@ const MOST_BUFFER: usize = 1 << 20;
 /// Bytes that a thread keeps.
 const MOST_KEPT: usize = 4 << 20;
 
+/// Times the room that is needed, lest many small bodies hold large buffers.
+const MOST_SLACK: usize = 4;
+
 thread_local! {
-    static SPARE: RefCell<Spare> = const { RefCell::new(Spare { buffers: Vec::new(), bytes: 0, idle: usize::MAX }) };
+    static SPARE: RefCell<Spare> = const { RefCell::new(Spare { buffers: Vec::new(), bytes: 0, idle: 0 }) };
 }
 
 #[derive(Debug)]
@@ -47,7 +50,8 @@ pub(crate) fn sweep() {
 
 impl Spare {
     fn take(&mut self, room: usize) -> Option<Vec<u8>> {
-        let fits = self.buffers.iter().rposition(|buffer| buffer.capacity() >= room)?;
+        let fits = |buffer: &Vec<u8>| (room..=MOST_SLACK * room).contains(&buffer.capacity());
+        let fits = self.buffers.iter().rposition(fits)?;
         let buffer = self.buffers.remove(fits);
         self.bytes -= buffer.capacity();
         self.idle = self.idle.min(self.buffers.len());
@@ -125,7 +129,11 @@ mod tests {
         assert_eq!(kept().0, 4);
         sweep();
         assert_eq!(kept().0, 4);
-        drop(read(&[1]));
+        drop(read(&[0; MOST_BUFFER / 2]));
+        // It would be too large for this one.
+        let small = read(&[1]);
+        assert_eq!(kept().0, 4);
+        drop(small);
         sweep();
         assert_eq!(kept(), (1, MOST_BUFFER));
         sweep();
