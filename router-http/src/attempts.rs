@@ -350,7 +350,7 @@ fn request<'a>(arrived: &Arrived, wanted: &'a Wanted, tried: &'a [WorkerId]) -> 
 
 /// The answer is a stream of server-sent events.
 pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
-    let kind = find(headers, &header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"))
 }
 

@@ -1,22 +1,18 @@
 //! Reads a flat list of token ids, of which a prompt may have a hundred thousand.
 //!
 //! The commas of 64 bytes are found at once, so that where a number begins does not have to wait until the one before has been read;
-//! its digits are checked and added up together. `docs/performance.md` has what that is worth.
-
-use std::cell::Cell;
+//! its digits are checked and added up together.
 
 use wide::u8x16;
+
+use super::spare::Spare;
 
 /// Bytes whose commas are found at once.
 const BLOCK: usize = 64;
 
 thread_local! {
-    /// Where the next prompt is written: memory that was written a moment ago takes half as long.
-    static SPARE: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    static SPARE: Spare<u32> = const { Spare::new() };
 }
-
-/// Token ids that a thread keeps room for.
-const MOST_SPARE: usize = 1 << 18;
 
 /// The ids of a list as it stands in JSON; `None` where it is another one, or malformed.
 pub(super) fn ids(value: &[u8]) -> Option<Vec<u32>> {
@@ -26,7 +22,7 @@ pub(super) fn ids(value: &[u8]) -> Option<Vec<u32>> {
 
 /// The same of a prompt, which is [given back](give_back).
 pub(super) fn prompt(value: &[u8]) -> Option<Vec<u32>> {
-    let mut ids = SPARE.take();
+    let mut ids = SPARE.with(Spare::take);
     if fill(&mut ids, value).is_some() {
         return Some(ids);
     }
@@ -35,12 +31,8 @@ pub(super) fn prompt(value: &[u8]) -> Option<Vec<u32>> {
 }
 
 /// Takes back what nobody reads any more.
-pub(super) fn give_back(mut ids: Vec<u32>) {
-    if ids.capacity() <= MOST_SPARE {
-        ids.clear();
-        let kept = SPARE.take();
-        SPARE.set(if kept.capacity() > ids.capacity() { kept } else { ids });
-    }
+pub(super) fn give_back(ids: Vec<u32>) {
+    SPARE.with(|spare| spare.give_back(ids));
 }
 
 fn fill(ids: &mut Vec<u32>, value: &[u8]) -> Option<()> {

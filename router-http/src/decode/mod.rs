@@ -11,6 +11,7 @@ mod field;
 mod ids;
 mod quick;
 mod scan;
+mod spare;
 mod text;
 mod value;
 

@@ -1,10 +1,11 @@
 //! Reads a JSON string in one pass: its end is found and its escapes are undone at once.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 
 use memchr::memchr2;
 use wide::u8x16;
+
+use super::spare::Spare;
 
 /// Bytes that are looked at, and copied, at once.
 const BLOCK: usize = 32;
@@ -13,12 +14,8 @@ const BLOCK: usize = 32;
 const LEAST_ROOM: usize = 2 * BLOCK;
 
 thread_local! {
-    /// Where the next prompt is written: memory that was written a moment ago takes half as long.
-    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static SPARE: Spare<u8> = const { Spare::new() };
 }
-
-/// Bytes that a thread keeps for that.
-const MOST_SPARE: usize = 1 << 20;
 
 /// What the letter of an escape stands for, but for `u`; 0 where it is none.
 const STANDS_FOR: [u8; 256] = {
@@ -45,21 +42,17 @@ pub(super) fn bytes(json: &[u8], at: usize) -> Option<(Cow<'_, [u8]>, usize)> {
 
 /// Takes back what nobody reads any more.
 pub(super) fn give_back(text: Cow<'_, [u8]>) {
-    if let Cow::Owned(mut text) = text
-        && text.capacity() <= MOST_SPARE
-    {
-        text.clear();
-        let kept = SPARE.take();
-        SPARE.set(if kept.capacity() > text.capacity() { kept } else { text });
+    if let Cow::Owned(text) = text {
+        SPARE.with(|spare| spare.give_back(text));
     }
 }
 
 /// The bytes before the quote that ends the string, of which the first escape is at `read`, and where that quote is.
 ///
 /// A prompt that breaks its lines does so from beginning to end, every few dozen bytes. So what lies between is copied in blocks, whether
-/// or not a block has an escape, and what was copied too much is written over: `docs/performance.md` has what that is worth.
+/// or not a block has an escape, and what was copied too much is written over.
 fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
-    let mut text = SPARE.take();
+    let mut text = SPARE.with(Spare::take);
     text.extend_from_slice(&body[..read]);
     let mut written = read;
     loop {
@@ -67,7 +60,7 @@ fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
             text.truncate(written);
             return Some((text, read));
         }
-        make_room(&mut text, written);
+        make_room(&mut text, written, body.len());
         match STANDS_FOR[usize::from(*body.get(read + 1)?)] {
             0 => {
                 let (character, end) = unicode(body, read + 1)?;
@@ -81,7 +74,7 @@ fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
             }
         }
         while let Some(block) = body.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>) {
-            make_room(&mut text, written);
+            make_room(&mut text, written, body.len());
             text[written..written + BLOCK].copy_from_slice(block);
             let specials = specials(block);
             if specials != 0 {
@@ -94,23 +87,26 @@ fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
         }
         if body.len() - read < BLOCK {
             let plain = memchr2(b'"', b'\\', &body[read..])?;
-            make_room(&mut text, written);
+            make_room(&mut text, written, body.len());
             text[written..written + plain].copy_from_slice(&body[read..read + plain]);
             (read, written) = (read + plain, written + plain);
         }
     }
 }
 
-/// Makes room for a block after what was written; for as much again, so that a short string costs no more than it is long, whatever follows
-/// it in its body.
+/// Makes room for a block after what was written. For as much again, so that a short string costs no more than it is long, whatever follows
+/// it in its body; and no more than all of the body could need, since nothing becomes longer.
 #[inline]
-fn make_room(text: &mut Vec<u8>, written: usize) {
+fn make_room(text: &mut Vec<u8>, written: usize, body: usize) {
     #[cold]
-    fn grow(text: &mut Vec<u8>, written: usize) {
-        text.resize(2 * written + LEAST_ROOM, 0);
+    fn grow(text: &mut Vec<u8>, written: usize, body: usize) {
+        let most = body + BLOCK;
+        let room = (2 * written + LEAST_ROOM).min(most);
+        text.reserve_exact(room - text.len());
+        text.resize(room, 0);
     }
     if text.len() < written + BLOCK {
-        grow(text, written);
+        grow(text, written, body);
     }
 }
 

@@ -263,8 +263,7 @@ impl Lines {
         match (self.lengths, self.codings) {
             (0, 0) => Ok(None),
             (1, 0) => {
-                let length = find(&self.headers, &header::CONTENT_LENGTH).ok_or(HeadError::Length)?;
-                let digits = length.as_bytes();
+                let digits = self.headers[header::CONTENT_LENGTH].as_bytes();
                 // What parsing would allow beside digits is a sign.
                 let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
                 let text = std::str::from_utf8(digits).ok().filter(|_| plain);

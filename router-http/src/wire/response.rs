@@ -9,7 +9,6 @@ use http::{HeaderMap, StatusCode, header};
 
 use super::write::Outgoing;
 use crate::decided::Said;
-use crate::headers::find;
 
 /// What the request says about its answer.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +72,7 @@ impl Encoding {
             super::put_line(head, name, value.as_bytes());
         }
         own.each_line(|name, value| super::put_line(head, name, value));
-        let says_length = find(headers, &header::CONTENT_LENGTH).is_some();
+        let says_length = headers.contains_key(header::CONTENT_LENGTH);
         match self {
             Self::Left(length) if !says_length => super::put_length(head, length),
             // What the answer to a GET would have; of an answer without any it is not known.
@@ -85,7 +84,7 @@ impl Encoding {
             Self::Chunked => head.put_slice(b"transfer-encoding: chunked\r\n"),
             _ => {}
         }
-        if find(headers, &header::DATE).is_none() {
+        if !headers.contains_key(header::DATE) {
             put_date(head);
         }
         if close {
@@ -127,7 +126,7 @@ impl Encoding {
 
 /// The length that an answer says of itself.
 fn announced(headers: &HeaderMap) -> Option<u64> {
-    find(headers, &header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The size line of a chunk.
