@@ -13,7 +13,9 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use router_core::{Done, FleetUpdate, Role, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState};
+use router_core::{
+    CacheKind, Done, FleetUpdate, Role, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState,
+};
 use router_http::{Clock, Secret};
 use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
@@ -297,7 +299,20 @@ fn profile(info: &Value) -> WorkerProfile {
         // What leaves the device of a tiered cache is still cached on the host, and is used from there.
         evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru")
             && is_on("enable_hierarchical_cache") != Some(true),
+        cache_kind: cache_kind(info),
     }
+}
+
+/// By the pools that the first scheduler has beside that of full attention, as agents read them.
+fn cache_kind(info: &Value) -> CacheKind {
+    let scheduler = |path: &str| info.pointer("/internal_states/0").and_then(|state| state.pointer(path));
+    let windows = scheduler("/memory_usage/token_capacity_swa").map(Value::is_number);
+    let states = match info["uses_mamba_radix_cache"].as_bool() {
+        // True for some of the models that have states.
+        Some(true) => Some(true),
+        _ => scheduler("/max_mamba_cache_size").map(Value::is_number),
+    };
+    CacheKind::of_pools(windows, states)
 }
 
 /// What SGLang calls its disaggregation mode; `null` where it says so, in words or not.
@@ -368,6 +383,16 @@ mod tests {
                     "{policy}, tiered: {tiered}"
                 );
             }
+        }
+        for (window_tokens, states, listed, expected) in [
+            (None, None, false, CacheKind::Full),
+            (Some(4096), None, false, CacheKind::SlidingWindow),
+            (None, Some(120), false, CacheKind::RecurrentState),
+            (Some(4096), None, true, CacheKind::RecurrentState),
+        ] {
+            let info = serde_json::json!({"uses_mamba_radix_cache": listed, "internal_states": [
+                {"max_mamba_cache_size": states, "memory_usage": {"token_capacity_swa": window_tokens}}]});
+            assert_eq!(profile(&info).cache_kind, expected, "{info}");
         }
         let other = serde_json::json!({"startup_time": {"load_weight": 0.6}});
         assert_ne!(life(&info), life(&other));

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use router_core::CacheKind;
 use serde_json::Value;
 use worker_agent::events::{Event, EventBatch, LoadStat, Medium, TokenIds};
 use worker_agent::mirror::Mirror;
@@ -216,7 +217,7 @@ fn a_real_description_is_read() {
     let info = EngineInfo::read(&fixture("server_info.json"), "10.0.0.7").unwrap();
     assert_eq!((info.version.as_str(), info.model.as_str()), ("0.5.23", "tiny"));
     assert_eq!((info.page_size, info.dp_size, info.capacity_tokens), (16, 1, 1024));
-    assert_eq!(info.eviction, Eviction::Lru);
+    assert_eq!((info.eviction, info.cache_kind), (Eviction::Lru, CacheKind::Full));
     let source = &info.events[0];
     assert_eq!((source.endpoint.as_str(), source.topic.as_str()), ("tcp://10.0.0.7:31557", "kv-events"));
     assert_eq!(source.replay.as_deref(), Some("tcp://10.0.0.7:31657"));

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cache_kind::CacheKind;
 use crate::events::EventEncoding;
 use crate::scheduler::Limits;
 use crate::timing::Timing;
@@ -69,6 +70,9 @@ pub struct SimConfig {
     /// Batches that can be replayed.
     #[arg(long, default_value_t = 10_000)]
     pub buffer_steps: usize,
+    /// Kind of cache that /server_info tells of; the simulated cache is of full attention, whichever it is.
+    #[arg(long, value_enum, default_value_t)]
+    pub cache_kind: CacheKind,
     /// How KV events are written.
     #[arg(long, value_enum, default_value_t)]
     pub event_encoding: EventEncoding,

@@ -16,6 +16,7 @@
 //! * HTTP: `/health` generates nothing and answers at once; pausing with `abort` does not wait a second; the routes for
 //!   weights, sessions, embeddings and profiling answer 404; every answer is pseudo-random text and ends at its length.
 
+mod cache_kind;
 mod config;
 mod engine;
 mod events;
@@ -29,6 +30,7 @@ mod timing;
 pub mod tokenizer;
 mod transfer;
 
+pub use cache_kind::CacheKind;
 pub use config::{DisaggregationMode, SimConfig, SimError};
 pub use events::{CacheEvent, EventEncoding, LoadStat, encode_batch, encode_load};
 pub use radix::Namespace;

@@ -88,8 +88,10 @@ impl Server {
                 "replay_endpoint_port_base": ports.replay,
             },
             "startup_time": {"load_weight": unique, "scheduler_e2e": unique * 2.0 + 0.1, "tokenizer_e2e": unique * 3.0 + 0.2},
+            "uses_mamba_radix_cache": config.cache_kind.has_states(),
             "internal_states": [{"effective_max_running_requests_per_dp": config.max_running_requests,
-                "memory_usage": {"token_capacity": config.pool_tokens()}}],
+                "max_mamba_cache_size": config.cache_kind.states(config.max_running_requests),
+                "memory_usage": config.cache_kind.memory_usage(config.pool_tokens())}],
         })
     }
 
