@@ -35,6 +35,10 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Longest `/server_info` that is read.
 const MOST_INFO_BYTES: usize = 4 << 20;
 
+/// With these options of an engine, what leaves its device stays cached elsewhere, and is used from there.
+const TIERS: [&str; 4] =
+    ["enable_hierarchical_cache", "enable_lmcache", "enable_flexkv", "enable_unified_cache_external_linker"];
+
 /// How workers are checked.
 #[derive(Clone, Debug)]
 pub(crate) struct ProbeSettings {
@@ -296,9 +300,10 @@ fn profile(info: &Value) -> WorkerProfile {
         // Where the engine tells it without being asked, there is nothing to ask for.
         usage_on_request: is_on("enable_cache_report")
             .map(|reports| reports && !is_on("stream_response_default_include_usage").unwrap_or(false)),
-        // What leaves the device of a tiered cache is still cached on the host, and is used from there.
+        // A cache that was plugged in may do anything.
         evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru")
-            && is_on("enable_hierarchical_cache") != Some(true),
+            && !TIERS.into_iter().any(|tier| is_on(tier) == Some(true))
+            && !info["radix_cache_backend"].is_string(),
         cache_kind: cache_kind(info),
     }
 }
@@ -374,13 +379,15 @@ mod tests {
             assert_eq!(profile(&info).usage_on_request, Some(expected));
         }
         for policy in ["lru", "lfu", "fifo", "priority", "slru"] {
-            for tiered in [false, true] {
-                let info =
-                    serde_json::json!({"radix_eviction_policy": policy, "enable_hierarchical_cache": tiered});
+            let mut foreign = serde_json::json!({"radix_eviction_policy": policy});
+            foreign["radix_cache_backend"] = "theirs".into();
+            assert!(!profile(&foreign).evicts_lru, "{policy}");
+            for (tier, tiered) in TIERS.into_iter().flat_map(|tier| [(tier, false), (tier, true)]) {
+                let info = serde_json::json!({"radix_eviction_policy": policy, tier: tiered});
                 assert_eq!(
                     profile(&info).evicts_lru,
                     policy == "lru" && !tiered,
-                    "{policy}, tiered: {tiered}"
+                    "{policy}, {tier}: {tiered}"
                 );
             }
         }

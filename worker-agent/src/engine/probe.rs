@@ -10,6 +10,10 @@ use crate::chat_template::ChatSetup;
 /// Most dp ranks an engine may have.
 const MAX_RANKS: u64 = 1024;
 
+/// With these, what leaves the device stays cached elsewhere, and is used from there.
+const TIERS: [&str; 4] =
+    ["enable_hierarchical_cache", "enable_lmcache", "enable_flexkv", "enable_unified_cache_external_linker"];
+
 /// An engine's description of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineInfo {
@@ -101,7 +105,9 @@ impl EngineInfo {
         let dp_size = from_block("dp_size").or_else(|| positive(field(answer, "dp_size"))).unwrap_or(1);
         let dp_size = dp_size.min(MAX_RANKS) as u32;
         let prefix_cache = field(answer, "disable_radix_cache").and_then(Value::as_bool) != Some(true);
-        let is_tiered = field(answer, "enable_hierarchical_cache").and_then(Value::as_bool) == Some(true);
+        let is_on = |name: &str| field(answer, name).and_then(Value::as_bool) == Some(true);
+        let is_tiered = TIERS.into_iter().any(is_on);
+        let is_foreign = field(answer, "radix_cache_backend").is_some_and(Value::is_string);
         let config = events_config(answer);
         let events =
             if prefix_cache { sources(answer, block, config.as_ref(), host, dp_size) } else { Vec::new() };
@@ -121,8 +127,8 @@ impl EngineInfo {
             page_size: u32::try_from(page_size).ok()?,
             capacity_tokens: positive(field(answer, "max_total_num_tokens")).unwrap_or(0),
             eviction: match field(answer, "radix_eviction_policy").and_then(Value::as_str) {
-                // What leaves the device is still cached on the host, and is used from there.
-                _ if is_tiered => Eviction::Other,
+                // A cache that was plugged in may do anything.
+                _ if is_tiered || is_foreign => Eviction::Other,
                 Some("lru") => Eviction::Lru,
                 Some(_) => Eviction::Other,
                 None => Eviction::Unknown,
@@ -367,9 +373,15 @@ mod tests {
         ] {
             let mut answer = answer();
             answer["radix_eviction_policy"] = policy;
-            answer["enable_hierarchical_cache"] = tiered;
-            assert_eq!(EngineInfo::read(&answer, "10.0.0.7").unwrap().eviction, expected);
+            for tier in TIERS {
+                let mut answer = answer.clone();
+                answer[tier] = tiered.clone();
+                assert_eq!(EngineInfo::read(&answer, "10.0.0.7").unwrap().eviction, expected, "{tier}");
+            }
         }
+        let mut foreign = answer();
+        foreign["radix_cache_backend"] = json!("theirs");
+        assert_eq!(EngineInfo::read(&foreign, "10.0.0.7").unwrap().eviction, Eviction::Other);
     }
 
     #[test]
