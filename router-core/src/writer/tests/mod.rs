@@ -445,6 +445,8 @@ fn a_short_answer_tells_of_others_by_the_rule_and_the_kind_of_the_cache() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn a_hybrid_cache_loses_no_claim_to_short_answers_and_stays_within_its_capacity(
         recurrent: bool,
