@@ -85,9 +85,8 @@ fn tojson_of_jinja(value: Value, options: Kwargs) -> Result<String, Error> {
 
 /// Whether a rendering failed for want of what the library adds.
 pub(crate) fn is_beyond_jinja(error: &Error) -> bool {
-    causes(error).any(|cause| {
-        cause.kind() == ErrorKind::UnknownFunction || cause.detail() == Some(NOT_JINJAS)
-    })
+    causes(error)
+        .any(|cause| cause.kind() == ErrorKind::UnknownFunction || cause.detail() == Some(NOT_JINJAS))
 }
 
 /// Why a rendering failed.

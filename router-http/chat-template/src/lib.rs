@@ -102,7 +102,9 @@ pub enum RenderError {
     #[error("the request goes on from a stored response")]
     History,
     /// SGLang leaves messages of the system where they are or puts them first, as the template takes them, and it is not known which.
-    #[error("the request has messages of the system among others, and it is not known how the template takes them")]
+    #[error(
+        "the request has messages of the system among others, and it is not known how the template takes them"
+    )]
     Systems,
     /// A field whose effect on the prompt is not known here.
     #[error("the request has fields whose effect on the prompt is not known here")]

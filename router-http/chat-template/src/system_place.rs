@@ -34,8 +34,7 @@ impl SystemPlace {
             ("messages", Value::from(messages.to_vec())),
             ("add_generation_prompt", Value::from(false)),
         ]);
-        let rendered =
-            environment.template_from_str(source).and_then(|template| template.render(variables));
+        let rendered = environment.template_from_str(source).and_then(|template| template.render(variables));
         match rendered {
             Ok(text) if text.contains(LATER) => Self::Own,
             Ok(_) => Self::First,
@@ -60,7 +59,8 @@ mod tests {
                        {% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}";
         let marked = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}";
         let dated = format!("{{{{ strftime_now('%Y') }}}}{each}");
-        let dated_if_it_can = format!("{{% if strftime_now is defined %}}{{{{ strftime_now('%Y') }}}}{{% endif %}}{each}");
+        let dated_if_it_can =
+            format!("{{% if strftime_now is defined %}}{{{{ strftime_now('%Y') }}}}{{% endif %}}{each}");
         let first_token = format!("{{{{ bos_token }}}}{{{{ tools }}}}{each}");
         for (source, place) in [
             (each, SystemPlace::Own),

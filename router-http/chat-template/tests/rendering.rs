@@ -99,7 +99,10 @@ fn other_apis_come_out_as_the_engine_renders_them() {
             }
         }
     }
-    assert!(rendered["responses"] > 190 && rendered["messages"] > 40 && rendered["ollama"] > 15, "{rendered:?}");
+    assert!(
+        rendered["responses"] > 190 && rendered["messages"] > 40 && rendered["ollama"] > 15,
+        "{rendered:?}"
+    );
 }
 
 #[test]

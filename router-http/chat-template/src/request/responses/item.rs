@@ -178,9 +178,9 @@ fn thought(thought: Thought) -> Result<Option<Message>, RenderError> {
         texts = thoughts(thought.content)?;
     }
     if texts.is_empty() {
-        let packed = thought.encrypted_content.is_some_and(|packed| {
-            packed.as_str().is_some_and(|packed| packed.starts_with(PACKED))
-        });
+        let packed = thought
+            .encrypted_content
+            .is_some_and(|packed| packed.as_str().is_some_and(|packed| packed.starts_with(PACKED)));
         return if packed { Err(RenderError::Items) } else { Ok(None) };
     }
     let reasoning_content = Some(texts.join("\n"));

@@ -74,8 +74,7 @@ pub(super) fn read(body: &[u8], place: SystemPlace) -> Result<Body, RenderError>
         let text = serde_json::from_str(asked.input.get()).map_err(|_| RenderError::Form)?;
         messages.push(of_text("user", text));
     } else {
-        let items: Vec<&RawValue> =
-            serde_json::from_str(asked.input.get()).map_err(|_| RenderError::Form)?;
+        let items: Vec<&RawValue> = serde_json::from_str(asked.input.get()).map_err(|_| RenderError::Form)?;
         for item in items {
             messages.extend(item::message(item)?);
         }

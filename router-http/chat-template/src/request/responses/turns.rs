@@ -60,9 +60,7 @@ fn joined(before: Option<Content>, added: Option<Content>) -> Option<Content> {
     let Some(added) = added.filter(|added| !is_nothing(added)) else { return before };
     Some(match (before.filter(|before| !is_nothing(before)), added) {
         (None, added) => added,
-        (Some(Content::Text(before)), Content::Text(added)) => {
-            Content::Text([before, added].join(BETWEEN))
-        }
+        (Some(Content::Text(before)), Content::Text(added)) => Content::Text([before, added].join(BETWEEN)),
         (Some(before), added) => {
             let mut parts = before.into_parts();
             parts.extend(added.into_parts());
