@@ -62,7 +62,15 @@ mod tests {
         let dated_if_it_can =
             format!("{{% if strftime_now is defined %}}{{{{ strftime_now('%Y') }}}}{{% endif %}}{each}");
         let first_token = format!("{{{{ bos_token }}}}{{{{ tools }}}}{each}");
+        // They differ in what is undefined, above all.
+        let undefined = "{% if tools is defined %}{{ tools[0] }}{% endif %}{{ x | default('') }}";
+        let undefined = format!(
+            "{undefined}{{% if 'a' in tools %}}{{% endif %}}{{{{ messages[0].get('n', 'n') }}}}{each}"
+        );
+        let nothing_of_undefined = format!("{{{{ tools.first }}}}{each}");
         for (source, place) in [
+            (&*undefined, SystemPlace::Own),
+            (&*nothing_of_undefined, SystemPlace::Unknown),
             (each, SystemPlace::Own),
             (&*first_token, SystemPlace::Own),
             (&*dated_if_it_can, SystemPlace::Own),
