@@ -83,10 +83,17 @@ fn tojson_of_jinja(value: Value, options: Kwargs) -> Result<String, Error> {
     tojson(value, options)
 }
 
-/// Whether a rendering failed for want of what the library adds.
-pub(crate) fn is_beyond_jinja(error: &Error) -> bool {
-    causes(error)
-        .any(|cause| cause.kind() == ErrorKind::UnknownFunction || cause.detail() == Some(NOT_JINJAS))
+/// Whether Jinja fails, too: for want of what the library adds, functions and variables.
+pub(crate) fn fails_in_jinja(error: &Error) -> bool {
+    // It takes no undefined value for an operand, and only that is certain of what stands beside it.
+    let is_operand = |detail: &str| {
+        detail.starts_with("tried to use") && detail.split(' ').any(|word| word == "undefined")
+    };
+    causes(error).any(|cause| match cause.detail() {
+        _ if cause.kind() == ErrorKind::UnknownFunction => true,
+        Some(detail) => detail == NOT_JINJAS || is_operand(detail),
+        None => false,
+    })
 }
 
 /// Why a rendering failed.

@@ -38,8 +38,8 @@ impl SystemPlace {
         match rendered {
             Ok(text) if text.contains(LATER) => Self::Own,
             Ok(_) => Self::First,
-            // So the template refuses the chat, or asks for the time.
-            Err(error) if environment::is_beyond_jinja(&error) => Self::First,
+            // So the template refuses the chat, asks for the time, or puts something to a special token.
+            Err(error) if environment::fails_in_jinja(&error) => Self::First,
             Err(_) => Self::Unknown,
         }
     }
@@ -81,7 +81,8 @@ mod tests {
             ("{% for m in messages %}{{ m | tojson(indent=2) }}{% endfor %}", SystemPlace::Own),
             ("{% for m in messages %}{{ m | tojson(ensure_ascii=false) }}{% endfor %}", SystemPlace::First),
             ("{{ tools | tojson }}{{ messages | tojson }}", SystemPlace::First),
-            ("{{ bos_token + messages[2].content }}", SystemPlace::Unknown),
+            ("{{ bos_token + messages[2].content }}", SystemPlace::First),
+            ("{{ messages[2].content ~ bos_token }}", SystemPlace::Own),
         ] {
             assert_eq!(SystemPlace::of(source), place, "{source}");
         }
