@@ -1,14 +1,11 @@
 //! Reads a flat list of token ids, of which a prompt may have a hundred thousand.
 //!
-//! The commas of 64 bytes are found at once, so that where a number begins does not have to wait until the one before has been read;
-//! its digits are checked and added up together.
+//! What a tokenizer writes (numbers of at most eight digits, with a comma or a comma and a space between them) is read [in windows](windows),
+//! and any other list one number after the other.
 
-use wide::u8x16;
+mod windows;
 
 use super::spare::Spare;
-
-/// Bytes whose commas are found at once.
-const BLOCK: usize = 64;
 
 thread_local! {
     static SPARE: Spare<u32> = const { Spare::new() };
@@ -42,63 +39,15 @@ fn fill(ids: &mut Vec<u32>, value: &[u8]) -> Option<()> {
     }
     // Five digits and a comma are usual.
     ids.reserve(list.len() / 6 + 1);
-    let mut start = 0;
-    let (blocks, _) = list.as_chunks::<BLOCK>();
-    for (index, block) in blocks.iter().enumerate() {
-        let mut commas = commas(block);
-        while commas != 0 {
-            let end = index * BLOCK + commas.trailing_zeros() as usize;
-            commas &= commas - 1;
-            ids.push(id(list, start, end)?);
-            start = end + 1;
-        }
+    if windows::read(ids, list) {
+        return Some(());
     }
-    while let Some(length) = list[start..].iter().position(|byte| *byte == b',') {
-        ids.push(id(list, start, start + length)?);
-        start += length + 1;
-    }
-    ids.push(id(list, start, list.len())?);
-    Some(())
-}
-
-/// A bit for each comma.
-#[inline]
-fn commas(block: &[u8; BLOCK]) -> u64 {
-    let (quarters, _) = block.as_chunks::<16>();
-    quarters.iter().rev().fold(0, |bits, quarter| {
-        let here = u8x16::new(*quarter).simd_eq(u8x16::splat(b',')).to_bitmask();
-        bits << 16 | u64::from(here)
-    })
+    ids.clear();
+    list.split(|byte| *byte == b',').try_for_each(|number| id(number).map(|id| ids.push(id)))
 }
 
 /// The number between two commas.
-#[inline]
-fn id(list: &[u8], start: usize, end: usize) -> Option<u32> {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    // Many clients put one space after each comma.
-    let from = start + usize::from(list.get(start) == Some(&b' '));
-    let count = end.wrapping_sub(from);
-    if let Some(eight) = list.get(from..).and_then(<[u8]>::first_chunk::<8>)
-        && (1..8).contains(&count)
-    {
-        // What follows is shifted out, and zeros that lead make it eight digits.
-        let digits = (u64::from_le_bytes(*eight) ^ (ONES * u64::from(b'0'))) << (64 - 8 * count);
-        // The high bit of every byte that is above 9.
-        let others = (digits.wrapping_add(ONES * 0x76) | digits) & (ONES * 0x80);
-        let leading_zero = eight[0] == b'0' && count > 1;
-        if others == 0 && !leading_zero {
-            // Two, four and eight of them are put together.
-            let pairs = (digits.wrapping_mul(10) + (digits >> 8)) & 0x00FF_00FF_00FF_00FF;
-            let fours = (pairs.wrapping_mul(100) + (pairs >> 16)) & 0x0000_FFFF_0000_FFFF;
-            return Some((fours.wrapping_mul(10_000) + (fours >> 32)) as u32);
-        }
-    }
-    careful(&list[start..end])
-}
-
-/// The same of any length, with any white space.
-#[cold]
-fn careful(text: &[u8]) -> Option<u32> {
+fn id(text: &[u8]) -> Option<u32> {
     let first = text.iter().position(|byte| !is_white(byte))?;
     let last = text.iter().rposition(|byte| !is_white(byte))?;
     let digits = &text[first..=last];

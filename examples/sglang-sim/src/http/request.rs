@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::{Body, json};
 use crate::radix::Namespace;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{ChatApi, Tokenizer};
 
 /// The API a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,8 +156,23 @@ pub(super) fn parse(api: Api, body: &[u8], tokenizer: &Tokenizer) -> Result<Pars
     let parsed = match api {
         Api::Generate => generate(read(body)?, tokenizer)?,
         Api::Completions => completions(read(body)?, tokenizer)?,
-        Api::Chat => chat(read(body)?, body, tokenizer)?,
+        Api::Chat => chat(read(body)?, ChatApi::OpenAi, body, tokenizer)?,
     };
+    check(parsed)
+}
+
+/// Reads a chat that came by another API. `asked` is its body there, which the template is given; `plain` is what a chat request would
+/// say.
+pub(super) fn parse_chat(
+    api: ChatApi,
+    asked: &[u8],
+    plain: &serde_json::Value,
+    tokenizer: &Tokenizer,
+) -> Result<Parsed, BadRequest> {
+    check(chat(read(plain.to_string().as_bytes())?, api, asked, tokenizer)?)
+}
+
+fn check(parsed: Parsed) -> Result<Parsed, BadRequest> {
     if parsed.prompts.is_empty() || parsed.prompts.iter().any(Vec::is_empty) {
         return Err(BadRequest::new("the prompt must not be empty"));
     }
@@ -202,9 +217,9 @@ fn completions(body: OpenAiBody, tokenizer: &Tokenizer) -> Result<Parsed, BadReq
     Ok(Parsed { include_usage: usage, model: body.model, ..parsed })
 }
 
-fn chat(body: OpenAiBody, raw: &[u8], tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
+fn chat(body: OpenAiBody, api: ChatApi, raw: &[u8], tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
     let messages = body.messages.ok_or_else(|| BadRequest::new("messages: Field required"))?;
-    let prompt = match (body.input_ids, tokenizer.render(raw)) {
+    let prompt = match (body.input_ids, tokenizer.render(api, raw)) {
         (Some(ids), _) => ids,
         (None, Some(rendered)) => {
             tokenizer.encode_part(&rendered.map_err(|error| BadRequest::new(error.to_string()))?)
