@@ -309,7 +309,10 @@ impl RadixCache {
             Some(parent) => {
                 self.withdraw(parent);
                 self.node_mut(parent).children.insert(page, id);
-                self.deepen(parent, depth);
+                // No other policy looks at it.
+                if matches!(self.eviction, Eviction::Tlru { .. }) {
+                    self.deepen(parent, depth);
+                }
             }
             None => drop(self.roots.insert((namespace, page), id)),
         }

@@ -23,7 +23,7 @@ pub(super) struct Node {
     pub(super) priority: i64,
     /// Tokens from the root to its end.
     pub(super) depth: usize,
-    /// The most tokens that a branch through it ever had.
+    /// The most tokens that a branch through it ever had, where [`Eviction::Tlru`](super::Eviction::Tlru) asks.
     pub(super) deepest: usize,
 }
 
