@@ -1,4 +1,4 @@
-//! The prefix cache of one dp rank: a radix tree over pages of tokens, as SGLang's `RadixCache` behaves.
+//! The prefix cache of one dp rank: a radix tree over pages of tokens, as the one of an SGLang server behaves.
 //!
 //! Lengths are always whole pages. A path is locked while a request runs on it; what is not locked is evicted leaf by leaf,
 //! whole nodes, in the order of an [`Eviction`]. Time is a counter of operations. What changes is told as [`CacheEvent`]s; a node

@@ -149,7 +149,7 @@ fn under_every_policy_the_leaves_go_in_the_order_they_went_in() {
     let captured: Value = serde_json::from_str(include_str!("../../tests/fixtures/evictions.json")).unwrap();
     let (mut policies, mut bytes_compared) = (BTreeSet::new(), 0);
     for run in captured["runs"].as_array().unwrap() {
-        // Its fifo and filo take the front of a node that is split for younger than the node; no server runs it.
+        // What the plain class alone does: its fifo takes the front of a split node for younger than the rest.
         if run["events"]["UnifiedRadixCache/rust"].is_null() {
             continue;
         }
