@@ -249,7 +249,11 @@ impl RadixCache {
 
     /// Leading tokens in common with a node, in whole pages.
     fn common(&self, id: NodeId, rest: &[u32]) -> usize {
-        let pairs = self.node(id).tokens.iter().zip(rest);
+        let own = &self.node(id).tokens;
+        if rest.starts_with(own) {
+            return own.len();
+        }
+        let pairs = own.iter().zip(rest);
         pairs.take_while(|(own, other)| own == other).count() / self.page_size * self.page_size
     }
 
