@@ -28,6 +28,7 @@ pub(super) struct Parsed {
     pub(super) is_batch: bool,
     pub(super) namespace: Namespace,
     pub(super) output_tokens: usize,
+    pub(super) priority: i64,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) dp_rank: Option<i64>,
@@ -78,6 +79,7 @@ struct Common {
     cache_salt: Option<String>,
     routed_dp_rank: Option<i64>,
     data_parallel_rank: Option<i64>,
+    priority: Option<i64>,
     session_params: Option<SessionParams>,
     #[serde(flatten)]
     bootstrap: Bootstrap,
@@ -261,6 +263,7 @@ impl Parsed {
             is_batch,
             namespace,
             output_tokens: most.unwrap_or(DEFAULT_OUTPUT_TOKENS).max(1),
+            priority: common.priority.unwrap_or(0),
             stream: common.stream.unwrap_or(false),
             include_usage: false,
             dp_rank: common.routed_dp_rank.or(common.data_parallel_rank),
