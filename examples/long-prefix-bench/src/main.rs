@@ -211,6 +211,8 @@ fn tables(report: &Report) -> String {
         report::cells,
         report::checks,
         report::gains,
+        report::others,
+        report::published,
         report::capacities,
         report::standings,
         report::targets_table,

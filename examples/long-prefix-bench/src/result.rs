@@ -96,12 +96,22 @@ pub struct Cell {
     pub workers: usize,
     /// Cache of the fleet relative to what a pooled LRU needs for 90 % of the ideal hits, as asked for.
     pub kappa: Option<f64>,
-    /// Share of the fleet's time that prefill with an infinite cache and decoding in batches of 16 take, as asked for.
+    /// Share of the fleet's time that prefill with an infinite cache and decoding in batches of 16 take, as asked for; zero where requests
+    /// come at a pace that its name tells.
     pub rho: f64,
     /// What goes wrong.
     pub fault: Option<String>,
     /// Routers in front of all engines.
     pub routers: usize,
+    /// Blocks in a router's index at most, if that is to matter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_blocks: Option<u64>,
+    /// Seconds that its clients wait for a first token.
+    #[serde(default = "patience_s")]
+    pub patience_s: f64,
+    /// The cell without those who disturb; absent of such a cell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiet: Option<String>,
     /// The cell with the same traffic where nothing goes wrong and one router decides; its own id if it is that.
     pub undisturbed: String,
     /// The traffic of each seed.
@@ -190,6 +200,11 @@ pub enum ResultError {
         /// Its schema.
         found: String,
     },
+}
+
+/// As it was before cells had their own.
+fn patience_s() -> f64 {
+    crate::grid::TIMEOUT.as_secs_f64()
 }
 
 impl Report {

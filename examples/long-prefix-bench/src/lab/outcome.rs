@@ -24,6 +24,8 @@ pub struct Setting {
     pub seed: u64,
     /// Routers in front of all engines; each session stays with one.
     pub routers: usize,
+    /// Blocks in a router's index at most.
+    pub most_blocks: u64,
     /// What goes wrong.
     pub fault: Option<Fault>,
 }

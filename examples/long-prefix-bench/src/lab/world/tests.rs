@@ -3,7 +3,7 @@
 use router_core::policy::CacheAwareSettings;
 use sglang_sim::Timing;
 
-use super::super::contestants;
+use super::super::{MOST_BLOCKS, contestants};
 use super::*;
 use crate::engine::Limits;
 use crate::reference::Accesses;
@@ -18,6 +18,7 @@ fn setting(capacity_tokens: usize) -> Setting {
         timeout: Duration::from_secs(120),
         seed: 1,
         routers: 1,
+        most_blocks: MOST_BLOCKS,
         fault: None,
     }
 }
