@@ -90,7 +90,7 @@ pub struct Cell {
     pub id: String,
     /// The workload.
     pub workload: String,
-    /// From a trace, not generated.
+    /// From a trace at a load of ours; not generated, nor a published set-up.
     pub is_real: bool,
     /// Engines.
     pub workers: usize,

@@ -84,7 +84,7 @@ impl Draw {
     }
 
     /// A number below the length of cumulative shares, which end at 1.
-    pub(super) fn from_shares(&mut self, shares: &[f64]) -> usize {
+    pub(super) fn by_shares(&mut self, shares: &[f64]) -> usize {
         let drawn = self.rng.f64();
         shares.partition_point(|share| *share <= drawn).min(shares.len() - 1)
     }

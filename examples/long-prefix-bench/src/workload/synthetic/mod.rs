@@ -221,12 +221,12 @@ mod tests {
             asked[kind(session)][phase] += session.turns.len() as f64;
         }
         let all: f64 = asked.iter().flatten().sum();
-        for (kind, mean) in [0.5, 0.3, 0.2].into_iter().enumerate() {
-            let share = asked[kind].iter().sum::<f64>() / all;
-            assert!((share - mean).abs() < 0.03, "kind {kind}: {share}");
-            for phase in 0..standard::PHASES {
-                let share = 4.0 * asked[kind][phase] / all;
-                assert!((share - standard::MIX[kind][phase]).abs() < 0.08, "{kind} in {phase}: {share}");
+        for (number, (of_phases, mean)) in asked.iter().zip([0.5, 0.3, 0.2]).enumerate() {
+            let share = of_phases.iter().sum::<f64>() / all;
+            assert!((share - mean).abs() < 0.03, "kind {number}: {share}");
+            for (of_phase, meant) in of_phases.iter().zip(standard::MIX[number]) {
+                let share = standard::PHASES as f64 * of_phase / all;
+                assert!((share - meant).abs() < 0.08, "kind {number}: {share} for {meant}");
             }
         }
     }

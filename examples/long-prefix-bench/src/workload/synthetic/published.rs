@@ -61,9 +61,12 @@ pub(super) fn b2b(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
 /// `prefix_repetition` with its defaults where SMG does not say otherwise.
 pub(super) fn gateways(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
     let prefixes = draw.names(600);
-    let request = |number: usize| {
-        let (starts, prefix) = (draw.rng.f64(), prefixes[number % prefixes.len()]);
+    // In an order drawn once: gateways take sessions in turn, and each would have every second prefix to itself.
+    let mut used: Vec<u64> = prefixes.into_iter().cycle().take(requests).collect();
+    draw.rng.shuffle(&mut used);
+    let request = |prefix: u64| {
+        let starts = draw.rng.f64();
         draw.single(starts, &[(prefix, 1_024)], 256, 128)
     };
-    (0..requests).map(request).collect()
+    used.into_iter().map(request).collect()
 }

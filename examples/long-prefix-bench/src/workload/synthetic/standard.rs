@@ -137,7 +137,7 @@ pub(super) fn passages(draw: &mut Draw, requests: usize, in_order: bool) -> Vec<
     let request = |_| {
         let mut found: Vec<usize> = Vec::new();
         while found.len() < RETRIEVED {
-            let passage = draw.from_shares(&popularity);
+            let passage = draw.by_shares(&popularity);
             if !found.contains(&passage) {
                 found.push(passage);
             }
