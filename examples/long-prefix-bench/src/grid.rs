@@ -31,7 +31,7 @@ const PATIENT: Duration = Duration::from_secs(600);
 pub enum Suite {
     /// A handful of small cells, for tests.
     Smoke,
-    /// Every workload at one point, two of them along both axes, one with each fault, four with two routers: two minutes.
+    /// Every workload but P2 to P4 at one point, two of them along both axes, one with each fault, four with two routers: two minutes.
     Quick,
     /// A few cells that take some minutes each in real time: for runs over HTTP, and for the lab beside them.
     EndToEnd,
