@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn passages_in_one_order_share_twice_as_much() {
+    fn passages_in_one_order_share_more() {
         let (permuted, ordered) = (ideal(Pattern::Passages, 2_000), ideal(Pattern::OrderedPassages, 2_000));
         assert!((0.2..0.4).contains(&permuted), "{permuted}");
         assert!(ordered > 1.5 * permuted, "{ordered}");
