@@ -81,6 +81,10 @@ pub struct Plan {
     pub rho: f64,
     /// The pace, instead of a load.
     pub pace: Option<Pace>,
+    /// Blocks in a router's index at most, if that is to matter.
+    pub most_blocks: Option<u64>,
+    /// Without the sessions that are there to disturb the others, whose times stay.
+    pub quiet: bool,
     /// Engines.
     pub workers: usize,
     /// About so many requests.
@@ -89,10 +93,6 @@ pub struct Plan {
     pub fault: Option<Fault>,
     /// Routers in front of all engines.
     pub routers: usize,
-    /// Blocks in a router's index at most, if that is to matter.
-    pub most_blocks: Option<u64>,
-    /// Without the sessions that are there to disturb the others, whose times stay.
-    pub quiet: bool,
 }
 
 impl Suite {

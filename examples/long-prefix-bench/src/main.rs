@@ -210,9 +210,9 @@ fn tables(report: &Report) -> String {
     [
         report::cells,
         report::checks,
-        report::gains,
         report::others,
         report::published,
+        report::gains,
         report::capacities,
         report::standings,
         report::targets_table,

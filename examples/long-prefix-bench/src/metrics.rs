@@ -32,6 +32,9 @@ pub struct Metrics {
     pub slowdown: Distribution,
     /// Share of requests that met both objectives.
     pub slo_share: f64,
+    /// Of those that do not disturb, where some do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub others: Option<Others>,
     /// Requests that met both, a second.
     pub goodput_per_s: f64,
     /// Requests sent a second.
@@ -56,24 +59,6 @@ pub struct Metrics {
     pub retracted: u64,
     /// Evicted tokens for each prompt token.
     pub evicted_per_prompt_token: f64,
-    /// Of those that do not disturb, where some do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub others: Option<Others>,
-}
-
-/// Figures of the requests of all sessions but those that are there to disturb them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Others {
-    /// Requests.
-    pub requests: usize,
-    /// As [`Metrics::hit_rate`].
-    pub hit_rate: f64,
-    /// As [`Metrics::ttft_s`].
-    pub ttft_s: Distribution,
-    /// As [`Metrics::tpot_s`].
-    pub tpot_s: Distribution,
-    /// As [`Metrics::slo_share`].
-    pub slo_share: f64,
 }
 
 /// How a run went over time, and how long requests waited.
@@ -89,6 +74,21 @@ pub struct Detail {
     pub imbalance: Vec<Option<f64>>,
     /// Times to first token at equal distances of the cumulative distribution, in seconds.
     pub ttft_quantiles_s: Vec<f64>,
+}
+
+/// Figures of the requests of all sessions but those that are there to disturb them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Others {
+    /// Requests.
+    pub requests: usize,
+    /// As [`Metrics::hit_rate`].
+    pub hit_rate: f64,
+    /// As [`Metrics::ttft_s`].
+    pub ttft_s: Distribution,
+    /// As [`Metrics::tpot_s`].
+    pub tpot_s: Distribution,
+    /// As [`Metrics::slo_share`].
+    pub slo_share: f64,
 }
 
 /// A first token in time: within this, or within [`SLO_SLOWDOWN`] of the time alone.
@@ -169,6 +169,7 @@ pub fn metrics(setting: &Setting, traffic: &Traffic, ideal: &[usize], outcome: &
             measured.iter().map(|one| ttft(one) / one.alone_s(&setting.timing)).collect(),
         ),
         slo_share: met as f64 / measured.len().max(1) as f64,
+        others: others(setting, &measured),
         goodput_per_s: met as f64 / sending_s.max(1.0),
         offered_per_s: measured.len() as f64 / sending_s.max(1.0),
         makespan_s: outcome.end.as_secs_f64(),
@@ -181,24 +182,7 @@ pub fn metrics(setting: &Setting, traffic: &Traffic, ideal: &[usize], outcome: &
         prediction_error_tokens: mean(&errors.iter().map(|error| error.abs()).collect::<Vec<_>>()),
         retracted: outcome.retracted,
         evicted_per_prompt_token: outcome.evicted_tokens as f64 / traffic.prompt_tokens().max(1) as f64,
-        others: others(setting, &measured),
     }
-}
-
-fn others(setting: &Setting, measured: &[Measured<'_>]) -> Option<Others> {
-    let others: Vec<_> = measured.iter().filter(|one| !one.intrudes).collect();
-    if others.len() == measured.len() {
-        return None;
-    }
-    let sum = |of: fn(&Measured<'_>) -> usize| others.iter().map(|one| of(one)).sum::<usize>() as f64;
-    let met = others.iter().filter(|one| one.meets(setting)).count();
-    Some(Others {
-        requests: others.len(),
-        hit_rate: sum(|one| one.request.cached_tokens) / sum(|one| one.prompt_tokens).max(1.0),
-        ttft_s: Distribution::of(others.iter().map(|one| one.ttft_s(setting.timeout)).collect()),
-        tpot_s: Distribution::of(others.iter().filter_map(|one| one.tpot_s()).collect()),
-        slo_share: met as f64 / others.len().max(1) as f64,
-    })
 }
 
 /// The run over time.
@@ -243,6 +227,22 @@ fn measured<'a>(traffic: &'a Traffic, ideal: &'a [usize], outcome: &'a Outcome) 
             intrudes: intrudes(session),
         })
         .collect()
+}
+
+fn others(setting: &Setting, measured: &[Measured<'_>]) -> Option<Others> {
+    let others: Vec<_> = measured.iter().filter(|one| !one.intrudes).collect();
+    if others.len() == measured.len() {
+        return None;
+    }
+    let sum = |of: fn(&Measured<'_>) -> usize| others.iter().map(|one| of(one)).sum::<usize>() as f64;
+    let met = others.iter().filter(|one| one.meets(setting)).count();
+    Some(Others {
+        requests: others.len(),
+        hit_rate: sum(|one| one.request.cached_tokens) / sum(|one| one.prompt_tokens).max(1.0),
+        ttft_s: Distribution::of(others.iter().map(|one| one.ttft_s(setting.timeout)).collect()),
+        tpot_s: Distribution::of(others.iter().filter_map(|one| one.tpot_s()).collect()),
+        slo_share: met as f64 / others.len().max(1) as f64,
+    })
 }
 
 fn most_over_mean(busy: &[f64]) -> Option<f64> {
@@ -322,12 +322,12 @@ mod tests {
         Setting {
             workers: 2,
             capacity_tokens: 1 << 20,
+            most_blocks: MOST_BLOCKS,
             limits: Limits::default(),
             timing: Timing::default(),
             timeout: Duration::from_secs(120),
             seed: 1,
             routers: 1,
-            most_blocks: MOST_BLOCKS,
             fault: None,
         }
     }

@@ -99,10 +99,6 @@ pub struct Cell {
     /// Share of the fleet's time that prefill with an infinite cache and decoding in batches of 16 take, as asked for; zero where requests
     /// come at a pace that its name tells.
     pub rho: f64,
-    /// What goes wrong.
-    pub fault: Option<String>,
-    /// Routers in front of all engines.
-    pub routers: usize,
     /// Blocks in a router's index at most, if that is to matter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most_blocks: Option<u64>,
@@ -112,6 +108,10 @@ pub struct Cell {
     /// The cell without those who disturb; absent of such a cell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quiet: Option<String>,
+    /// What goes wrong.
+    pub fault: Option<String>,
+    /// Routers in front of all engines.
+    pub routers: usize,
     /// The cell with the same traffic where nothing goes wrong and one router decides; its own id if it is that.
     pub undisturbed: String,
     /// The traffic of each seed.

@@ -164,12 +164,12 @@ impl Prepared {
         let setting = Setting {
             workers: plan.workers,
             capacity_tokens,
+            most_blocks: plan.most_blocks.unwrap_or(MOST_BLOCKS),
             limits: Limits::default(),
             timing,
             timeout: plan.patience(),
             seed,
             routers: plan.routers,
-            most_blocks: plan.most_blocks.unwrap_or(MOST_BLOCKS),
             fault: plan.fault,
         };
         let fleet_blocks = capacity_tokens * plan.workers / BLOCK_TOKENS;
@@ -261,11 +261,11 @@ pub(crate) fn empty<'a>(plan: &Plan, contestants: impl Iterator<Item = &'a str>)
             Capacity::LiveContext(_) | Capacity::Tokens(_) => None,
         },
         rho: plan.rho,
-        fault: plan.fault.map(|fault| fault.name().to_owned()),
-        routers: plan.routers,
         most_blocks: plan.most_blocks,
         patience_s: plan.patience().as_secs_f64(),
         quiet: (!plan.quiet).then(|| plan.quiet().id()),
+        fault: plan.fault.map(|fault| fault.name().to_owned()),
+        routers: plan.routers,
         undisturbed: plan.undisturbed().id(),
         seeds: Vec::new(),
         runs: contestants.map(run).collect(),

@@ -132,12 +132,12 @@ mod tests {
         let setting = Setting {
             workers: 2,
             capacity_tokens: 1 << 17,
+            most_blocks: lab::MOST_BLOCKS,
             limits: Limits::default(),
             timing: Timing::default(),
             timeout: Duration::from_secs(120),
             seed: 1,
             routers: 1,
-            most_blocks: lab::MOST_BLOCKS,
             fault: None,
         };
         let way = Way::sticky(&workers(), &setting).unwrap();

@@ -14,6 +14,8 @@ pub struct Setting {
     pub workers: usize,
     /// KV tokens of each.
     pub capacity_tokens: usize,
+    /// Blocks in a router's index at most.
+    pub most_blocks: u64,
     /// What an engine does at once.
     pub limits: Limits,
     /// How long it takes.
@@ -24,8 +26,6 @@ pub struct Setting {
     pub seed: u64,
     /// Routers in front of all engines; each session stays with one.
     pub routers: usize,
-    /// Blocks in a router's index at most.
-    pub most_blocks: u64,
     /// What goes wrong.
     pub fault: Option<Fault>,
 }

@@ -3,9 +3,10 @@
 use router_core::policy::CacheAwareSettings;
 use sglang_sim::Timing;
 
-use super::super::{MOST_BLOCKS, contestants};
+use super::super::contestants;
 use super::*;
 use crate::engine::Limits;
+use crate::lab::MOST_BLOCKS;
 use crate::reference::Accesses;
 use crate::workload::{Pattern, draft};
 
@@ -13,12 +14,12 @@ fn setting(capacity_tokens: usize) -> Setting {
     Setting {
         workers: 4,
         capacity_tokens,
+        most_blocks: MOST_BLOCKS,
         limits: Limits::default(),
         timing: Timing::default(),
         timeout: Duration::from_secs(120),
         seed: 1,
         routers: 1,
-        most_blocks: MOST_BLOCKS,
         fault: None,
     }
 }
