@@ -59,6 +59,9 @@ fn plan(pattern: Pattern, requests: usize) -> [Plan; 1] {
         requests,
         routers: 1,
         fault: None,
+        pace: None,
+        most_blocks: None,
+        quiet: false,
     }]
 }
 

@@ -114,7 +114,7 @@ pub fn run(setting: &Setting, traffic: &Traffic, contestant: &Contestant) -> Res
     };
     let side = |number: usize| {
         let seed = setting.seed ^ (number as u64) << 32;
-        Side::new(contestant, setting.workers, setting.capacity_tokens as u64, seed)
+        Side::new(contestant, setting.workers, setting.capacity_tokens as u64, setting.most_blocks, seed)
     };
     let mut world = World {
         setting,
