@@ -1,7 +1,7 @@
 //! Reads a flat list of token ids, of which a prompt may have a hundred thousand.
 //!
 //! What a tokenizer writes (numbers of at most eight digits, with a comma or a comma and a space between them) is read [in windows](windows),
-//! and any other list one number after the other.
+//! and what is left from the first unusual window on one number after the other.
 
 mod windows;
 
@@ -39,11 +39,9 @@ fn fill(ids: &mut Vec<u32>, value: &[u8]) -> Option<()> {
     }
     // Five digits and a comma are usual.
     ids.reserve(list.len() / 6 + 1);
-    if windows::read(ids, list) {
-        return Some(());
-    }
-    ids.clear();
-    list.split(|byte| *byte == b',').try_for_each(|number| id(number).map(|id| ids.push(id)))
+    let at = windows::read(ids, list);
+    let mut rest = list.get(at..).into_iter().flat_map(|rest| rest.split(|byte| *byte == b','));
+    rest.try_for_each(|number| id(number).map(|id| ids.push(id)))
 }
 
 /// The number between two commas.
@@ -75,6 +73,25 @@ mod tests {
             let digits: Vec<String> = list.iter().map(u32::to_string).collect();
             let text = format!("[{around}{}{around}]", digits.join(separator));
             prop_assert_eq!(ids(text.as_bytes()), Some(list));
+        }
+
+        #[test]
+        fn a_long_list_is_read_as_json_is_whatever_one_byte_of_it_becomes(
+            list in prop::collection::vec(prop_oneof![0_u32..10, 0_u32..200_000, 0_u32..100_000_000], 150..900),
+            separator in prop_oneof![Just(","), Just(", ")],
+            place in prop_oneof![any::<prop::sample::Index>().prop_map(|place| (place, 0)),
+                any::<prop::sample::Index>().prop_map(|place| (place, 1_024))],
+            near in 0_usize..24,
+            byte in prop::sample::select(b"0123456789, -.x\t".to_vec()),
+        ) {
+            let digits: Vec<String> = list.iter().map(u32::to_string).collect();
+            let mut text = format!("[{}]", digits.join(separator)).into_bytes();
+            let at = match place {
+                (place, 0) => place.index(text.len()),
+                (place, window) => ((place.index(text.len() / window + 1) * window + near).saturating_sub(12)).min(text.len() - 1),
+            };
+            text[at] = byte;
+            prop_assert_eq!(ids(&text), serde_json::from_slice::<Vec<u32>>(&text).ok());
         }
 
         #[test]

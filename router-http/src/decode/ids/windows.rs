@@ -35,8 +35,9 @@ struct Doubts {
     spaces: u64,
 }
 
-/// Takes the ids of a list, without its brackets. `false`, and some may have been taken, where it is not of the usual shape.
-pub(super) fn read(ids: &mut Vec<u32>, list: &[u8]) -> bool {
+/// Takes the ids of a list, without its brackets, up to the first window that is not of the usual shape. Returns where that begins: beyond the
+/// list if there is none.
+pub(super) fn read(ids: &mut Vec<u32>, list: &[u8]) -> usize {
     let comma = list.iter().position(|byte| *byte == b',');
     match comma.and_then(|comma| list.get(comma + 1)) {
         Some(b' ') => all::<2>(ids, list),
@@ -45,24 +46,23 @@ pub(super) fn read(ids: &mut Vec<u32>, list: &[u8]) -> bool {
 }
 
 /// `SEPARATOR`: bytes from the end of a number to the next one.
-fn all<const SEPARATOR: usize>(ids: &mut Vec<u32>, mut list: &[u8]) -> bool {
+fn all<const SEPARATOR: usize>(ids: &mut Vec<u32>, list: &[u8]) -> usize {
     let mut notes = Notes { ends: [0; _], numbers: [[0; 4]; _] };
     let mut padded = [0; WINDOW + 8];
-    loop {
-        let window = match list.first_chunk() {
+    let mut at = 0;
+    // Where a separator would be is the end of the list.
+    while let Some(rest) = list.get(at..) {
+        let window = match rest.first_chunk() {
             Some(window) => window,
             None => {
-                pad::<SEPARATOR>(&mut padded, list);
+                pad::<SEPARATOR>(&mut padded, rest);
                 &padded
             }
         };
-        let Some(read) = notes.take::<SEPARATOR>(ids, window, list.len()) else { return false };
-        match list.get(read..) {
-            Some(rest) => list = rest,
-            // Where a separator would be is the end.
-            None => return true,
-        }
+        let Some(taken) = notes.take::<SEPARATOR>(ids, window, rest.len()) else { break };
+        at += taken;
     }
+    at
 }
 
 /// The end of a list, and usual numbers after it.
@@ -139,6 +139,9 @@ impl Notes {
             }
             count += found;
         }
+        if SEPARATOR == 2 {
+            doubts.spaces |= last_comma & u64::from(window[WINDOW] != b' ');
+        }
         (count <= WINDOW / 2).then_some(count)
     }
 }
@@ -204,9 +207,10 @@ impl Default for Doubts {
 mod tests {
     use super::*;
 
+    /// The ids of a list that is of the usual shape throughout.
     fn read_of(list: &str) -> Option<Vec<u32>> {
         let mut ids = Vec::new();
-        read(&mut ids, list.as_bytes()).then_some(ids)
+        (read(&mut ids, list.as_bytes()) > list.len()).then_some(ids)
     }
 
     #[test]
@@ -229,17 +233,27 @@ mod tests {
     }
 
     #[test]
-    fn a_list_with_anything_else_is_not() {
-        let usual = "12345,".repeat(WINDOW / 6 + 1);
-        assert!(read_of(&format!("{usual}{usual}7")).is_some());
-        for odd in
-            ["", "01", "00", "123456789", "-1", "1.5", "1e3", " 7", "7 ", "x", "/", ":", "ÿ", "4\u{2}2"]
-        {
-            for place in [7, 60, 61, 62, 63, 64, 65, 127, 128, 500, 1_019, 1_020, 1_021, 1_024, 1_030] {
-                let before = format!("{},{}", "1".repeat(place % 6 + 1), "12345,".repeat(place / 6));
-                for after in [&format!(",{usual}{usual}7"), ",7", ""] {
-                    let list = format!("{before}{odd}{after}");
-                    assert_eq!(read_of(&list), None, "{odd:?} at {place}");
+    fn a_window_with_anything_else_is_left() {
+        let odds =
+            ["", "01", "00", "123456789", "-1", "1.5", "1e3", "  7", "7 ", "x", "/", ":", "ÿ", "4\u{2}2"];
+        // At the borders of blocks and of windows.
+        let places = || (2..140).chain(WINDOW - 16..WINDOW + 16);
+        for separator in [",", ", "] {
+            let usual = vec!["12345"; WINDOW].join(separator);
+            assert!(read_of(&format!("{usual}{separator}7")).is_some());
+            for (odd, place) in odds.iter().flat_map(|odd| places().map(move |place| (odd, place))) {
+                // The odd one begins at `place`, after numbers of five digits and one that fills up.
+                let step = 5 + separator.len();
+                let first = "1".repeat((place - 2) % step + 1);
+                let before = std::iter::once(&*first).chain(vec!["12345"; (place - 2) / step]);
+                let before = before.collect::<Vec<_>>().join(separator);
+                for after in [&*format!("{separator}{usual}"), &*format!("{separator}7"), ""] {
+                    let list = format!("{before}{separator}{odd}{after}");
+                    let mut ids = Vec::new();
+                    let at = read(&mut ids, list.as_bytes());
+                    assert!(at <= before.len() + separator.len(), "{odd:?} at {place}: {at}");
+                    let left = list[at..].split(separator).count();
+                    assert_eq!(ids.len() + left, list.split(separator).count(), "{odd:?} at {place}");
                 }
             }
         }
