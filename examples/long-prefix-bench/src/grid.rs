@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use crate::lab::Fault;
+use crate::lab::{Clients, Fault};
 use crate::workload::{Draft, EQUAL_PROMPT_TOKENS, EQUAL_PROMPTS, Pattern, Trace, TraceError, draft, load};
 
 /// Requests of P1: 16 for each prompt, SGLang's default. Its ρ may exceed 1: batches are larger than those that ρ is defined with.
@@ -14,7 +14,7 @@ const EQUAL_REQUESTS: usize = 16 * EQUAL_PROMPTS;
 pub enum Suite {
     /// A handful of small cells, for tests.
     Smoke,
-    /// Every workload at one point, two of them along both axes, one with each fault, four with two routers: two minutes.
+    /// Every workload at one point, two of them along both axes, one with each fault, four with two routers: three minutes.
     Quick,
     /// A few cells that take some minutes each in real time: for runs over HTTP, and for the lab beside them.
     EndToEnd,
@@ -59,6 +59,8 @@ pub struct Plan {
     pub fault: Option<Fault>,
     /// Routers in front of all engines.
     pub routers: usize,
+    /// Which of several a request goes to.
+    pub clients: Clients,
 }
 
 impl Suite {
@@ -125,7 +127,7 @@ fn quick() -> Vec<Plan> {
         cells.push(Plan::new(sample, kappa, rho, 4, 1_214));
     }
     let agents = Plan::new(Workload::Generated(Pattern::Agents), 2.0, 0.5, 8, 3_000);
-    cells.extend(Fault::ALL.map(|fault| Plan { fault: Some(fault), ..agents }));
+    cells.extend(Fault::ALL.map(|fault| agents.with(fault)));
     for pattern in [Pattern::SystemPrompts, Pattern::Chat, Pattern::Herd] {
         cells.push(Plan { routers: 2, ..Plan::generated(pattern, 1.0, 0.5, 8, 3_000) });
     }
@@ -168,8 +170,17 @@ fn full() -> Vec<Plan> {
     cells.extend(equal_prompts(&[0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6]));
     let plain = surfaces.into_iter().chain([Workload::Real(Trace::Sample)]);
     for plain in plain.map(|workload| Plan::new(workload, 2.0, 0.5, 8, 3_000)) {
-        cells.extend(Fault::ALL.map(|fault| Plan { fault: Some(fault), ..plain }));
+        cells.extend(Fault::ALL.map(|fault| plain.with(fault)));
         cells.extend([2, 4].map(|routers| Plan { routers, ..plain }));
+        cells.push(Plan { routers: 4, ..plain }.with(Fault::Takeover));
+    }
+    // Any request may go to any router: the replicas have to find what the others have sent.
+    for pattern in [Pattern::Chat, Pattern::Agents] {
+        for routers in [2, 4] {
+            let plain = Plan::generated(pattern, 2.0, 0.5, 8, 3_000);
+            let plain = Plan { routers, clients: Clients::AtRandom, ..plain };
+            cells.extend([plain, plain.with(Fault::Takeover)]);
+        }
     }
     for pattern in [Pattern::SystemPrompts, Pattern::Herd, Pattern::Sliding] {
         cells.push(Plan { routers: 2, ..Plan::generated(pattern, 1.0, 0.5, 8, 4_000) });
@@ -187,7 +198,13 @@ fn equal_prompts(loads: &[f64]) -> impl Iterator<Item = Plan> {
 impl Plan {
     fn new(workload: Workload, kappa: f64, rho: f64, workers: usize, requests: usize) -> Self {
         let (capacity, fault, routers) = (Capacity::Kappa(kappa), None, 1);
-        Self { workload, capacity, rho, workers, requests, fault, routers }
+        Self { workload, capacity, rho, workers, requests, fault, routers, clients: Clients::default() }
+    }
+
+    /// The same with a fault. It takes two routers for one to take over.
+    fn with(self, fault: Fault) -> Self {
+        let routers = if fault == Fault::Takeover { self.routers.max(2) } else { self.routers };
+        Self { fault: Some(fault), routers, ..self }
     }
 
     /// The cliff's capacity follows from its sessions, the sliding set's is short of what it uses, an engine holds a quarter of P1's prompts.
@@ -202,9 +219,12 @@ impl Plan {
         Self { capacity, ..Self::new(Workload::Generated(pattern), kappa, rho, workers, requests) }
     }
 
-    /// The same with nothing wrong and one router.
+    /// What it is compared with: the same with nothing wrong, or, where nothing is, with one router.
     pub fn undisturbed(&self) -> Self {
-        Self { fault: None, routers: 1, ..*self }
+        match self.fault {
+            Some(_) => Self { fault: None, ..*self },
+            None => Self { routers: 1, clients: Clients::default(), ..*self },
+        }
     }
 
     /// Names the cell within its suite.
@@ -216,7 +236,13 @@ impl Plan {
         };
         let fault = self.fault.map_or_else(String::new, |fault| format!(", {}", fault.name()));
         let routers = if self.routers == 1 { String::new() } else { format!(", {} routers", self.routers) };
-        format!("{}, {capacity}, ρ {}, N {}{fault}{routers}", self.workload.name(), self.rho, self.workers)
+        let clients = if self.clients == Clients::AtRandom { ", clients at random" } else { "" };
+        format!(
+            "{}, {capacity}, ρ {}, N {}{fault}{routers}{clients}",
+            self.workload.name(),
+            self.rho,
+            self.workers
+        )
     }
 
     /// Its requests.

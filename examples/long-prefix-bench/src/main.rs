@@ -211,6 +211,7 @@ fn tables(report: &Report) -> String {
         report::cells,
         report::checks,
         report::gains,
+        report::faults,
         report::capacities,
         report::standings,
         report::targets_table,

@@ -108,6 +108,7 @@ mod tests {
 
     use super::*;
     use crate::engine::Limits;
+    use crate::lab::Clients;
     use crate::sequence::Hasher;
 
     fn workers() -> Vec<String> {
@@ -136,6 +137,7 @@ mod tests {
             timeout: Duration::from_secs(120),
             seed: 1,
             routers: 1,
+            clients: Clients::default(),
             fault: None,
         };
         let way = Way::sticky(&workers(), &setting).unwrap();
