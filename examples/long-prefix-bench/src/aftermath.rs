@@ -70,8 +70,8 @@ pub struct Times {
     pub of: usize,
 }
 
-/// Seconds over which a hit rate is taken.
-const WINDOW_S: usize = 30;
+/// Seconds over which a hit rate is taken: several turns of most sessions would hide that each of them lost its first.
+const WINDOW_S: usize = 10;
 
 /// Hits are back at this share of what they are without the fault.
 const BACK: f64 = 0.9;
@@ -213,17 +213,17 @@ mod tests {
         with.recovery(without, moment).took_s
     }
 
-    /// The window from second `d` on has `d + 30 - 60` seconds at 900 and the rest at 600: 810 at 70 %, that is from second 51 on.
+    /// The window from second `d` on has `d + 10 - 60` seconds at 900 and the rest at 600: 810 with seven, that is from second 57 on.
     #[test]
     fn hits_are_back_with_the_first_window_that_has_nine_tenths() {
         let without = course(&[(200, 900)]);
         let with = course(&[(40, 900), (20, 600), (140, 900)]);
-        assert_eq!(took(&with, &without, 39.5), Some(11.0));
+        assert_eq!(took(&with, &without, 39.5), Some(17.0));
         assert_eq!(took(&without, &without, 39.5), Some(0.0), "nothing was lost");
         let poor = course(&[(40, 900), (160, 800)]);
         assert_eq!(took(&poor, &without, 39.5), None, "never");
-        assert_eq!(took(&with, &without, 180.0), None, "no window is left");
-        assert_eq!(took(&with, &course(&[(80, 900)]), 55.0), None, "nor of the other");
+        assert_eq!(took(&with, &without, 191.0), None, "no window is left");
+        assert_eq!(took(&with, &course(&[(60, 900)]), 55.0), None, "nor of the other");
         assert_eq!(took(&with, &course(&[(200, 660)]), 39.5), Some(0.0), "others have no more");
     }
 

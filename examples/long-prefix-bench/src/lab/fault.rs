@@ -117,16 +117,17 @@ impl Fault {
     /// nothing is lost at one moment.
     pub fn moments(self, engines: usize, routers: usize, span: Duration) -> Vec<Moment> {
         let moment = |(at, _, blow)| {
-            let what = match blow {
-                Blow::Die => "killed",
-                Blow::Pause => "updated",
-                Blow::LoseRouter => "lost",
-                Blow::ReplaceRouter => "replaced",
-                Blow::Join => "out",
-                Blow::Drain => "in",
+            let (what, after) = match blow {
+                Blow::Die => ("killed", Duration::ZERO),
+                // Its cache is void when it goes on.
+                Blow::Pause => ("updated", LOADING),
+                Blow::LoseRouter => ("lost", Duration::ZERO),
+                Blow::ReplaceRouter => ("replaced", Duration::ZERO),
+                Blow::Join => ("out", Duration::ZERO),
+                Blow::Drain => ("in", Duration::ZERO),
                 Blow::Return | Blow::Renew | Blow::Slow | Blow::Recover => return None,
             };
-            Some(Moment { what, at })
+            Some(Moment { what, at: at + after })
         };
         let mut moments: Vec<Moment> =
             self.blows(engines, routers, span).into_iter().filter_map(moment).collect();

@@ -31,13 +31,13 @@ pub fn faults(report: &Report) -> String {
         let columns = beside.columns();
         let _ = write!(text, "{}\n  {:<26}", beside.cell.id, "");
         columns.iter().for_each(|(name, width, _)| {
-            let _ = write!(text, "{name:>width$}");
+            let _ = write!(text, " {name:>width$}");
         });
         text.push('\n');
         for (run, before) in beside.runs(report) {
             let _ = write!(text, "  {:<26}", run.contestant);
             columns.iter().for_each(|(_, width, figure)| {
-                let _ = write!(text, "{:>width$}", figure(run, before));
+                let _ = write!(text, " {:>width$}", figure(run, before));
             });
             text.push('\n');
         }
@@ -99,16 +99,16 @@ impl<'a> Beside<'a> {
         };
         let failed = |run: &Run, _: &Run| format!("{:.1}", run.mean(|of| of.failed as f64));
         let mut columns: Vec<Column<'a>> = vec![
-            ("hits %".to_owned(), 16, Box::new(change(|of| of.hit_rate))),
-            ("SLO %".to_owned(), 16, Box::new(change(|of| of.slo_share))),
-            ("failed".to_owned(), 8, Box::new(failed)),
+            ("hits %".to_owned(), 14, Box::new(change(|of| of.hit_rate))),
+            ("SLO %".to_owned(), 14, Box::new(change(|of| of.slo_share))),
+            ("failed".to_owned(), 7, Box::new(failed)),
         ];
         if cell.routers > 1 {
-            columns.push(("alike %".to_owned(), 9, Box::new(|run, _| alike(run))));
+            columns.push(("alike %".to_owned(), 7, Box::new(|run, _| alike(run))));
         }
         for after in moments(cell) {
             let back = move |run: &Run, _: &Run| back(Times::of(&run.aftermaths, after));
-            columns.push((format!("hits back, {after}, s"), 32, Box::new(back)));
+            columns.push((format!("hits back, {after}, s"), 26, Box::new(back)));
         }
         if cell.runs.iter().any(|run| run.moved(Moved::share).is_some()) {
             columns.push(("moved %".to_owned(), 30, Box::new(|run, _| moved(run))));
