@@ -174,6 +174,13 @@ fn agreement_has_bounds() {
 #[test]
 fn the_page_is_one_file() {
     let page = page(smoke());
+    is_one_file(&page);
+    for cell in &smoke().cells {
+        assert!(page.contains(&cell.id));
+    }
+}
+
+fn is_one_file(page: &str) {
     assert!(page.starts_with("<!doctype html>"));
     for outside in ["http:", "https:", "<script", "<link", "@import", "url("] {
         assert!(!page.contains(outside), "{outside}");
@@ -182,9 +189,6 @@ fn the_page_is_one_file() {
         let opened =
             page.matches(&format!("<{element} ")).count() + page.matches(&format!("<{element}>")).count();
         assert_eq!(opened, page.matches(&format!("</{element}>")).count(), "{element}");
-    }
-    for cell in &smoke().cells {
-        assert!(page.contains(&cell.id));
     }
     assert!(!page.contains("NaN") && !page.contains("inf<"));
 }
@@ -209,6 +213,7 @@ fn disturbed_cells_stand_beside_the_same_undisturbed() {
     let text = faults(&report);
     assert!(text.contains("F2 weight update\n") && text.contains("2 routers\n"), "{text}");
     assert!(text.contains("hits back, updated, s") && text.contains("alike %"), "{text}");
+    assert!(report.cells.iter().all(|cell| gains(&report).contains(&cell.id)));
     let (track, of) = TRACKS[2];
     assert_eq!(report.cells.iter().filter(|cell| of(cell)).count(), 2, "{track}");
 }
@@ -254,8 +259,11 @@ fn faults_have_an_aftermath_where_the_same_without_is_there() {
     {
         assert!(text.contains(column) && page(&report).contains(column), "{column}: {text}");
     }
-    let again = serde_json::to_string(&Job { threads: 1, ..job }.run(&|| ()).unwrap()).unwrap();
-    assert!(again == serde_json::to_string(&report).unwrap(), "the documents differ");
+    is_one_file(&page(&report));
+    let again = Job { cells: &[plans[0], plans[3]], seeds: 1, threads: 1, ..job }.run(&|| ()).unwrap();
+    for (run, before) in again.cells[1].runs.iter().zip(&scale.runs) {
+        assert_eq!(run.aftermaths[0], before.aftermaths[0], "{}", run.contestant);
+    }
     assert!(compare(&report, &report).is_ok());
 }
 
