@@ -3,6 +3,7 @@
 use super::super::outcome::{Clients, Poll};
 use super::super::side::{LabError, Met, Side};
 use super::World;
+
 /// Of so many requests all routers are asked about one.
 const POLLED: usize = 8;
 
