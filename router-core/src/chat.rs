@@ -24,6 +24,18 @@ pub trait ChatTemplate: fmt::Debug + Send + Sync {
     /// # Errors
     /// It is not known to be rendered as the engine does.
     fn render_messages(&self, body: &[u8]) -> Result<String, NotRendered>;
+
+    /// The same of a request to OpenAI's `/v1/responses`.
+    ///
+    /// # Errors
+    /// It is not known to be rendered as the engine does.
+    fn render_responses(&self, body: &[u8]) -> Result<String, NotRendered>;
+
+    /// The same of a request to Ollama's `/api/chat`.
+    ///
+    /// # Errors
+    /// It is not known to be rendered as the engine does.
+    fn render_ollama(&self, body: &[u8]) -> Result<String, NotRendered>;
 }
 
 /// Why a chat is not rendered, for people; nothing of the chat is in it.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::accuracy::Accuracy;
+use crate::cache_kind::CacheKind;
 use crate::chat::ChatTemplate;
 use crate::load::{LoadCounters, ReportedLoad};
 use crate::report::{SessionId, Units};
@@ -104,6 +105,8 @@ pub struct WorkerProfile {
     pub capacity_tokens: u64,
     /// The engine evicts the least recently used leaf first, and keeps nothing of it elsewhere, so that one eviction tells about others.
     pub evicts_lru: bool,
+    /// What its cache keeps beside the KV of full attention.
+    pub cache_kind: CacheKind,
     /// In OpenAI's streams the engine tells how much was cached if the request asks for it, and only then; `None` when it is not
     /// known.
     pub usage_on_request: Option<bool>,
@@ -282,10 +285,18 @@ impl Default for WorkerProfile {
             page_size: 1,
             capacity_tokens: 0,
             evicts_lru: true,
+            cache_kind: CacheKind::Unknown,
             usage_on_request: None,
             role: None,
             bootstrap_port: None,
         }
+    }
+}
+
+impl WorkerProfile {
+    /// Whether what was found of one block, or counted, tells which others are gone.
+    pub fn tells_evictions(&self) -> bool {
+        self.evicts_lru && !self.cache_kind.is_hybrid()
     }
 }
 

@@ -87,6 +87,7 @@ pub mod policy;
 pub mod reconcile;
 
 mod accuracy;
+mod cache_kind;
 mod candidates;
 mod chat;
 mod digest;
@@ -111,6 +112,7 @@ pub use accuracy::{
     Accuracy, Counted, Counts, Divergence, DivergenceSource, Mispredicted, PredictionError, Reconciliation,
     Witness,
 };
+pub use cache_kind::CacheKind;
 pub use chat::{ChatTemplate, NoTemplate, NotRendered};
 pub use digest::SetDigest;
 pub use explain::{CandidateView, Excluded, Explanation};

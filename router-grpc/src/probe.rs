@@ -13,7 +13,9 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use router_core::{Done, FleetUpdate, Role, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState};
+use router_core::{
+    CacheKind, Done, FleetUpdate, Role, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState,
+};
 use router_http::{Clock, Secret};
 use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
@@ -32,6 +34,10 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 
 /// Longest `/server_info` that is read.
 const MOST_INFO_BYTES: usize = 4 << 20;
+
+/// With these options of an engine, what leaves its device stays cached elsewhere, and is used from there.
+const TIERS: [&str; 4] =
+    ["enable_hierarchical_cache", "enable_lmcache", "enable_flexkv", "enable_unified_cache_external_linker"];
 
 /// How workers are checked.
 #[derive(Clone, Debug)]
@@ -294,10 +300,24 @@ fn profile(info: &Value) -> WorkerProfile {
         // Where the engine tells it without being asked, there is nothing to ask for.
         usage_on_request: is_on("enable_cache_report")
             .map(|reports| reports && !is_on("stream_response_default_include_usage").unwrap_or(false)),
-        // What leaves the device of a tiered cache is still cached on the host, and is used from there.
+        // A cache that was plugged in may do anything.
         evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru")
-            && is_on("enable_hierarchical_cache") != Some(true),
+            && !TIERS.into_iter().any(|tier| is_on(tier) == Some(true))
+            && !info["radix_cache_backend"].is_string(),
+        cache_kind: cache_kind(info),
     }
+}
+
+/// By the pools that the first scheduler has beside that of full attention, as agents read them.
+fn cache_kind(info: &Value) -> CacheKind {
+    let scheduler = |path: &str| info.pointer("/internal_states/0").and_then(|state| state.pointer(path));
+    let windows = scheduler("/memory_usage/token_capacity_swa").map(Value::is_number);
+    let states = match info["uses_mamba_radix_cache"].as_bool() {
+        // True for some of the models that have states.
+        Some(true) => Some(true),
+        _ => scheduler("/max_mamba_cache_size").map(Value::is_number),
+    };
+    CacheKind::of_pools(windows, states)
 }
 
 /// What SGLang calls its disaggregation mode; `null` where it says so, in words or not.
@@ -359,15 +379,27 @@ mod tests {
             assert_eq!(profile(&info).usage_on_request, Some(expected));
         }
         for policy in ["lru", "lfu", "fifo", "priority", "slru"] {
-            for tiered in [false, true] {
-                let info =
-                    serde_json::json!({"radix_eviction_policy": policy, "enable_hierarchical_cache": tiered});
+            let mut foreign = serde_json::json!({"radix_eviction_policy": policy});
+            foreign["radix_cache_backend"] = "theirs".into();
+            assert!(!profile(&foreign).evicts_lru, "{policy}");
+            for (tier, tiered) in TIERS.into_iter().flat_map(|tier| [(tier, false), (tier, true)]) {
+                let info = serde_json::json!({"radix_eviction_policy": policy, tier: tiered});
                 assert_eq!(
                     profile(&info).evicts_lru,
                     policy == "lru" && !tiered,
-                    "{policy}, tiered: {tiered}"
+                    "{policy}, {tier}: {tiered}"
                 );
             }
+        }
+        for (window_tokens, states, listed, expected) in [
+            (None, None, false, CacheKind::Full),
+            (Some(4096), None, false, CacheKind::SlidingWindow),
+            (None, Some(120), false, CacheKind::RecurrentState),
+            (Some(4096), None, true, CacheKind::RecurrentState),
+        ] {
+            let info = serde_json::json!({"uses_mamba_radix_cache": listed, "internal_states": [
+                {"max_mamba_cache_size": states, "memory_usage": {"token_capacity_swa": window_tokens}}]});
+            assert_eq!(profile(&info).cache_kind, expected, "{info}");
         }
         let other = serde_json::json!({"startup_time": {"load_weight": 0.6}});
         assert_ne!(life(&info), life(&other));

@@ -125,6 +125,13 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
 
     let stop = CancellationToken::new();
     let (http_addr, prometheus_addr) = (http.local_addr(), exporter.local_addr());
+    let (writer_died, thread_died) = (died.clone(), http.thread_died());
+    let ill = async move {
+        tokio::select! {
+            () = writer_died.cancelled() => {}
+            () = thread_died.cancelled() => {}
+        }
+    };
     let (mut data_plane, mut control_plane) = (JoinSet::new(), JoinSet::new());
     data_plane.spawn(http.serve(stop.clone()));
     control_plane.spawn(exporter.serve());
@@ -144,7 +151,7 @@ pub async fn start(config: RouterConfig) -> Result<RunningRouter, StartError> {
     };
     let admin = AdminService { router: router.clone(), clock, events, sessions: sessions.clone() };
     let keepalive = Duration::from_secs(config.grpc_keepalive_secs);
-    control_plane.spawn(serve_grpc(grpc, agents, admin, keepalive, died.clone()));
+    control_plane.spawn(serve_grpc(grpc, agents, admin, keepalive, ill));
     let writer = Some(writer);
     Ok(RunningRouter {
         router,
@@ -274,12 +281,13 @@ fn terms(config: &RouterConfig) -> Terms {
     }
 }
 
+/// `ill`: until something has died that only a restart brings back.
 async fn serve_grpc(
     listener: TcpListener,
     agents: AgentService,
     admin: AdminService,
     keepalive: Duration,
-    died: CancellationToken,
+    ill: impl Future<Output = ()>,
 ) {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<AgentServer<AgentService>>().await;
@@ -299,7 +307,7 @@ async fn serve_grpc(
         .add_service(AgentServer::new(agents))
         .add_service(AdminServer::new(admin));
     let report = async {
-        died.cancelled().await;
+        ill.await;
         for service in ["", AgentServer::<AgentService>::NAME, AdminServer::<AdminService>::NAME] {
             health.set_service_status(service, ServingStatus::NotServing).await;
         }

@@ -1,15 +1,15 @@
 //! What an answer generated: its target holds that as it holds the prompt, and the next turn of a conversation begins with both.
 //!
 //! Token ids are read from the answers of `/generate`, of a stream's last event alone, since each tells all so far. Text is taken out of
-//! the passing events without reading the rest of them. A chat's answer follows the chat where that was rendered as the engine
-//! does it. What is not understood, or too long, is not claimed.
+//! the passing events without reading the rest of them. A chat's answer follows the chat, by whichever API it came, where that was
+//! rendered as the engine does it. What is not understood, or too long, is not claimed.
 
 use bytes::Bytes;
 use router_core::Router;
 use router_core::key::{PrefixKey, Salt};
 
 use crate::decode::answer::{self, Native, Told};
-use crate::decode::{Facts, Prompt, RouteKind};
+use crate::decode::{Facts, Prompt, RouteKind, said};
 use crate::events::{self, Events};
 use crate::key::Keyed;
 
@@ -92,7 +92,10 @@ impl Generated {
             (Prompt::Text(text), RouteKind::Generate | RouteKind::Completions) => {
                 Tail::Text(text[rest(text.len())..].to_vec())
             }
-            (Prompt::Text(_), RouteKind::Chat) => Tail::Text(keyed.rendered_tail.clone()?),
+            (
+                Prompt::Text(_),
+                RouteKind::Chat | RouteKind::Messages | RouteKind::Responses | RouteKind::OllamaChat,
+            ) => Tail::Text(keyed.rendered_tail.clone()?),
             _ => return None,
         };
         let [lora, cache_salt, extra_key] = &facts.salts;
@@ -127,7 +130,7 @@ impl Generated {
             SoFar::Texts(events, texts, last) => {
                 let whole = events.push(data.clone());
                 for event in events::each(&whole) {
-                    match answer::told(event, self.route == RouteKind::Chat) {
+                    match said::told(self.route, event) {
                         Told::Nothing => {}
                         Told::Text(text) => {
                             *last = texts.len();
@@ -187,7 +190,7 @@ fn text_generated(route: RouteKind, so_far: SoFar) -> Option<Vec<u8>> {
             (Some(ids?.len() as u64) == completion_tokens).then(|| answer::text(text?))??
         }
         (RouteKind::Generate, SoFar::Whole(body)) => answer::text(answer::native(body.bytes())?.text?)?,
-        (_, SoFar::Whole(body)) => answer::only_text(body.bytes(), route == RouteKind::Chat)?,
+        (_, SoFar::Whole(body)) => said::only_text(route, body.bytes())?,
         (_, SoFar::Texts(_, texts, last)) => {
             let json = [b"\"", &texts[..*last], b"\""].concat();
             return Some(answer::text(&json)?.into_owned().into_bytes());
@@ -224,10 +227,12 @@ mod tests {
         let request = request.to_string();
         let facts = facts(kind, &HeaderMap::new(), request.as_bytes()).unwrap();
         let mut keyed = crate::key::key(&router, &facts, request.as_bytes());
-        if let (RouteKind::Chat, Prompt::Text(_)) = (kind, &facts.prompt) {
-            // As if there were a template that says the last message alone.
-            let said = serde_json::from_str::<Value>(&request).unwrap()["messages"][0]["content"].clone();
-            let said = said.as_str().unwrap();
+        let is_chat = ![RouteKind::Generate, RouteKind::Completions].contains(&kind);
+        if let (true, Prompt::Text(_)) = (is_chat, &facts.prompt) {
+            // As if there were a template that says the first message alone.
+            let request = serde_json::from_str::<Value>(&request).unwrap();
+            let said = request.pointer("/messages/0/content").or(request.get("input"));
+            let said = said.and_then(Value::as_str).unwrap();
             let key = router.key_space(Unit::Text).key_of_text(Salt::default(), said.as_bytes());
             keyed.rendered_tail = Some(said.as_bytes()[key.hashes().len() * BLOCK as usize..].to_vec());
             keyed.key = Some(key);
@@ -329,6 +334,61 @@ mod tests {
         let called = message(json!({"tool_calls": [{"id": "x"}]}));
         for unclear in [thought, called] {
             assert!(key_after(RouteKind::Chat, &request, &unclear, 1).is_none(), "{unclear}");
+        }
+    }
+
+    #[test]
+    fn an_answer_follows_the_chat_by_whichever_api_it_came() {
+        let messages = json!({"messages": [{"role": "user", "content": "0123456"}]});
+        let input = json!({"model": "m", "input": "0123456"});
+        let text = "789abend of 16 bytes.";
+        let expected = router().key_space(Unit::Text).key_of_text(Salt::default(), b"0123456789ab");
+        let part = json!([{"annotations": [], "text": text, "type": "output_text", "logprobs": null}]);
+        let line = |text: &str| json!({"message": {"role": "assistant", "content": text}}).to_string();
+        for (kind, request, answer) in [
+            (
+                RouteKind::Messages,
+                &messages,
+                json!({"content": [{"type": "text", "text": text}]}).to_string(),
+            ),
+            (RouteKind::Responses, &input, json!({"output": [{"content": part}]}).to_string()),
+            (RouteKind::OllamaChat, &messages, line(text)),
+            (
+                RouteKind::OllamaChat,
+                &messages,
+                [line("789ab"), line("end of 16 bytes."), line("")].join("\n"),
+            ),
+        ] {
+            for pieces in [1, 3] {
+                assert_eq!(hashes(key_after(kind, request, &answer, pieces)), hashes(Some(expected.clone())));
+            }
+        }
+        let event = |kind: &str, data: String| format!("event: {kind}\ndata: {data}\n\n");
+        let block = |text| {
+            let data = format!(r#"{{"index":0,"delta":{{"type":"text_delta","text":"{text}"}}}}"#);
+            event("content_block_delta", data)
+        };
+        let delta = |text| {
+            let data = format!(r#"{{"content_index":0,"delta":"{text}","output_index":0,"type":"x"}}"#);
+            event("response.output_text.delta", data)
+        };
+        let pieces = ["7", "89", "ab", "last"];
+        for (kind, request, stream) in [
+            (
+                RouteKind::Messages,
+                &messages,
+                event("message_start", "{}".into()) + &pieces.map(block).concat(),
+            ),
+            (
+                RouteKind::Responses,
+                &input,
+                event("response.created", "{}".into()) + &pieces.map(delta).concat(),
+            ),
+        ] {
+            let stream = format!("data: {{}}\n\n{stream}");
+            for pieces in [1, 3, 40] {
+                assert_eq!(hashes(key_after(kind, request, &stream, pieces)), hashes(Some(expected.clone())));
+            }
         }
     }
 }

@@ -50,21 +50,24 @@ pub fn key(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Keyed {
         // SGLang's tokenizer gets `system` and `prompt` as they are put together here, without a template.
         | RouteKind::OllamaGenerate => Keyed::plain(Some(of_text(text))),
         // Here the engine makes the prompt by the model's template.
-        RouteKind::Chat | RouteKind::Messages => match rendered(router, facts, body) {
-            Ok(prompt) => {
-                let key = of_text(prompt.as_bytes());
-                let full = key.hashes().len() * router.key_space(Unit::Text).block_size() as usize;
-                let rendered_tail = prompt.as_bytes().get(full..).map(<[u8]>::to_vec);
-                Keyed { key: Some(key), chat: Some(ChatKeyed::Rendered), rendered_tail }
+        RouteKind::Chat | RouteKind::Messages | RouteKind::Responses | RouteKind::OllamaChat => {
+            match rendered(router, facts, body) {
+                Ok(prompt) => {
+                    let key = of_text(prompt.as_bytes());
+                    let full = key.hashes().len() * router.key_space(Unit::Text).block_size() as usize;
+                    let rendered_tail = prompt.as_bytes().get(full..).map(<[u8]>::to_vec);
+                    Keyed { key: Some(key), chat: Some(ChatKeyed::Rendered), rendered_tail }
+                }
+                // In the router's own serialisation: no agent can name its blocks.
+                Err(reason) => Keyed {
+                    key: Some(of_text(text).unnamed()),
+                    chat: Some(ChatKeyed::Canonical { reason }),
+                    rendered_tail: None,
+                },
             }
-            Err(reason) => Keyed {
-                key: Some(of_text(text).unnamed()),
-                chat: Some(ChatKeyed::Canonical { reason }),
-                rendered_tail: None,
-            },
-        },
-        // Other chats are serialised in the router's own way: no agent can name their blocks.
-        _ => Keyed::plain(Some(of_text(text).unnamed())),
+        }
+        // These have no prompt.
+        RouteKind::Session | RouteKind::Fleet | RouteKind::Control | RouteKind::Other => Keyed::plain(None),
     }
 }
 
@@ -73,6 +76,8 @@ fn rendered(router: &Router, facts: &Facts<'_>, body: &[u8]) -> Result<String, A
     let template = router.chat_template(facts.model.as_deref()).map_err(|error| error.to_string())?;
     let prompt = match facts.kind {
         RouteKind::Messages => template.render_messages(body),
+        RouteKind::Responses => template.render_responses(body),
+        RouteKind::OllamaChat => template.render_ollama(body),
         _ => template.render(body),
     };
     prompt.map_err(|error| error.0)
@@ -129,9 +134,13 @@ mod tests {
         let text = hashes(RouteKind::Generate, &format!(r#"{{"text":"{system}\n\n{prompt}"}}"#));
         assert!(!text.is_empty());
         assert_eq!(hashes(RouteKind::OllamaGenerate, &ollama), text);
-        let messages = keyed(RouteKind::Messages, chat);
-        assert_eq!(messages.key.map(|key| key.kind()), Some(BlockKind::UnnamedText));
-        assert!(matches!(messages.chat, Some(ChatKeyed::Canonical { .. })));
-        assert_eq!(kind(RouteKind::OllamaChat, chat), Some(BlockKind::UnnamedText));
+        let input = r#"{"model":"m","input":"a"}"#;
+        for (route, body) in
+            [(RouteKind::Messages, chat), (RouteKind::OllamaChat, chat), (RouteKind::Responses, input)]
+        {
+            let other = keyed(route, body);
+            assert_eq!(other.key.map(|key| key.kind()), Some(BlockKind::UnnamedText));
+            assert!(matches!(other.chat, Some(ChatKeyed::Canonical { .. })));
+        }
     }
 }

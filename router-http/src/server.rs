@@ -34,6 +34,16 @@ pub struct Bound {
     router: Router,
     clock: Clock,
     metrics: HttpMetrics,
+    death: Death,
+}
+
+/// What is known of threads that have died.
+#[derive(Clone, Debug, Default)]
+struct Death {
+    /// For whoever looks at it with each request.
+    any: Arc<AtomicBool>,
+    /// For whoever waits for it.
+    first: CancellationToken,
 }
 
 /// An address that cannot be listened on.
@@ -70,7 +80,7 @@ impl DataPlane {
         let failed = |source| BindError { address, source };
         let listeners = listen(address, config.threads.max(1)).map_err(failed)?;
         let address = listeners[0].local_addr().map_err(failed)?;
-        Ok(Bound { listeners, address, config, router, clock, metrics })
+        Ok(Bound { listeners, address, config, router, clock, metrics, death: Death::default() })
     }
 }
 
@@ -80,6 +90,11 @@ impl Bound {
         self.address
     }
 
+    /// Cancelled when a thread dies. The others serve on; only a restart brings it back.
+    pub fn thread_died(&self) -> CancellationToken {
+        self.death.first.clone()
+    }
+
     /// Serves until `shutdown`, then finishes what is in flight, for at most the configured grace. Dropping the future ends it at
     /// once.
     pub async fn serve(self, shutdown: CancellationToken) {
@@ -87,32 +102,28 @@ impl Bound {
         let end = CancellationToken::new();
         let _ends = end.clone().drop_guard();
         let room = Arc::new(Semaphore::new(self.config.max_connections.min(Semaphore::MAX_PERMITS)));
-        let died = Arc::new(AtomicBool::new(false));
         let admission =
             Admission::new(&self.config.admission, &self.router, self.clock, self.metrics.clone());
         let api = &self.config.api;
         let shared = Arc::new(Shared::new(api.max_kept_ids, api.kept_id_ttl, admission.clone()));
-        let (ends, mut ended) = mpsc::unbounded_channel();
+        let (ends, ended) = mpsc::unbounded_channel();
         for listener in self.listeners {
             let (config, router, clock) = (self.config.clone(), self.router.clone(), self.clock);
             let shared = shared.clone();
-            let service =
-                Service::new(config.clone(), router, clock, self.metrics.clone(), shared, died.clone());
+            let service = Service::new(
+                config.clone(),
+                router,
+                clock,
+                self.metrics.clone(),
+                shared,
+                self.death.any.clone(),
+            );
             let accepting = Accepting { config, service, metrics: self.metrics.clone(), room: room.clone() };
             let (shutdown, end) = (shutdown.clone(), end.clone());
             start(ends.clone(), move || run(listener, accepting, shutdown, end));
         }
         drop(ends);
-        let all_ended = async {
-            while let Some(ended) = ended.recv().await {
-                if matches!(ended, Ended::Died) {
-                    died.store(true, Relaxed);
-                    tracing::error!(
-                        "a thread of the data plane has died; the others serve on: restart the router"
-                    );
-                }
-            }
-        };
+        let all_ended = self.death.follow(ended);
         let give_room = async {
             match admission {
                 Some(admission) => admission.run().await,
@@ -122,6 +133,21 @@ impl Bound {
         tokio::select! {
             () = all_ended => {}
             () = give_room => {}
+        }
+    }
+}
+
+impl Death {
+    /// Takes note of every thread that dies, until the last has ended.
+    async fn follow(&self, mut ended: mpsc::UnboundedReceiver<Ended>) {
+        while let Some(ended) = ended.recv().await {
+            if matches!(ended, Ended::Died) {
+                self.any.store(true, Relaxed);
+                self.first.cancel();
+                tracing::error!(
+                    "a thread of the data plane has died; the others serve on: restart the router"
+                );
+            }
         }
     }
 }
@@ -185,6 +211,19 @@ mod tests {
         ] {
             start(ends.clone(), work);
             assert_eq!(ended.recv().await, Some(how));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_looks_and_who_waits_learns_of_a_death() {
+        for (how, died) in [(Ended::Told, false), (Ended::Died, true)] {
+            let (death, (ends, ended)) = (Death::default(), mpsc::unbounded_channel());
+            start(ends, move || match how {
+                Ended::Told => Ok(()),
+                Ended::Died => panic!("as a bug would"),
+            });
+            death.follow(ended).await;
+            assert_eq!((death.any.load(Relaxed), death.first.is_cancelled()), (died, died));
         }
     }
 }

@@ -252,22 +252,139 @@ async fn a_conversation_is_claimed_once_by_whichever_api_it_comes() {
     stop(router, agents).await;
 }
 
+/// What OpenAI's newer clients send: the system apart, and items.
+fn items(system: &str, turns: &[(&str, &str)]) -> Value {
+    let turn = |&(role, text): &(&str, &str)| {
+        let kind = if role == "assistant" { "output_text" } else { "input_text" };
+        json!({"type": "message", "role": role, "content": [{"type": kind, "text": text}]})
+    };
+    let input: Vec<Value> = turns.iter().map(turn).collect();
+    json!({"model": "sim", "max_output_tokens": 1, "instructions": system, "input": input})
+}
+
+/// What Ollama's clients send.
+fn ollamas(system: &str, turns: &[(&str, &str)]) -> Value {
+    let messages = [("system", system)].into_iter().chain(turns.iter().copied());
+    let messages: Vec<Value> = messages.map(|(role, text)| message(role, text)).collect();
+    json!({"model": "sim", "stream": false, "options": {"num_predict": 1}, "messages": messages})
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chats_by_messages_that_the_engine_evicts_are_no_longer_claimed() {
+async fn responses_and_ollamas_chats_continue_those_of_the_other_apis() {
     let model = model(HEADERS);
-    let sim = engine(model.path(), 4_096).await;
+    let sims = [engine(model.path(), 65_536).await, engine(model.path(), 65_536).await];
+    let (router, agents) = router(&[&sims[0], &sims[1]]).await;
+    let client = HttpClient::of(&router);
+    teach_length_of_tokens(&router, &client).await;
+    let system = words(5, 60);
+    let turns = [
+        ("user", "Hello?"),
+        ("assistant", "Hi! What is it?"),
+        ("user", "Never mind."),
+        ("assistant", "I do not."),
+        ("user", "Well then."),
+    ];
+    let opening = client.post("/v1/responses", &items(&system, &turns[..1])).await;
+    assert_eq!(opening.status, 200, "{}", opening.text);
+    for sim in &sims {
+        until_text_is_exact(&router, sim).await;
+    }
+    let mut messages = vec![message("system", &system)];
+    messages.extend(turns[..3].iter().map(|(role, text)| message(role, text)));
+    let second = client.post("/v1/chat/completions", &chat(&messages)).await;
+    assert_eq!(second.header("x-espalier-worker"), opening.header("x-espalier-worker"));
+    let (found, expected) = (cached(&second), predicted(&second));
+    assert!(found > 400 && found.abs_diff(expected) <= 32, "{expected} expected, {found} cached");
+    let length = second.json()["usage"]["prompt_tokens"].as_u64().unwrap();
+    for sim in &sims {
+        until_text_is_exact(&router, sim).await;
+    }
+    for (path, asked) in [
+        ("/v1/responses", items(&system, &turns)),
+        ("/api/chat", ollamas(&system, &turns)),
+        ("/v1/messages", anthropics(&system, &turns)),
+    ] {
+        let (how, worker) = explained(&router, path, &asked).await;
+        assert!(how.starts_with("rendered"), "{path}: {how}");
+        assert_eq!(worker, opening.header("x-espalier-worker"), "{path}");
+        let next = client.post(path, &asked).await;
+        assert_eq!(next.status, 200, "{}", next.text);
+        let predicted = predicted(&next);
+        assert!(predicted + 64 >= length, "{path}: {predicted} of {length}");
+    }
+    stop(router, agents).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chats_by_other_apis_that_the_engine_evicts_are_no_longer_claimed() {
+    for (path, body) in [
+        ("/v1/messages", anthropics as fn(&str, &[(&str, &str)]) -> Value),
+        ("/v1/responses", items),
+        ("/api/chat", ollamas),
+    ] {
+        let model = model(HEADERS);
+        let sim = engine(model.path(), 4_096).await;
+        let (router, agents) = router(&[&sim]).await;
+        let client = HttpClient::of(&router);
+        let opening = |first| body(&words(first, 80), &[("user", "Hello?")]);
+        for first in 0..8 {
+            assert_eq!(client.post(path, &opening(first)).await.status, 200);
+            until_text_is_exact(&router, &sim).await;
+        }
+        assert!(sim.stats(0).unwrap().totals.evicted_tokens > 0, "the engine had to evict");
+        assert!(until_text_is_exact(&router, &sim).await > 0);
+        // The last one is claimed still, and the first one no more; what is not learned yet is the length of tokens.
+        assert!(predicted(&client.post(path, &opening(7)).await) > 200, "{path}");
+        assert!(predicted(&client.post(path, &opening(0)).await) < 100, "{path}");
+        stop(router, agents).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_responses_api_makes_of_items_is_what_the_engine_caches() {
+    let model = model(TOOLS);
+    let sim = engine(model.path(), 65_536).await;
     let (router, agents) = router(&[&sim]).await;
     let client = HttpClient::of(&router);
-    let opening = |first| anthropics(&words(first, 80), &[("user", "Hello?")]);
-    for first in 0..8 {
-        assert_eq!(client.post("/v1/messages", &opening(first)).await.status, 200);
-        until_text_is_exact(&router, &sim).await;
+    teach_length_of_tokens(&router, &client).await;
+    let path = "/v1/responses";
+    let function = json!({"type": "function", "name": "weather", "parameters": {"b": 1, "a": 2}});
+    let mut input = vec![
+        json!({"role": "developer", "content": words(4, 20)}),
+        message("user", &words(3, 40)),
+        json!({"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}),
+        json!({"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{\"b\": 1,\"a\":[]}"}),
+        json!({"type": "function_call_output", "call_id": "c", "output": "sun"}),
+    ];
+    let body = |input: &[Value]| json!({"model": "sim", "instructions": words(6, 10), "tools": [function], "max_output_tokens": 1, "input": input});
+    let cached = |answer: &Answer| {
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.json()["usage"]["input_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    cached(&client.post(path, &body(&input)).await);
+    until_text_is_exact(&router, &sim).await;
+    input.push(message("user", "And tomorrow?"));
+    let next = client.post(path, &body(&input)).await;
+    let (found, expected) = (cached(&next), predicted(&next));
+    assert!(found > 500 && found.abs_diff(expected) <= 32, "{expected} expected, {found} cached");
+    for (asked, reason) in [
+        (json!({"input": [{"type": "computer_call", "id": "x"}]}), "items"),
+        (
+            json!({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "u"}]}]}),
+            "not text",
+        ),
+        (json!({"input": "a", "reasoning": {"reasoning_effort": "none"}}), "fields"),
+        (json!({"input": "refuse this"}), "refuses"),
+    ] {
+        let mut asked = asked;
+        asked["model"] = json!("sim");
+        let (how, _) = explained(&router, path, &asked).await;
+        assert!(how.contains("own serialisation") && how.contains(reason), "{asked}: {how}");
     }
-    assert!(sim.stats(0).unwrap().totals.evicted_tokens > 0, "the engine had to evict");
-    assert!(until_text_is_exact(&router, &sim).await > 0);
-    // The last one is claimed still, and the first one no more; what is not learned yet is the length of tokens.
-    assert!(predicted(&client.post("/v1/messages", &opening(7)).await) > 200);
-    assert!(predicted(&client.post("/v1/messages", &opening(0)).await) < 100);
+    // The prompt of one that goes on from a stored response is known to its worker alone.
+    let stored = json!({"model": "sim", "input": "a", "previous_response_id": next.json()["id"]});
+    assert_eq!(explained(&router, path, &stored).await.0, "");
+    assert_eq!(client.post(path, &stored).await.status, 200);
     stop(router, agents).await;
 }
 

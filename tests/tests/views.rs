@@ -5,9 +5,9 @@
 use espalier_proto::agent_client::AgentClient;
 use espalier_proto::agent_message::Message as Said;
 use espalier_proto::{
-    Accept, Accuracy, AgentMessage, DivergenceSource, Event, EventKind, EvictionPolicy, ExplainRequest,
-    Hello, KeyUnit, ListWorkersRequest, ListWorkersResponse, MispredictionCause, ReportLevel,
-    WatchEventsRequest,
+    Accept, Accuracy, AgentMessage, CacheKind as WireCacheKind, DivergenceSource, Event, EventKind,
+    EvictionPolicy, ExplainRequest, Hello, KeyUnit, ListWorkersRequest, ListWorkersResponse,
+    MispredictionCause, ReportLevel, WatchEventsRequest,
 };
 use espalier_tests::{
     HttpClient, PATIENCE, admin, agent, alert, claimed, fast, generate, held, metrics, prompt, until,
@@ -16,7 +16,7 @@ use espalier_tests::{
 use router_core::key::SCHEME;
 use router_grpc::{ApiArgs, ClaimArgs, LevelName, RouterConfig, RunningRouter};
 use serde_json::json;
-use sglang_sim::{Sim, SimConfig};
+use sglang_sim::{CacheKind, Sim, SimConfig};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -277,8 +277,8 @@ async fn ranks_are_counted_apart() {
     .await;
 }
 
-#[tokio::test]
-async fn where_another_rule_evicts_nothing_is_inferred_and_that_is_said() {
+/// What is said of the inference from a worker of which nothing is known but what its agent says.
+async fn inference_of(eviction_policy: EvictionPolicy, cache_kind: WireCacheKind) -> (String, String) {
     let router = router_grpc::start(alert(Vec::new())).await.unwrap();
     let (say, said) = mpsc::channel(4);
     let hello = Hello {
@@ -287,7 +287,8 @@ async fn where_another_rule_evicts_nothing_is_inferred_and_that_is_said() {
         incarnation: 100,
         dp_size: 1,
         page_size: 16,
-        eviction_policy: EvictionPolicy::Other.into(),
+        eviction_policy: eviction_policy.into(),
+        cache_kind: cache_kind.into(),
         schemes: vec![SCHEME.to_owned()],
         max_level: ReportLevel::Counts.into(),
         ..Hello::default()
@@ -298,11 +299,97 @@ async fn where_another_rule_evicts_nothing_is_inferred_and_that_is_said() {
     let mut client = AgentClient::new(channel.connect().await.unwrap());
     let _hear = client.connect(ReceiverStream::new(said)).await.unwrap();
     until("its worker is there", async || !listed(&router).await.workers.is_empty()).await;
+    (accuracy(&router).await.inference, metrics(&router).await)
+}
+
+#[tokio::test]
+async fn where_evictions_tell_nothing_of_others_nothing_is_inferred_and_that_is_said() {
+    for (policy, kind, reason, metric) in [
+        (EvictionPolicy::Lru, WireCacheKind::Full, "on", "full"),
+        (EvictionPolicy::Lru, WireCacheKind::Unspecified, "on", "unknown"),
+        (
+            EvictionPolicy::Other,
+            WireCacheKind::Full,
+            "off: the engine does not evict the least recently used leaf",
+            "full",
+        ),
+        (
+            EvictionPolicy::Lru,
+            WireCacheKind::SlidingWindow,
+            "off: the model has sliding windows",
+            "sliding_window",
+        ),
+        (
+            EvictionPolicy::Lru,
+            WireCacheKind::RecurrentState,
+            "off: the model has recurrent state",
+            "recurrent_state",
+        ),
+    ] {
+        let (inference, text) = inference_of(policy, kind).await;
+        assert!(inference.starts_with(reason), "{inference}");
+        let infers = u8::from(reason == "on");
+        for family in [
+            format!("espalier_infers_evictions{{worker=\"http://127.0.0.1:9\"}} {infers}"),
+            format!("espalier_cache_kind{{worker=\"http://127.0.0.1:9\",kind=\"{metric}\"}} 1"),
+        ] {
+            assert!(text.contains(&family), "{family} is missing in\n{text}");
+        }
+    }
+}
+
+/// What a router claims of two prompts with 6 blocks in common, and 6 of their own, after one of them was found evicted, and whether it says
+/// that this tells of the other.
+async fn claims_after_an_eviction(cache_kind: CacheKind, with_agent: bool) -> (usize, String, String) {
+    let config = SimConfig { max_total_tokens: 4_000, cache_kind, ..fast() };
+    let sim = Sim::start(config).await.unwrap();
+    let claims = ClaimArgs { engine_counts_interval_secs: 0.0, ..RouterConfig::default().claims };
+    let config = RouterConfig { claims, report_level: LevelName::Counts, ..alert(vec![sim.url()]) };
+    let router = router_grpc::start(config).await.unwrap();
+    let _agent = with_agent.then(|| agent(&sim, &[&router]));
+    until_ready(&router, 1).await;
+    if with_agent {
+        until("its agent is there", async || listed(&router).await.workers[0].agent.is_some()).await;
+    }
+    let (client, foreign) = (HttpClient::of(&router), HttpClient::at(&sim.url()));
+    let branch = |second: u32| -> Vec<u32> { [prompt(1, 384), prompt(second, 400)].concat() };
+    for second in [2, 3] {
+        client.post("/generate", &generate(&branch(second), 1)).await;
+    }
+    until("both are counted", async || accuracy(&router).await.checked_responses == 2).await;
+    assert_eq!(claimed(&router, &sim).await.len(), 18);
+    for first in 100..110 {
+        foreign.post("/generate", &generate(&prompt(first, 700), 1)).await;
+    }
+    assert_eq!(client.post("/generate", &generate(&branch(2), 1)).await.cached_tokens(), 0);
+    until("the third is counted", async || accuracy(&router).await.checked_responses == 3).await;
     let inference = accuracy(&router).await.inference;
-    assert!(
-        inference.starts_with("off: the engine does not evict the least recently used leaf"),
-        "{inference}"
-    );
-    let text = metrics(&router).await;
-    assert!(text.contains("espalier_infers_evictions{worker=\"http://127.0.0.1:9\"} 0"), "{text}");
+    (claimed(&router, &sim).await.len(), inference, metrics(&router).await.replace(&sim.url(), "URL"))
+}
+
+#[tokio::test]
+async fn a_cache_with_another_pool_gets_no_inference_and_that_is_said() {
+    for with_agent in [false, true] {
+        let (claimed, inference, text) = claims_after_an_eviction(CacheKind::Full, with_agent).await;
+        assert_eq!((claimed, inference.as_str()), (12, "on"));
+        for family in [
+            "espalier_infers_evictions{worker=\"URL\"} 1",
+            "espalier_cache_kind{worker=\"URL\",kind=\"full\"} 1",
+        ] {
+            assert!(text.contains(family), "{family} is missing in\n{text}");
+        }
+        for (cache_kind, name) in
+            [(CacheKind::SlidingWindow, "sliding_window"), (CacheKind::RecurrentState, "recurrent_state")]
+        {
+            let (claimed, inference, text) = claims_after_an_eviction(cache_kind, with_agent).await;
+            assert_eq!(claimed, 18, "{name}: nothing follows for the other branch");
+            assert!(inference.starts_with("off: ") && inference.contains(name), "{inference}");
+            for family in [
+                "espalier_infers_evictions{worker=\"URL\"} 0".to_owned(),
+                format!("espalier_cache_kind{{worker=\"URL\",kind=\"{name}\"}} 1"),
+            ] {
+                assert!(text.contains(&family), "{family} is missing in\n{text}");
+            }
+        }
+    }
 }

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use router_core::CacheKind;
+
 use crate::config::AgentConfig;
-use crate::engine::{EngineClient, EngineError, EngineInfo};
+use crate::engine::{EngineClient, EngineError, EngineInfo, Eviction};
 
 /// Most decode steps that evictions and finished requests should wait to be published.
 const MAX_DECODE_LOG_INTERVAL: u64 = 4;
@@ -89,6 +91,7 @@ pub fn findings(info: &EngineInfo) -> Vec<Finding> {
         }
     }
     add_intervals(info, &mut add);
+    add_cache(info, &mut add);
     match info.page_size {
         size if size >= MIN_PAGE_SIZE => add(Severity::Good, format!("page size {size}")),
         size => add(
@@ -136,6 +139,27 @@ fn add_intervals(info: &EngineInfo, add: &mut impl FnMut(Severity, String)) {
     }
 }
 
+fn add_cache(info: &EngineInfo, add: &mut impl FnMut(Severity, String)) {
+    if info.eviction == Eviction::Other {
+        let text = "evicts by another rule than LRU, or keeps what it evicts elsewhere: routers infer nothing from responses and \
+                    counts";
+        add(Severity::Advice, text.to_owned());
+    }
+    let beside = match info.cache_kind {
+        CacheKind::Unknown => return,
+        CacheKind::Full => {
+            return add(Severity::Good, "its cache is of full attention alone".to_owned());
+        }
+        CacheKind::SlidingWindow => "sliding windows",
+        CacheKind::RecurrentState => "recurrent state",
+    };
+    let text = format!(
+        "its model has {beside}, evicted apart from the KV that events tell of: more is reported than can be used, and routers infer \
+         nothing from responses and counts"
+    );
+    add(Severity::Advice, text);
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mark = match self.severity {
@@ -176,6 +200,24 @@ mod tests {
     #[test]
     fn a_good_setup_needs_no_advice() {
         assert_eq!(worst(good()), (Severity::Good, Vec::new()));
+    }
+
+    #[test]
+    fn a_cache_that_teaches_less_is_told() {
+        let mut ours = good();
+        ours["radix_eviction_policy"] = json!("lfu");
+        ours["internal_states"] =
+            json!([{"max_mamba_cache_size": null, "memory_usage": {"token_capacity_swa": 4096}}]);
+        let (severity, advice) = worst(ours.clone());
+        assert!(severity == Severity::Advice && advice.len() == 2, "{advice:?}");
+        assert!(advice[0].contains("another rule") && advice[1].contains("sliding windows"), "{advice:?}");
+        ours["radix_eviction_policy"] = json!("lru");
+        ours["internal_states"][0]["max_mamba_cache_size"] = json!(64);
+        let (_, advice) = worst(ours.clone());
+        assert!(advice.len() == 1 && advice[0].contains("recurrent state"), "{advice:?}");
+        ours["internal_states"] =
+            json!([{"max_mamba_cache_size": null, "memory_usage": {"token_capacity_swa": null}}]);
+        assert_eq!(worst(ours), (Severity::Good, Vec::new()));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use router_core::CacheKind;
 use serde_json::Value;
 use worker_agent::events::{Event, EventBatch, LoadStat, Medium, TokenIds};
 use worker_agent::mirror::Mirror;
@@ -211,12 +212,67 @@ fn the_mirror_holds_what_the_real_cache_holds() {
     assert_eq!(follow_scripts(&fixture("radix.json")), 44);
 }
 
+/// Tokens of a prompt that a cache with pages of one token has the KV of, by the hashes that have followed one another in its events.
+fn kv_tokens(prompt: &[u64], next: &HashMap<(Option<i64>, u64), i64>, copies: &HashMap<i64, usize>) -> u64 {
+    let mut last = None;
+    let held = prompt.iter().take_while(|token| {
+        last = next.get(&(last, **token)).copied();
+        last.is_some_and(|hash| copies.contains_key(&hash))
+    });
+    held.count() as u64
+}
+
+#[test]
+fn hybrid_caches_publish_their_kv_and_use_less_of_it_without_a_word() {
+    let capture = fixture("hybrid.json");
+    assert_eq!(follow_scripts(&capture), 146);
+    for run in capture["runs"].as_array().unwrap() {
+        let (mut next, mut copies) = (HashMap::new(), HashMap::new());
+        // What was used of each prompt since the last removal.
+        let mut used_before: HashMap<Vec<u64>, u64> = HashMap::new();
+        let (mut all, mut less, mut lost) = (0, 0, 0);
+        for step in run["steps"].as_array().unwrap() {
+            if !step["batch_payload_hex"].is_null() {
+                let batch = EventBatch::decode(&hex(&step["batch_payload_hex"])).unwrap();
+                count(&batch.events, &mut copies);
+                for event in &batch.events {
+                    match event {
+                        Event::Stored(stored) => {
+                            let TokenIds::Narrow(tokens) = &stored.tokens else { panic!("{stored:?}") };
+                            let mut parent = stored.parent;
+                            for (token, hash) in tokens.iter().zip(&stored.hashes) {
+                                next.insert((parent, u64::from(*token)), *hash);
+                                parent = Some(*hash);
+                            }
+                        }
+                        _ => used_before.clear(),
+                    }
+                }
+            }
+            if step["op"] != "match" {
+                continue;
+            }
+            let prompt: Vec<u64> =
+                step["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap()).collect();
+            let kv = kv_tokens(&prompt, &next, &copies);
+            assert_eq!(Some(kv), step["kv_tokens"].as_u64(), "{}", run["kind"]);
+            let used = step["used_tokens"].as_u64().unwrap();
+            assert!(used <= kv, "{used} of {kv}");
+            all += 1;
+            less += u32::from(used < kv);
+            lost += u32::from(used_before.insert(prompt, used).is_some_and(|before| used < before));
+        }
+        assert!(less * 4 > all, "{less} of {all}");
+        assert!(lost > 0, "a prompt lost what it needs, and no removal was published");
+    }
+}
+
 #[test]
 fn a_real_description_is_read() {
     let info = EngineInfo::read(&fixture("server_info.json"), "10.0.0.7").unwrap();
     assert_eq!((info.version.as_str(), info.model.as_str()), ("0.5.23", "tiny"));
     assert_eq!((info.page_size, info.dp_size, info.capacity_tokens), (16, 1, 1024));
-    assert_eq!(info.eviction, Eviction::Lru);
+    assert_eq!((info.eviction, info.cache_kind), (Eviction::Lru, CacheKind::Full));
     let source = &info.events[0];
     assert_eq!((source.endpoint.as_str(), source.topic.as_str()), ("tcp://10.0.0.7:31557", "kv-events"));
     assert_eq!(source.replay.as_deref(), Some("tcp://10.0.0.7:31657"));

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use espalier_proto::coordinator_message::Message as Answer;
-use espalier_proto::{ReportLevel, Resync, SetReportLevel, WorkerState};
+use espalier_proto::{CacheKind, EvictionPolicy, ReportLevel, Resync, SetReportLevel, WorkerState};
 use router_core::key::Salt;
 use support::{Coordinator, Engine, Setup, Wishes, agent, config, prompt};
 use worker_agent::mirror::Doubt;
@@ -30,6 +30,10 @@ async fn stores_and_evictions_arrive_as_they_happen() {
     let hello = &book.hellos[0];
     assert_eq!((hello.worker_url.as_str(), hello.dp_size, hello.page_size), (engine.url().as_str(), 1, 4));
     assert_eq!((hello.model.as_str(), hello.capacity_tokens), ("fake", 4096));
+    assert_eq!(
+        (hello.eviction_policy(), hello.cache_kind()),
+        (EvictionPolicy::Lru, CacheKind::SlidingWindow)
+    );
     assert_eq!(book.accepts[0].fingerprints, [coordinator.space().fingerprint()]);
 
     engine.store(0, &prompt(2, 80)).await;

@@ -255,7 +255,8 @@ mod tests {
             turns: (0..3).map(|_| turn()).collect(),
             ..DraftSession::default()
         };
-        let traffic = Draft { sessions: (0..3).map(session).collect() }.schedule(Duration::ZERO);
+        let sessions = (0..3).map(session).collect();
+        let traffic = Draft { sessions, ..Draft::default() }.schedule(Duration::ZERO);
         let mut outcome = Outcome { requests: vec![Request::default(); 9], ..Outcome::default() };
         for (number, session) in traffic.sessions.iter().enumerate() {
             for (turn, of) in session.turns.iter().enumerate() {

@@ -1,7 +1,12 @@
 //! Which cells are run: workloads × cache pressure κ × load ρ × fleet size.
 
+mod published;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sglang_sim::Timing;
 
 use crate::lab::{Clients, Fault};
 use crate::workload::{Draft, EQUAL_PROMPT_TOKENS, EQUAL_PROMPTS, Pattern, Trace, TraceError, draft, load};
@@ -9,12 +14,25 @@ use crate::workload::{Draft, EQUAL_PROMPT_TOKENS, EQUAL_PROMPTS, Pattern, Trace,
 /// Requests of P1: 16 for each prompt, SGLang's default. Its ρ may exceed 1: batches are larger than those that ρ is defined with.
 const EQUAL_REQUESTS: usize = 16 * EQUAL_PROMPTS;
 
+/// KV tokens of an engine in A8, which hold minutes of what poisons it,
+const POISONED_ENGINE_TOKENS: usize = 1 << 19;
+
+/// and blocks in its routers' indices: less than three of its long prompts and the others' chats come to.
+const POISONED_INDEX_BLOCKS: u64 = 4_096;
+
+/// A client's patience,
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// and that of one who knows that it will take long: 400,000 tokens take three minutes.
+const PATIENT: Duration = Duration::from_secs(600);
+
 /// How much is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Suite {
     /// A handful of small cells, for tests.
     Smoke,
-    /// Every workload at one point, two of them along both axes, one with each fault, four with two routers: three minutes.
+    /// Every workload but P2 to P4 at one point, two of them along both axes, one with each fault, four with two routers: three and
+    /// a half minutes.
     Quick,
     /// A few cells that take some minutes each in real time: for runs over HTTP, and for the lab beside them.
     EndToEnd,
@@ -29,6 +47,17 @@ pub enum Workload {
     Generated(Pattern),
     /// From a trace.
     Real(Trace),
+    /// The same, every request at the time at which it was recorded, whatever became of the one before: as Dynamo replays it.
+    Replayed(Trace),
+}
+
+/// How fast requests come where ρ does not say it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pace {
+    /// So many a second.
+    PerSecond(f64),
+    /// So many times as fast as they were recorded.
+    TimesRecorded(f64),
 }
 
 /// How large the engines' caches are.
@@ -49,8 +78,14 @@ pub struct Plan {
     pub workload: Workload,
     /// The caches.
     pub capacity: Capacity,
-    /// The load.
+    /// The load; zero where there is a pace.
     pub rho: f64,
+    /// The pace, instead of a load.
+    pub pace: Option<Pace>,
+    /// Blocks in a router's index at most, if that is to matter.
+    pub most_blocks: Option<u64>,
+    /// Without the sessions that are there to disturb the others, whose times stay.
+    pub quiet: bool,
     /// Engines.
     pub workers: usize,
     /// About so many requests.
@@ -104,6 +139,9 @@ impl Suite {
                         .map(|(kappa, rho)| Plan::new(Workload::Real(trace), *kappa, *rho, 8, requests)),
                 );
             }
+            if self == Self::Full {
+                cells.extend(published::replayed());
+            }
         }
         cells
     }
@@ -116,7 +154,8 @@ fn smoke() -> Vec<Plan> {
 
 fn quick() -> Vec<Plan> {
     let mut cells: Vec<Plan> =
-        Pattern::ALL.into_iter().map(|pattern| Plan::generated(pattern, 1.0, 0.5, 8, 3_000)).collect();
+        by_load().map(|pattern| Plan::generated(pattern, 1.0, 0.5, 8, 3_000)).collect();
+    cells.push(Plan::generated(Pattern::Poisoned, 1.0, 0.5, 8, 3_000).quiet());
     cells.extend(equal_prompts(&[0.8, 1.2, 1.6, 2.0, 2.4]));
     // An engine that holds two of these sessions is at κ 0.78.
     for (kappa, rho) in [(0.75, 0.5), (2.0, 0.5), (1.0, 0.3), (1.0, 0.8)] {
@@ -150,7 +189,13 @@ fn end_to_end() -> Vec<Plan> {
 
 fn full() -> Vec<Plan> {
     let mut cells: Vec<Plan> =
-        Pattern::ALL.into_iter().map(|pattern| Plan::generated(pattern, 1.0, 0.5, 8, 4_000)).collect();
+        by_load().map(|pattern| Plan::generated(pattern, 1.0, 0.5, 8, 4_000)).collect();
+    let disturbed =
+        [Pattern::HeadOfLine, Pattern::Poisoned].map(|of| Plan::generated(of, 1.0, 0.5, 8, 4_000));
+    cells.extend(disturbed.map(Plan::quiet));
+    let unbounded = Plan { most_blocks: None, ..disturbed[1] };
+    cells.extend([unbounded, unbounded.quiet()]);
+    cells.extend(published::generated());
     let surfaces = [Pattern::Chat, Pattern::Agents, Pattern::Documents].map(Workload::Generated);
     for workload in surfaces.into_iter().chain([Workload::Real(Trace::Sample)]) {
         // Downwards: where engines cannot be smaller, the cell that comes first is the one that is kept.
@@ -191,6 +236,11 @@ fn full() -> Vec<Plan> {
     cells
 }
 
+/// Patterns whose load is ρ.
+fn by_load() -> impl Iterator<Item = Pattern> {
+    Pattern::ALL.into_iter().filter(|pattern| !matches!(pattern, Pattern::B2b | Pattern::Gateways))
+}
+
 fn equal_prompts(loads: &[f64]) -> impl Iterator<Item = Plan> {
     loads.iter().map(|rho| Plan::generated(Pattern::Equal, 1.0, *rho, 8, EQUAL_REQUESTS))
 }
@@ -198,7 +248,8 @@ fn equal_prompts(loads: &[f64]) -> impl Iterator<Item = Plan> {
 impl Plan {
     fn new(workload: Workload, kappa: f64, rho: f64, workers: usize, requests: usize) -> Self {
         let (capacity, fault, routers) = (Capacity::Kappa(kappa), None, 1);
-        Self { workload, capacity, rho, workers, requests, fault, routers, clients: Clients::default() }
+        let (pace, most_blocks, quiet, clients) = (None, None, false, Clients::default());
+        Self { workload, capacity, rho, pace, workers, requests, fault, routers, clients, most_blocks, quiet }
     }
 
     /// The same with a fault. It takes two routers for one to take over.
@@ -208,15 +259,40 @@ impl Plan {
     }
 
     /// The cliff's capacity follows from its sessions, the sliding set's is short of what it uses, an engine holds a quarter of P1's prompts.
+    /// A8's engines hold all that is used again, and its routers' indices do while nobody disturbs.
     fn generated(pattern: Pattern, kappa: f64, rho: f64, workers: usize, requests: usize) -> Self {
         let capacity = match pattern {
             Pattern::Cliff => Capacity::LiveContext(1.0),
             Pattern::Sliding => Capacity::Kappa(0.5 * kappa),
             Pattern::Equal => Capacity::Tokens(EQUAL_PROMPTS * EQUAL_PROMPT_TOKENS / 4),
+            Pattern::Poisoned => Capacity::Tokens(POISONED_ENGINE_TOKENS),
             _ => Capacity::Kappa(kappa),
         };
         let requests = if pattern == Pattern::Equal { EQUAL_REQUESTS } else { requests };
-        Self { capacity, ..Self::new(Workload::Generated(pattern), kappa, rho, workers, requests) }
+        let most_blocks = (pattern == Pattern::Poisoned).then_some(POISONED_INDEX_BLOCKS);
+        let plan = Self::new(Workload::Generated(pattern), kappa, rho, workers, requests);
+        Self { capacity, most_blocks, ..plan }
+    }
+
+    /// The same without those who disturb.
+    pub fn quiet(self) -> Self {
+        Self { quiet: true, ..self }
+    }
+
+    /// How long clients wait for a first token: two minutes, but longer than A6's long prompts take, and as long as published runs went
+    /// on, whose clients did not leave.
+    pub fn patience(&self) -> Duration {
+        let is_patient = self.pace.is_some() || self.workload == Workload::Generated(Pattern::HeadOfLine);
+        if is_patient { PATIENT } else { TIMEOUT }
+    }
+
+    /// The span in which its sessions start.
+    pub fn span(&self, draft: &Draft, timing: &Timing) -> Duration {
+        match self.pace {
+            None => draft.span_at(self.rho, self.workers, timing),
+            Some(Pace::PerSecond(rate)) => Duration::from_secs_f64(draft.measured() as f64 / rate),
+            Some(Pace::TimesRecorded(times)) => draft.recorded.unwrap_or_default().div_f64(times),
+        }
     }
 
     /// What it is compared with: the same with nothing wrong, or, where nothing is, with one router.
@@ -237,21 +313,26 @@ impl Plan {
         let fault = self.fault.map_or_else(String::new, |fault| format!(", {}", fault.name()));
         let routers = if self.routers == 1 { String::new() } else { format!(", {} routers", self.routers) };
         let clients = if self.clients == Clients::AtRandom { ", clients at random" } else { "" };
-        format!(
-            "{}, {capacity}, ρ {}, N {}{fault}{routers}{clients}",
-            self.workload.name(),
-            self.rho,
-            self.workers
-        )
+        let load = match self.pace {
+            None => format!("ρ {}", self.rho),
+            Some(Pace::PerSecond(rate)) => format!("{rate}/s"),
+            Some(Pace::TimesRecorded(times)) => format!("{times} × recorded"),
+        };
+        let index = self.most_blocks.map_or_else(String::new, |most| format!(", index {most}"));
+        let quiet = if self.quiet { ", quiet" } else { "" };
+        let (name, workers) = (self.workload.name(), self.workers);
+        format!("{name}, {capacity}, {load}, N {workers}{index}{quiet}{fault}{routers}{clients}")
     }
 
     /// Its requests.
     pub fn draft(&self, traces: Option<&Path>, seed: u64) -> Result<Draft, TraceError> {
         match self.workload {
             Workload::Generated(pattern) => Ok(draft(pattern, self.requests, seed)),
-            Workload::Real(trace) => {
+            Workload::Real(trace) | Workload::Replayed(trace) => {
                 let dir = traces.map_or_else(PathBuf::new, Path::to_owned);
-                load(trace, &dir, self.requests, seed)
+                let draft = load(trace, &dir, self.requests, seed)?;
+                let is_replayed = matches!(self.workload, Workload::Replayed(_));
+                Ok(if is_replayed { draft.open_loop() } else { draft })
             }
         }
     }
@@ -263,10 +344,11 @@ impl Workload {
         match self {
             Self::Generated(pattern) => pattern.name(),
             Self::Real(trace) => trace.name(),
+            Self::Replayed(_) => "P3 Dynamo tool-agent",
         }
     }
 
-    /// From a trace.
+    /// From a trace, at a load of ours: a published set-up is judged beside what was published.
     pub fn is_real(self) -> bool {
         matches!(self, Self::Real(_))
     }

@@ -210,6 +210,8 @@ fn tables(report: &Report) -> String {
     [
         report::cells,
         report::checks,
+        report::others,
+        report::published,
         report::gains,
         report::faults,
         report::capacities,

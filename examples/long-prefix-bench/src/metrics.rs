@@ -32,6 +32,9 @@ pub struct Metrics {
     pub slowdown: Distribution,
     /// Share of requests that met both objectives.
     pub slo_share: f64,
+    /// Of those that do not disturb, where some do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub others: Option<Others>,
     /// Requests that met both, a second.
     pub goodput_per_s: f64,
     /// Requests sent a second.
@@ -76,8 +79,20 @@ pub struct Detail {
     pub ttft_quantiles_s: Vec<f64>,
 }
 
-/// Requests before this share of all, in nominal order, warm the caches.
-pub const WARM_UP: f64 = 0.1;
+/// Figures of the requests of all sessions but those that are there to disturb them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Others {
+    /// Requests.
+    pub requests: usize,
+    /// As [`Metrics::hit_rate`].
+    pub hit_rate: f64,
+    /// As [`Metrics::ttft_s`].
+    pub ttft_s: Distribution,
+    /// As [`Metrics::tpot_s`].
+    pub tpot_s: Distribution,
+    /// As [`Metrics::slo_share`].
+    pub slo_share: f64,
+}
 
 /// A first token in time: within this, or within [`SLO_SLOWDOWN`] of the time alone.
 const SLO_TTFT_S: f64 = 1.0;
@@ -98,6 +113,7 @@ struct Measured<'a> {
     prompt_tokens: usize,
     output_tokens: usize,
     ideal_tokens: usize,
+    intrudes: bool,
 }
 
 impl Measured<'_> {
@@ -156,6 +172,7 @@ pub fn metrics(setting: &Setting, traffic: &Traffic, ideal: &[usize], outcome: &
             measured.iter().map(|one| ttft(one) / one.alone_s(&setting.timing)).collect(),
         ),
         slo_share: met as f64 / measured.len().max(1) as f64,
+        others: others(setting, &measured),
         goodput_per_s: met as f64 / sending_s.max(1.0),
         offered_per_s: measured.len() as f64 / sending_s.max(1.0),
         makespan_s: outcome.end.as_secs_f64(),
@@ -173,16 +190,10 @@ pub fn metrics(setting: &Setting, traffic: &Traffic, ideal: &[usize], outcome: &
 }
 
 fn agreement(traffic: &Traffic, outcome: &Outcome) -> Option<f64> {
-    let warm_up = warm_up(traffic);
-    let polls: Vec<bool> =
-        outcome.polls.iter().filter(|poll| poll.request >= warm_up).map(|poll| poll.agreed).collect();
+    let measured = outcome.polls.iter().filter(|poll| poll.request >= traffic.warm_up);
+    let polls: Vec<bool> = measured.map(|poll| poll.agreed).collect();
     let agreed = polls.iter().filter(|agreed| **agreed).count();
     (!polls.is_empty()).then(|| agreed as f64 / polls.len() as f64)
-}
-
-/// Requests that only warm the caches.
-fn warm_up(traffic: &Traffic) -> usize {
-    (traffic.requests.len() as f64 * WARM_UP) as usize
 }
 
 /// The run over time.
@@ -220,14 +231,33 @@ pub fn detail(setting: &Setting, traffic: &Traffic, ideal: &[usize], outcome: &O
 }
 
 fn measured<'a>(traffic: &'a Traffic, ideal: &'a [usize], outcome: &'a Outcome) -> Vec<Measured<'a>> {
-    let all = outcome.requests.iter().zip(&traffic.requests).zip(ideal).skip(warm_up(traffic));
-    all.map(|((request, sequence), ideal_tokens)| Measured {
-        request,
-        prompt_tokens: sequence.prompt_tokens(),
-        output_tokens: sequence.output_tokens(),
-        ideal_tokens: *ideal_tokens,
+    let intrudes = |session: &u32| traffic.sessions.get(*session as usize).is_some_and(|of| of.intrudes);
+    let all = outcome.requests.iter().zip(&traffic.requests).zip(ideal).zip(&traffic.session_of);
+    all.skip(traffic.warm_up)
+        .map(|(((request, sequence), ideal_tokens), session)| Measured {
+            request,
+            prompt_tokens: sequence.prompt_tokens(),
+            output_tokens: sequence.output_tokens(),
+            ideal_tokens: *ideal_tokens,
+            intrudes: intrudes(session),
+        })
+        .collect()
+}
+
+fn others(setting: &Setting, measured: &[Measured<'_>]) -> Option<Others> {
+    let others: Vec<_> = measured.iter().filter(|one| !one.intrudes).collect();
+    if others.len() == measured.len() {
+        return None;
+    }
+    let sum = |of: fn(&Measured<'_>) -> usize| others.iter().map(|one| of(one)).sum::<usize>() as f64;
+    let met = others.iter().filter(|one| one.meets(setting)).count();
+    Some(Others {
+        requests: others.len(),
+        hit_rate: sum(|one| one.request.cached_tokens) / sum(|one| one.prompt_tokens).max(1.0),
+        ttft_s: Distribution::of(others.iter().map(|one| one.ttft_s(setting.timeout)).collect()),
+        tpot_s: Distribution::of(others.iter().filter_map(|one| one.tpot_s()).collect()),
+        slo_share: met as f64 / others.len().max(1) as f64,
     })
-    .collect()
 }
 
 fn most_over_mean(busy: &[f64]) -> Option<f64> {
@@ -307,7 +337,7 @@ mod tests {
 
     use super::*;
     use crate::engine::Limits;
-    use crate::lab::{Clients, Poll};
+    use crate::lab::{Clients, MOST_BLOCKS, Poll};
     use crate::sequence::Hasher;
     use crate::workload::{Draft, DraftSession, DraftTurn};
 
@@ -315,6 +345,7 @@ mod tests {
         Setting {
             workers: 2,
             capacity_tokens: 1 << 20,
+            most_blocks: MOST_BLOCKS,
             limits: Limits::default(),
             timing: Timing::default(),
             timeout: Duration::from_secs(120),
@@ -334,7 +365,8 @@ mod tests {
             turns: vec![DraftTurn::new(Duration::ZERO, hasher.sequence(&tokens[..1_000], &tokens[1_000..]))],
             ..DraftSession::default()
         };
-        Draft { sessions: (0..10).map(session).collect() }.schedule(Duration::from_secs(100))
+        let sessions = (0..10).map(session).collect();
+        Draft { sessions, ..Draft::default() }.schedule(Duration::from_secs(100))
     }
 
     fn outcome(traffic: &Traffic) -> Outcome {
@@ -413,6 +445,20 @@ mod tests {
         let of = metrics(&setting(), &traffic, &[960; 10], &outcome);
         assert_eq!(of.agreement, Some(0.75), "the first request is the warm-up");
         assert_eq!(of.imbalance_mean, 1.0, "one engine was there");
+    }
+
+    #[test]
+    fn those_who_disturb_are_left_out_of_the_others_figures() {
+        let mut traffic = traffic();
+        let mut outcome = outcome(&traffic);
+        assert_eq!(metrics(&setting(), &traffic, &[960; 10], &outcome).others, None);
+        traffic.sessions[5].intrudes = true;
+        outcome.requests[5].first = None;
+        let of = metrics(&setting(), &traffic, &[960; 10], &outcome);
+        let others = of.others.unwrap();
+        assert_eq!((of.timed_out, others.requests), (1, 8));
+        assert_eq!((others.ttft_s.p99, others.slo_share, others.hit_rate), (0.5, 1.0, 0.48));
+        assert_eq!(of.ttft_s.p99, 120.0);
     }
 
     #[test]

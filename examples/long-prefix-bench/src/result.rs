@@ -91,14 +91,24 @@ pub struct Cell {
     pub id: String,
     /// The workload.
     pub workload: String,
-    /// From a trace, not generated.
+    /// From a trace at a load of ours; not generated, nor a published set-up.
     pub is_real: bool,
     /// Engines.
     pub workers: usize,
     /// Cache of the fleet relative to what a pooled LRU needs for 90 % of the ideal hits, as asked for.
     pub kappa: Option<f64>,
-    /// Share of the fleet's time that prefill with an infinite cache and decoding in batches of 16 take, as asked for.
+    /// Share of the fleet's time that prefill with an infinite cache and decoding in batches of 16 take, as asked for; zero where requests
+    /// come at a pace that its name tells.
     pub rho: f64,
+    /// Blocks in a router's index at most, if that is to matter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_blocks: Option<u64>,
+    /// Seconds that its clients wait for a first token.
+    #[serde(default = "patience_s")]
+    pub patience_s: f64,
+    /// The cell without those who disturb; absent of such a cell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiet: Option<String>,
     /// What goes wrong.
     pub fault: Option<String>,
     /// Routers in front of all engines.
@@ -197,6 +207,11 @@ pub enum ResultError {
         /// Its schema.
         found: String,
     },
+}
+
+/// As it was before cells had their own.
+fn patience_s() -> f64 {
+    crate::grid::TIMEOUT.as_secs_f64()
 }
 
 impl Report {

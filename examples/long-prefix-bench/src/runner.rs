@@ -11,8 +11,8 @@ use sglang_sim::Timing;
 
 use crate::aftermath::{self, Aftermath, Course};
 use crate::engine::Limits;
-use crate::grid::{Capacity, Plan};
-use crate::lab::{Clients, Contestant, Kind, LabError, Outcome, Setting, contestants, run};
+use crate::grid::{Capacity, Plan, TIMEOUT};
+use crate::lab::{Clients, Contestant, Kind, LabError, MOST_BLOCKS, Outcome, Setting, contestants, run};
 use crate::metrics::{Detail, Metrics, detail, metrics};
 use crate::reference::Accesses;
 use crate::result::{Cell, EngineProfile, Entry, Report, Run, SCHEMA, Seed};
@@ -53,9 +53,6 @@ pub enum BenchError {
         source: LabError,
     },
 }
-
-/// A client's patience.
-const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Hits of the ideal that define the working set.
 const W90_SHARE: f64 = 0.9;
@@ -191,7 +188,9 @@ impl Prepared {
     /// Draws the traffic of a cell and sizes its engines.
     pub(crate) fn new(plan: &Plan, traces: Option<&Path>, seed: u64) -> Result<Self, TraceError> {
         let timing = Timing::default();
-        let traffic = plan.draft(traces, seed)?.at_load(plan.rho, plan.workers, &timing);
+        let draft = plan.draft(traces, seed)?;
+        let span = plan.span(&draft, &timing);
+        let traffic = if plan.quiet { draft.without_intruders() } else { draft }.schedule(span);
         let accesses = Accesses::new(&traffic.requests);
         let ideal = accesses.infinite();
         let w90_tokens = accesses.lru_capacity_for(W90_SHARE) * BLOCK_TOKENS;
@@ -199,9 +198,10 @@ impl Prepared {
         let setting = Setting {
             workers: plan.workers,
             capacity_tokens,
+            most_blocks: plan.most_blocks.unwrap_or(MOST_BLOCKS),
             limits: Limits::default(),
             timing,
-            timeout: TIMEOUT,
+            timeout: plan.patience(),
             seed,
             routers: plan.routers,
             clients: plan.clients,
@@ -258,7 +258,7 @@ fn leave_out_repetitions(cells: &mut Vec<Cell>) {
         let of = |seed: &Seed| (seed.hash.clone(), seed.capacity_tokens);
         let traffic: Vec<_> = cell.seeds.iter().map(of).collect();
         let disturbed = (cell.fault.clone(), cell.routers, cell.clients_at_random);
-        seen.insert((cell.workers, disturbed, traffic))
+        seen.insert((cell.workers, cell.most_blocks, disturbed, traffic))
     });
 }
 
@@ -301,6 +301,9 @@ pub(crate) fn empty<'a>(plan: &Plan, contestants: impl Iterator<Item = &'a str>)
             Capacity::LiveContext(_) | Capacity::Tokens(_) => None,
         },
         rho: plan.rho,
+        most_blocks: plan.most_blocks,
+        patience_s: plan.patience().as_secs_f64(),
+        quiet: (!plan.quiet).then(|| plan.quiet().id()),
         fault: plan.fault.map(|fault| fault.name().to_owned()),
         routers: plan.routers,
         clients_at_random: plan.clients == Clients::AtRandom,

@@ -61,6 +61,9 @@ fn plan(pattern: Pattern, requests: usize) -> [Plan; 1] {
         routers: 1,
         clients: Clients::default(),
         fault: None,
+        pace: None,
+        most_blocks: None,
+        quiet: false,
     }]
 }
 

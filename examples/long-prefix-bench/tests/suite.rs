@@ -3,15 +3,16 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use long_prefix_bench::grid::{Capacity, Plan, Suite};
+use long_prefix_bench::grid::{Capacity, Plan, Suite, Workload};
 use long_prefix_bench::lab::Fault;
 use long_prefix_bench::report::{
-    CompareError, TRACKS, agreement, capacities, cells, compare, faults, gains, ladders, page, regrets,
-    standings, targets,
+    CompareError, TRACKS, agreement, capacities, cells, compare, faults, gains, ladders, others, page,
+    regrets, standings, targets,
 };
-use long_prefix_bench::result::{Report, ResultError};
+use long_prefix_bench::result::{Cell, Report, ResultError};
 use long_prefix_bench::rows::rows;
 use long_prefix_bench::runner::Job;
+use long_prefix_bench::workload::Pattern;
 use router_core::policy::CacheAwareSettings;
 
 fn run(threads: usize, most_cells: usize) -> Report {
@@ -303,4 +304,33 @@ fn targets_are_judged_by_their_bounds() {
     let all = targets(&slow);
     let worst = all.iter().find(|target| target.what.starts_with("TTFT ÷ round robin")).unwrap();
     assert!(!worst.is_met() && worst.what.contains(&slow.cells[0].workload), "{worst:?}");
+}
+
+#[test]
+fn a_tenant_that_poisons_a_bounded_index_costs_the_others_hits() {
+    let poisoned = Plan {
+        workload: Workload::Generated(Pattern::Poisoned),
+        capacity: Capacity::Tokens(1 << 19),
+        ..Suite::Smoke.cells(None)[0]
+    };
+    let bounded = Plan { most_blocks: Some(128), ..poisoned };
+    let plans = [poisoned, poisoned.quiet(), bounded];
+    let job = Job {
+        suite: "smoke",
+        cells: &plans,
+        traces: None,
+        seeds: 1,
+        threads: 2,
+        cache_aware: CacheAwareSettings::default(),
+    };
+    let report = job.run(&|| ()).unwrap();
+    let [free, alone, bounded] = report.cells.as_slice() else { panic!("the bound makes a cell of its own") };
+    let of = |cell: &Cell| cell.run("cache_aware").unwrap().seeds[0].others;
+    assert!(of(alone).is_none() && alone.seeds[0].requests < free.seeds[0].requests);
+    assert_eq!(alone.seeds[0].span_s, free.seeds[0].span_s, "the others come at the same times");
+    let (free_hits, bounded_hits) = (of(free).unwrap().hit_rate, of(bounded).unwrap().hit_rate);
+    assert!(bounded_hits < free_hits - 0.1, "{bounded_hits}, {free_hits}");
+    let text = others(&report);
+    assert!(text.starts_with(&format!("{}: the others alone", free.id)), "{text}");
+    assert!(!text.contains(&bounded.id), "its like without the poisoner was not run");
 }

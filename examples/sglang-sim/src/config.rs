@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cache_kind::CacheKind;
 use crate::events::EventEncoding;
+use crate::eviction_args::{EvictionPolicy, EvictionTuning};
 use crate::scheduler::Limits;
 use crate::timing::Timing;
 use crate::tokenizer::{Chats, Tokenizer};
@@ -54,6 +56,12 @@ pub struct SimConfig {
     /// KV tokens of each rank.
     #[arg(long, default_value_t = 262_144)]
     pub max_total_tokens: usize,
+    /// What of its cache goes first where memory is short.
+    #[arg(long, value_enum, default_value_t)]
+    pub radix_eviction_policy: EvictionPolicy,
+    /// What that is tuned with, as a JSON object: protected_threshold for slru, threshold and next_prompt_estimate for tlru.
+    #[arg(long, value_name = "JSON")]
+    pub radix_eviction_policy_config: Option<EvictionTuning>,
     /// New tokens in one prefill pass.
     #[arg(long, default_value_t = 8192)]
     pub chunked_prefill_size: usize,
@@ -69,6 +77,9 @@ pub struct SimConfig {
     /// Batches that can be replayed.
     #[arg(long, default_value_t = 10_000)]
     pub buffer_steps: usize,
+    /// Kind of cache that /server_info tells of; the simulated cache is of full attention, whichever it is.
+    #[arg(long, value_enum, default_value_t)]
+    pub cache_kind: CacheKind,
     /// How KV events are written.
     #[arg(long, value_enum, default_value_t)]
     pub event_encoding: EventEncoding,
@@ -210,6 +221,11 @@ impl SimConfig {
                 problem: "must hold at least four pages",
             });
         }
+        let tuning = self.radix_eviction_policy_config.unwrap_or_default();
+        if let Some(problem) = self.radix_eviction_policy.refuses(tuning) {
+            let value = serde_json::to_string(&tuning).unwrap_or_default();
+            return Err(SimError::Option { option: "radix-eviction-policy-config", value, problem });
+        }
         for (option, value) in [
             ("time-scale", self.time_scale),
             ("prefill-rate", self.prefill_rate),
@@ -248,6 +264,7 @@ impl SimConfig {
             max_running_requests: self.max_running_requests,
             decode_log_interval: self.decode_log_interval,
             steps_per_token: self.token_weight,
+            eviction: self.radix_eviction_policy.tuned(self.radix_eviction_policy_config.unwrap_or_default()),
         }
     }
 
@@ -286,6 +303,8 @@ mod tests {
         );
         assert!(refused(SimConfig { max_total_tokens: 8, ..base() }).contains("--max-total-tokens 8"));
         assert!(refused(SimConfig { token_weight: 0, ..base() }).contains("--token-weight 0"));
+        let untuned = SimConfig { radix_eviction_policy: EvictionPolicy::Tlru, ..base() };
+        assert!(refused(untuned).contains("--radix-eviction-policy-config {}: tlru needs a threshold"));
         assert!(refused(SimConfig { time_scale: f64::NAN, ..base() }).contains("--time-scale NaN"));
     }
 }

@@ -9,16 +9,19 @@
 //!   with one fixed ratio instead of one that decays and is estimated anew; a full batch is tried again at every pass; no
 //!   budget of `max_prefill_tokens` beside the chunk's; no mixed chunks, priorities, cache-aware policies or deduplication
 //!   within a batch; no queue limits and no timeouts; waiting tokens all count as uncached.
-//! * Cache: LRU only; no host or storage tiers, sliding windows, state-space layers, bigrams, LoRA or log probabilities.
+//! * Cache: no host or storage tiers, sliding windows, state-space layers, bigrams, LoRA or log probabilities; prompt and output of a
+//!   request that was put back may be one node, except under the policy `priority`. A request's `priority` is for that policy alone.
 //! * Events: the `default` format only.
 //! * Disaggregation: a protocol of its own between the two sides, in no time; the prompt is computed before the decode side
 //!   is known, and not kept from being computed by its lack of space; a decode server keeps a prefix cache of its own.
 //! * HTTP: `/health` generates nothing and answers at once; pausing with `abort` does not wait a second; the routes for
 //!   weights, sessions, embeddings and profiling answer 404; every answer is pseudo-random text and ends at its length.
 
+mod cache_kind;
 mod config;
 mod engine;
 mod events;
+mod eviction_args;
 mod hash;
 mod http;
 mod publisher;
@@ -29,9 +32,11 @@ mod timing;
 pub mod tokenizer;
 mod transfer;
 
+pub use cache_kind::CacheKind;
 pub use config::{DisaggregationMode, SimConfig, SimError};
 pub use events::{CacheEvent, EventEncoding, LoadStat, encode_batch, encode_load};
-pub use radix::Namespace;
+pub use eviction_args::{EvictionPolicy, EvictionTuning};
+pub use radix::{Eviction, Namespace};
 pub use scheduler::{Job, Limits, Pause, Produced, RequestId, Scheduler, Step, Totals};
 pub use sim::{RankStats, Sim};
 pub use timing::Timing;

@@ -144,6 +144,44 @@ impl EvictionPolicy {
         }
     }
 }
+/// What an engine's cache keeps of a prefix beside the KV of full attention. Where it is more than nothing, a prefix of which all blocks
+/// are stored may be of no use, because what is beside is evicted by itself: what follows only for a full cache MUST NOT be inferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CacheKind {
+    /// Not known; taken for CACHE_KIND_FULL.
+    Unspecified = 0,
+    /// Nothing: one pool has all that is cached.
+    Full = 1,
+    /// The latest tokens of each prefix, for layers with a sliding window.
+    SlidingWindow = 2,
+    /// The state of recurrent layers after some of the tokens; it may have sliding windows, too.
+    RecurrentState = 3,
+}
+impl CacheKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CACHE_KIND_UNSPECIFIED",
+            Self::Full => "CACHE_KIND_FULL",
+            Self::SlidingWindow => "CACHE_KIND_SLIDING_WINDOW",
+            Self::RecurrentState => "CACHE_KIND_RECURRENT_STATE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CACHE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "CACHE_KIND_FULL" => Some(Self::Full),
+            "CACHE_KIND_SLIDING_WINDOW" => Some(Self::SlidingWindow),
+            "CACHE_KIND_RECURRENT_STATE" => Some(Self::RecurrentState),
+            _ => None,
+        }
+    }
+}
 /// What a worker does of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -334,6 +372,9 @@ pub struct Hello {
     /// every chat into a prompt by it.
     #[prost(message, optional, tag = "20")]
     pub chat_template: ::core::option::Option<ChatTemplate>,
+    /// What the engine's cache keeps beside the KV of full attention. Blocks that are reported are those of full attention in any case.
+    #[prost(enumeration = "CacheKind", tag = "21")]
+    pub cache_kind: i32,
 }
 /// How an engine turns chats into prompts: by a template, as the `transformers` library renders it. Coordinators that cannot use it, or
 /// do not know of it, go on without; it is not refused.

@@ -7,9 +7,12 @@
 //! * What follows from one short answer assumes that the engine evicts the least recently used leaf first. Engines differ, and
 //!   SGLang has other rules; where a worker's profile says so ([`evicts_lru`](crate::WorkerProfile::evicts_lru)), nothing is
 //!   inferred and claims go by their bounds alone.
-//! * Blocks of *text* can be named only by agents that have the model's tokenizer, and those of chats and of prompts under an extra
-//!   key by none: their claims live from predictions and responses even beside an exact agent. The same text under other tokens
-//!   than its tokenizer's is claimed and not matched; the number of tokens in a text is an estimate that is learned from responses.
+//! * A claim is on the KV of full attention. Engines whose models have sliding windows or recurrent state need more to use a prefix
+//!   ([`CacheKind`](crate::CacheKind)), and nobody tells the router where they have it: there claims promise more than is used, agent or
+//!   not, and nothing is inferred. How much less is found is in [`Target::retention`](crate::Target::retention), which policies weigh.
+//! * Blocks of *text* can be named only by agents that have the model's tokenizer, those of chats only if these are rendered, and
+//!   those of prompts under an extra key by none: other claims live from predictions and responses even beside an exact
+//!   agent. The same text under other tokens than its tokenizer's is claimed and not matched; the number of tokens in a text is an estimate that is learned from responses.
 //! * Only whole blocks are known: up to one block at the end of every match is not seen, and the last token of a prompt is
 //!   never expected to be cached.
 //!

@@ -7,7 +7,8 @@
 //! 3. a block last used at `t` was evicted, so every leaf last used before `t` is gone.
 //!
 //! If nothing had confirmed the block, the request that was to store it had not been prefilled yet, and nothing follows.
-//! Nothing is inferred of blocks whose removals an agent reports exactly, or where the engine evicts by another rule.
+//! Nothing is inferred of blocks whose removals an agent reports exactly, or where the engine evicts by another rule, or where a block may
+//! be cached and of no use ([`CacheKind`](crate::CacheKind)), so that a short answer does not say that it was evicted.
 
 use super::State;
 use super::claim::{Claim, Scope};
@@ -48,7 +49,7 @@ impl State {
         let Some(member) = self.roster.get(traffic.target.worker) else { return };
         let may_infer = in_place
             && self.settings.correct_from_responses
-            && member.profile.evicts_lru
+            && member.profile.tells_evictions()
             && !self.is_exact(traffic.target, traffic.key.kind());
         if may_infer && cause == Some(MispredictionCause::Evicted) {
             self.infer_evictions(traffic, observation);

@@ -54,9 +54,11 @@ impl State {
     }
 
     /// Claims no more than an engine says that it holds, beside what is on its way to it and a margin for what it has stored since it
-    /// said so. What goes is what an engine evicts that takes the least recently used leaf first; of others nothing follows.
+    /// said so. What goes is what an engine evicts that takes the least recently used leaf first; of others nothing follows, nor where a
+    /// leaf may go for the sake of another pool, by when that was used.
     fn bound_by_count(&mut self, target: TargetId, held_tokens: u64) {
-        let Some(member) = self.roster.get(target.worker).filter(|member| member.profile.evicts_lru) else {
+        let Some(member) = self.roster.get(target.worker).filter(|member| member.profile.tells_evictions())
+        else {
             return;
         };
         let margin = member.profile.capacity_tokens / COUNT_MARGIN_SHARE;
@@ -85,8 +87,9 @@ impl State {
 
     /// Gives up what the engine must have evicted by now, as [`horizon`](super::horizon) reckons.
     fn forget_evicted(&mut self, target: TargetId) {
-        let evicts_lru = self.roster.get(target.worker).is_some_and(|member| member.profile.evicts_lru);
-        let Some(rank) = self.roster.figures_mut(target).filter(|_| evicts_lru) else { return };
+        let member = self.roster.get(target.worker);
+        let tells_evictions = member.is_some_and(|member| member.profile.tells_evictions());
+        let Some(rank) = self.roster.figures_mut(target).filter(|_| tells_evictions) else { return };
         let Some(horizon) = rank.evidence.evictions.horizon() else { return };
         let slot = rank.slot;
         let scope = self.guessed(target);

@@ -134,7 +134,12 @@ fn check_worker(base: &str, identity: &Identity) -> Vec<Finding> {
     );
     advise(
         !profile.evicts_lru,
-        "does not evict by LRU, or keeps what it evicts on its host, so that responses and counts teach less about evictions",
+        "does not evict by LRU, or keeps what it evicts elsewhere, so that responses and counts teach less about evictions",
+    );
+    advise(
+        profile.cache_kind.is_hybrid(),
+        "its model has sliding windows or recurrent state, evicted apart from the KV that is counted and reported, so that claims \
+         promise more than is used and responses teach less about evictions",
     );
     findings
 }

@@ -59,6 +59,14 @@ impl ChatTemplate for Compiled {
     fn render_messages(&self, body: &[u8]) -> Result<String, NotRendered> {
         self.template.render_messages(body).map_err(not_rendered)
     }
+
+    fn render_responses(&self, body: &[u8]) -> Result<String, NotRendered> {
+        self.template.render_responses(body).map_err(not_rendered)
+    }
+
+    fn render_ollama(&self, body: &[u8]) -> Result<String, NotRendered> {
+        self.template.render_ollama(body).map_err(not_rendered)
+    }
 }
 
 fn not_rendered(error: RenderError) -> NotRendered {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use chat_template::Source;
 use espalier_proto::coordinator_message::Message as Reply;
 use espalier_proto::{
-    Ack, Baseline, ChatTemplate as WireTemplate, CoordinatorMessage, Delta as WireDelta, EvictionPolicy,
-    Hello, KeySpace as WireKeySpace, KeyUnit, Load, ReportLevel as WireLevel, ResumePoint, Resync,
-    SetFingerprint, Symbols, Welcome, WorkerRole as WireRole,
+    Ack, Baseline, CacheKind as WireCacheKind, ChatTemplate as WireTemplate, CoordinatorMessage,
+    Delta as WireDelta, EvictionPolicy, Hello, KeySpace as WireKeySpace, KeyUnit, Load,
+    ReportLevel as WireLevel, ResumePoint, Resync, SetFingerprint, Symbols, Welcome, WorkerRole as WireRole,
 };
 use router_core::key::{BlockHash, KeySpace, SCHEME, Unit};
 use router_core::{
-    BlockRun, Considered, Delta, Incarnation, ReportLevel, ReportedLoad, Role, SetDigest, Units,
+    BlockRun, CacheKind, Considered, Delta, Incarnation, ReportLevel, ReportedLoad, Role, SetDigest, Units,
     WorkerProfile,
 };
 use tonic::Status;
@@ -77,6 +77,12 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
             capacity_tokens: hello.capacity_tokens,
             usage_on_request: None,
             evicts_lru: hello.eviction_policy() == EvictionPolicy::Lru,
+            cache_kind: match hello.cache_kind() {
+                WireCacheKind::Unspecified => CacheKind::Unknown,
+                WireCacheKind::Full => CacheKind::Full,
+                WireCacheKind::SlidingWindow => CacheKind::SlidingWindow,
+                WireCacheKind::RecurrentState => CacheKind::RecurrentState,
+            },
             role: role(hello.role()),
             bootstrap_port: u16::try_from(hello.bootstrap_port).ok().filter(|port| *port > 0),
         },

@@ -14,13 +14,23 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot, n
     let help = "1 while requests follow the claims on a target and nothing vouches for them: no agent, and no response that says \
                 what was cached";
     gauges(encoder, "espalier_target_unvouched", help, &rows)?;
-    let workers = snapshot.fleet.workers.iter();
-    let rows: Vec<_> = workers
-        .map(|worker| ([("worker", worker.url.to_string())], f64::from(u8::from(worker.profile.evicts_lru))))
+    encode_caches(encoder, snapshot)
+}
+
+/// What engines' caches let the router conclude.
+fn encode_caches(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fmt::Result {
+    let workers = || snapshot.fleet.workers.iter().map(|worker| (worker.url.to_string(), &worker.profile));
+    let rows: Vec<_> = workers()
+        .map(|(url, profile)| ([("worker", url)], f64::from(u8::from(profile.tells_evictions()))))
         .collect();
-    let help =
-        "1 where an eviction tells of others, because the engine evicts the least recently used leaf first";
-    gauges(encoder, "espalier_infers_evictions", help, &rows)
+    let help = "1 where an eviction tells of others, because the engine evicts the least recently used leaf first and its cache is of \
+                full attention alone";
+    gauges(encoder, "espalier_infers_evictions", help, &rows)?;
+    let rows: Vec<_> = workers()
+        .map(|(url, profile)| ([("worker", url), ("kind", profile.cache_kind.to_string())], 1.0))
+        .collect();
+    let help = "What an engine's cache keeps beside the KV of full attention; always 1";
+    gauges(encoder, "espalier_cache_kind", help, &rows)
 }
 
 /// Whether cache-aware routing follows claims somewhere that nothing vouches for.

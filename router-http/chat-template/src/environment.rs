@@ -17,8 +17,18 @@ const RECURSION: usize = 150;
 /// Details of errors by which their cause is known again.
 const RAISED: &str = "raise_exception";
 const TIME: &str = "strftime_now";
+const NOT_JINJAS: &str = "Jinja's own filter does not do this";
 
 pub(crate) fn environment() -> Environment<'static> {
+    let mut environment = of_jinja();
+    environment.add_filter("tojson", tojson);
+    environment.add_function("raise_exception", |_: Value| -> Result<Value, Error> { Err(failed(RAISED)) });
+    environment.add_function("strftime_now", |_: Value| -> Result<Value, Error> { Err(failed(TIME)) });
+    environment
+}
+
+/// Without what the library adds.
+pub(crate) fn of_jinja() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_syntax(syntax());
     environment.set_recursion_limit(RECURSION);
@@ -29,15 +39,13 @@ pub(crate) fn environment() -> Environment<'static> {
         output.write_str(&python::text(value)?)?;
         Ok(())
     });
-    environment.add_filter("tojson", tojson);
+    environment.add_filter("tojson", tojson_of_jinja);
     environment.add_filter("string", |value: Value| python::text(&value).map(|text| text.into_owned()));
     // In Python whatever has a length and can be indexed is a sequence, and texts and mappings can be iterated over.
     environment.add_test("sequence", |value: Value| is_container(&value));
     environment.add_test("iterable", |value: Value| {
         is_container(&value) || matches!(value.kind(), ValueKind::Iterable | ValueKind::Undefined)
     });
-    environment.add_function("raise_exception", |_: Value| -> Result<Value, Error> { Err(failed(RAISED)) });
-    environment.add_function("strftime_now", |_: Value| -> Result<Value, Error> { Err(failed(TIME)) });
     environment
 }
 
@@ -67,19 +75,43 @@ fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
     python::json(&value, &style)
 }
 
+/// Jinja's own has but one option. It escapes more; nobody looks at that.
+fn tojson_of_jinja(value: Value, options: Kwargs) -> Result<String, Error> {
+    if value.is_undefined() || options.args().any(|option| option != "indent") {
+        return Err(failed(NOT_JINJAS));
+    }
+    tojson(value, options)
+}
+
+/// Whether Jinja fails, too: for want of what the library adds, functions and variables.
+pub(crate) fn fails_in_jinja(error: &Error) -> bool {
+    // It takes no undefined value for an operand, and only that is certain of what stands beside it.
+    let is_operand = |detail: &str| {
+        detail.starts_with("tried to use") && detail.split(' ').any(|word| word == "undefined")
+    };
+    causes(error).any(|cause| match cause.detail() {
+        _ if cause.kind() == ErrorKind::UnknownFunction => true,
+        Some(detail) => detail == NOT_JINJAS || is_operand(detail),
+        None => false,
+    })
+}
+
 /// Why a rendering failed.
 pub(crate) fn reason(error: &Error) -> RenderError {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        match (error.kind(), error.detail()) {
-            (ErrorKind::OutOfFuel, _) => return RenderError::Fuel,
-            (_, Some(RAISED)) => return RenderError::Refused,
-            (_, Some(TIME)) => return RenderError::Time,
-            _ => {}
-        }
-        cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Error>());
-    }
-    RenderError::Failed
+    let known = |error: &Error| match (error.kind(), error.detail()) {
+        (ErrorKind::OutOfFuel, _) => Some(RenderError::Fuel),
+        (_, Some(RAISED)) => Some(RenderError::Refused),
+        (_, Some(TIME)) => Some(RenderError::Time),
+        _ => None,
+    };
+    causes(error).find_map(known).unwrap_or(RenderError::Failed)
+}
+
+/// An error, and what it came from.
+fn causes(error: &Error) -> impl Iterator<Item = &Error> {
+    std::iter::successors(Some(error), |error| {
+        std::error::Error::source(*error).and_then(|source| source.downcast_ref::<Error>())
+    })
 }
 
 /// Templates mark what an assistant generated for training; for rendering the marks mean nothing.

@@ -21,6 +21,7 @@ mod content_format;
 mod environment;
 mod python;
 mod request;
+mod system_place;
 
 use std::collections::BTreeMap;
 
@@ -28,6 +29,7 @@ use minijinja::{Environment, Value};
 
 use content_format::ContentFormat;
 use request::{Api, Chat};
+use system_place::SystemPlace;
 
 /// Largest template that is compiled, in bytes; the largest in use have about 20 KB.
 pub const MAX_SOURCE_BYTES: usize = 256 << 10;
@@ -60,6 +62,7 @@ pub struct ChatTemplate {
     special_tokens: BTreeMap<String, String>,
     leading: String,
     format: ContentFormat,
+    system_place: SystemPlace,
     /// The template reads a mark of little effort that SGLang makes from `reasoning_effort`.
     marks_low_effort: bool,
 }
@@ -92,6 +95,17 @@ pub enum RenderError {
         "the request has blocks, or messages of the system among others, whose effect on the prompt is not known here"
     )]
     Blocks,
+    /// Items of `/v1/responses` that SGLang refuses, or whose text is not known here.
+    #[error("the request has input items whose effect on the prompt is not known here")]
+    Items,
+    /// What a stored response has comes first, and is not known here.
+    #[error("the request goes on from a stored response")]
+    History,
+    /// SGLang leaves messages of the system where they are or puts them first, as the template takes them, and it is not known which.
+    #[error(
+        "the request has messages of the system among others, and it is not known how the template takes them"
+    )]
+    Systems,
     /// A field whose effect on the prompt is not known here.
     #[error("the request has fields whose effect on the prompt is not known here")]
     Fields,
@@ -129,10 +143,11 @@ impl ChatTemplate {
         }
         let format = ContentFormat::of(&source);
         let marks_low_effort = source.contains("low_effort");
+        let system_place = SystemPlace::of(&source);
         let mut environment = environment::environment();
         let source = environment::without_generation_marks(&source);
         environment.add_template_owned(NAME, source).map_err(CompileError::Syntax)?;
-        Ok(Self { environment, special_tokens, leading, format, marks_low_effort })
+        Ok(Self { environment, special_tokens, leading, format, system_place, marks_low_effort })
     }
 
     /// The text of a chat request's body.
@@ -149,6 +164,23 @@ impl ChatTemplate {
     /// It is not known to come out as SGLang would render it.
     pub fn render_messages(&self, body: &[u8]) -> Result<String, RenderError> {
         self.render_as(Api::Messages, body)
+    }
+
+    /// The text of the body of a request to OpenAI's `/v1/responses`, which SGLang turns into a chat request for all models but those
+    /// that it speaks Harmony with.
+    ///
+    /// # Errors
+    /// It is not known to come out as SGLang would render it.
+    pub fn render_responses(&self, body: &[u8]) -> Result<String, RenderError> {
+        self.render_as(Api::Responses(self.system_place), body)
+    }
+
+    /// The text of the body of a request to Ollama's `/api/chat`, whose messages SGLang gives to the template as they are.
+    ///
+    /// # Errors
+    /// It is not known to come out as SGLang would render it.
+    pub fn render_ollama(&self, body: &[u8]) -> Result<String, RenderError> {
+        self.render_as(Api::Ollama, body)
     }
 
     fn render_as(&self, api: Api, body: &[u8]) -> Result<String, RenderError> {

@@ -17,6 +17,20 @@ struct Fixtures {
     cases: Vec<Case>,
 }
 
+/// Those of APIs other than that of chats.
+#[derive(Deserialize)]
+struct OtherApis {
+    bodies: BTreeMap<String, Vec<Box<RawValue>>>,
+    cases: Vec<OtherCase>,
+}
+
+#[derive(Deserialize)]
+struct OtherCase {
+    api: String,
+    #[serde(flatten)]
+    case: Case,
+}
+
 #[derive(Deserialize)]
 struct Case {
     template: String,
@@ -57,6 +71,38 @@ fn chats_come_out_as_the_engine_renders_them() {
         }
     }
     assert!(rendered > 100, "{rendered}");
+}
+
+#[test]
+fn other_apis_come_out_as_the_engine_renders_them() {
+    let fixtures = fixtures();
+    let others: OtherApis = serde_json::from_str(&file("other_apis.json")).unwrap();
+    let mut rendered: BTreeMap<&str, usize> = BTreeMap::new();
+    for OtherCase { api, case } in &others.cases {
+        let body = others.bodies[api][case.body].get();
+        let template = template(&fixtures, &case.template);
+        let got = match &**api {
+            "responses" => template.render_responses(body.as_bytes()),
+            "messages" => template.render_messages(body.as_bytes()),
+            "ollama" => template.render_ollama(body.as_bytes()),
+            other => panic!("{other}"),
+        };
+        match (&case.rendered, got) {
+            (Some(_), Err(RenderError::Time)) => assert_eq!(case.template, "time"),
+            (Some(expected), Ok(got)) => {
+                assert_eq!(&got, expected, "{api}, {}: {body}", case.template);
+                *rendered.entry(api).or_default() += 1;
+            }
+            (None, Err(_)) => {}
+            (expected, got) => {
+                panic!("{api}, {}: {body}\nexpected {expected:?}\ngot {got:?}", case.template)
+            }
+        }
+    }
+    assert!(
+        rendered["responses"] > 190 && rendered["messages"] > 40 && rendered["ollama"] > 15,
+        "{rendered:?}"
+    );
 }
 
 #[test]

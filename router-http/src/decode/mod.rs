@@ -10,6 +10,7 @@ mod chat;
 mod field;
 mod ids;
 mod quick;
+pub(crate) mod said;
 mod scan;
 mod spare;
 mod text;

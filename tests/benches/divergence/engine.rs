@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use router_core::key::{BlockHash, KeySpace, Salt};
-use sglang_sim::{EventEncoding, Job, Limits, Namespace, RequestId, Scheduler, Step, Timing, encode_batch};
+use sglang_sim::{
+    EventEncoding, Eviction, Job, Limits, Namespace, RequestId, Scheduler, Step, Timing, encode_batch,
+};
 use worker_agent::events::EventBatch;
 use worker_agent::mirror::Mirror;
 use worker_agent::translate::{BlockView, Tell};
@@ -43,6 +45,7 @@ impl Engine {
             // What the agent recommends.
             decode_log_interval: 1,
             steps_per_token: 1,
+            eviction: Eviction::Lru,
         };
         let mirror = Mirror::new(PAGE_TOKENS as u32, MOST_PAGES);
         let views = tell.map_or_else(Vec::new, |tell| {
@@ -58,7 +61,7 @@ impl Engine {
         self.next += 1;
         let id = RequestId(self.next);
         let namespace = Namespace::default();
-        self.scheduler.submit(Job { id, namespace, prompt, output_tokens, received: false });
+        self.scheduler.submit(Job { id, namespace, prompt, output_tokens, received: false, priority: 0 });
         id
     }
 

@@ -26,6 +26,10 @@ const TOKENS: [&str; 7] =
 const ENCODED: [&str; 7] =
     ["DeepseekV4", "KimiK3", "InklingFor", "GlmMoeDsa", "Glm5Next", "MiniMaxM3", "HunYuan"];
 
+/// Types of models of which that is so, for chats by one API at least: with `gpt_oss` SGLang speaks Harmony on `/v1/responses`, and of `beam`
+/// it changes the tools there (`serving_responses.py`).
+const KINDS: [&str; 4] = ["deepseek_v41", "minimax_m3_vl", "gpt_oss", "beam"];
+
 /// Members of a configuration that only models have that take more than text.
 const MEDIA: [&str; 4] = ["vision_config", "audio_config", "vision_tower", "thinker_config"];
 
@@ -53,7 +57,7 @@ pub(super) fn check_model(setup: &ChatSetup, directory: &Path) -> Result<(), Tem
         }
     }
     let kind = config["model_type"].as_str().unwrap_or_default();
-    if ["deepseek_v41", "minimax_m3_vl"].contains(&kind) {
+    if KINDS.contains(&kind) {
         return Err(TemplateError::Model(format!("the model's type is {kind}")));
     }
     let media = MEDIA.iter().any(|member| config.get(*member).is_some_and(|value| !value.is_null()));
@@ -227,7 +231,9 @@ mod tests {
         assert_eq!(refused(Some(json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))), "");
         assert!(refused(None).contains("config.json"));
         assert!(refused(Some(json!({"architectures": ["DeepseekV4ForCausalLM"]}))).contains("DeepseekV4"));
-        assert!(refused(Some(json!({"model_type": "minimax_m3_vl"}))).contains("minimax"));
+        for kind in ["minimax_m3_vl", "gpt_oss"] {
+            assert!(refused(Some(json!({"model_type": kind}))).contains(kind));
+        }
         assert!(refused(Some(json!({"vision_config": {}}))).contains("more than text"));
     }
 }

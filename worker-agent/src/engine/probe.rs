@@ -2,12 +2,17 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use router_core::CacheKind;
 use serde_json::Value;
 
 use crate::chat_template::ChatSetup;
 
 /// Most dp ranks an engine may have.
 const MAX_RANKS: u64 = 1024;
+
+/// With these, what leaves the device stays cached elsewhere, and is used from there.
+const TIERS: [&str; 4] =
+    ["enable_hierarchical_cache", "enable_lmcache", "enable_flexkv", "enable_unified_cache_external_linker"];
 
 /// An engine's description of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub struct EngineInfo {
     pub capacity_tokens: u64,
     /// Which leaf goes first.
     pub eviction: Eviction,
+    /// What its cache keeps beside the KV of full attention.
+    pub cache_kind: CacheKind,
     /// What it does of a generation.
     pub role: EngineRole,
     /// Where its bootstrap server listens, where it names that.
@@ -98,7 +105,9 @@ impl EngineInfo {
         let dp_size = from_block("dp_size").or_else(|| positive(field(answer, "dp_size"))).unwrap_or(1);
         let dp_size = dp_size.min(MAX_RANKS) as u32;
         let prefix_cache = field(answer, "disable_radix_cache").and_then(Value::as_bool) != Some(true);
-        let is_tiered = field(answer, "enable_hierarchical_cache").and_then(Value::as_bool) == Some(true);
+        let is_on = |name: &str| field(answer, name).and_then(Value::as_bool) == Some(true);
+        let is_tiered = TIERS.into_iter().any(is_on);
+        let is_foreign = field(answer, "radix_cache_backend").is_some_and(Value::is_string);
         let config = events_config(answer);
         let events =
             if prefix_cache { sources(answer, block, config.as_ref(), host, dp_size) } else { Vec::new() };
@@ -118,12 +127,13 @@ impl EngineInfo {
             page_size: u32::try_from(page_size).ok()?,
             capacity_tokens: positive(field(answer, "max_total_num_tokens")).unwrap_or(0),
             eviction: match field(answer, "radix_eviction_policy").and_then(Value::as_str) {
-                // What leaves the device is still cached on the host, and is used from there.
-                _ if is_tiered => Eviction::Other,
+                // A cache that was plugged in may do anything.
+                _ if is_tiered || is_foreign => Eviction::Other,
                 Some("lru") => Eviction::Lru,
                 Some(_) => Eviction::Other,
                 None => Eviction::Unknown,
             },
+            cache_kind: cache_kind(answer),
             role: match field(answer, "disaggregation_mode").and_then(Value::as_str) {
                 Some("null") => EngineRole::Unified,
                 Some("prefill") => EngineRole::Prefill,
@@ -149,6 +159,19 @@ impl EngineInfo {
 fn field<'a>(answer: &'a Value, name: &str) -> Option<&'a Value> {
     let inner = || answer.get("internal_states")?.get(0)?.get(name);
     answer.get(name).filter(|value| !value.is_null()).or_else(inner)
+}
+
+/// By the pools that the first scheduler has beside that of full attention. It writes the size of that for recurrent state into its
+/// configuration, for whichever model; `uses_mamba_radix_cache` is true for some of these only. A sliding window in the model's
+/// configuration is no sign: such layers may keep all KV.
+fn cache_kind(answer: &Value) -> CacheKind {
+    let scheduler = |path: &str| answer.pointer("/internal_states/0").and_then(|state| state.pointer(path));
+    let windows = scheduler("/memory_usage/token_capacity_swa").map(Value::is_number);
+    let states = match field(answer, "uses_mamba_radix_cache").and_then(Value::as_bool) {
+        Some(true) => Some(true),
+        _ => scheduler("/max_mamba_cache_size").map(Value::is_number),
+    };
+    CacheKind::of_pools(windows, states)
 }
 
 fn text(answer: &Value, name: &str) -> String {
@@ -350,9 +373,57 @@ mod tests {
         ] {
             let mut answer = answer();
             answer["radix_eviction_policy"] = policy;
-            answer["enable_hierarchical_cache"] = tiered;
-            assert_eq!(EngineInfo::read(&answer, "10.0.0.7").unwrap().eviction, expected);
+            for tier in TIERS {
+                let mut answer = answer.clone();
+                answer[tier] = tiered.clone();
+                assert_eq!(EngineInfo::read(&answer, "10.0.0.7").unwrap().eviction, expected, "{tier}");
+            }
         }
+        let mut foreign = answer();
+        foreign["radix_cache_backend"] = json!("theirs");
+        assert_eq!(EngineInfo::read(&foreign, "10.0.0.7").unwrap().eviction, Eviction::Other);
+    }
+
+    #[test]
+    fn the_kind_of_the_cache_is_known_by_the_pools_of_the_scheduler() {
+        for (window_tokens, states, listed, expected) in [
+            (Some(json!(null)), Some(json!(null)), Some(false), CacheKind::Full),
+            (Some(json!(4096)), Some(json!(null)), Some(false), CacheKind::SlidingWindow),
+            (Some(json!(null)), Some(json!(120)), Some(true), CacheKind::RecurrentState),
+            (Some(json!(null)), Some(json!(120)), Some(false), CacheKind::RecurrentState),
+            // Releases that do not tell of windows, or of neither.
+            (None, Some(json!(120)), None, CacheKind::RecurrentState),
+            (None, Some(json!(null)), None, CacheKind::Unknown),
+            (None, None, Some(true), CacheKind::RecurrentState),
+            (None, None, Some(false), CacheKind::Unknown),
+            (None, None, None, CacheKind::Unknown),
+        ] {
+            let mut answer = answer();
+            let case = format!("{window_tokens:?}, {states:?}, {listed:?}");
+            let mut scheduler = json!({"memory_usage": {"token_capacity": 1024}});
+            if let Some(tokens) = window_tokens {
+                scheduler["memory_usage"]["token_capacity_swa"] = tokens;
+            }
+            if let Some(states) = states {
+                scheduler["max_mamba_cache_size"] = states;
+            }
+            answer["internal_states"] = json!([scheduler]);
+            if let Some(listed) = listed {
+                answer["uses_mamba_radix_cache"] = json!(listed);
+            }
+            assert_eq!(EngineInfo::read(&answer, "w").unwrap().cache_kind, expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn without_schedulers_little_is_known_and_a_window_in_the_configuration_is_no_sign() {
+        let mut answer = answer();
+        assert_eq!(EngineInfo::read(&answer, "w").unwrap().cache_kind, CacheKind::Unknown);
+        answer["sliding_window"] = json!(1024);
+        answer["disable_hybrid_swa_memory"] = json!(true);
+        answer["internal_states"] =
+            json!([{"max_mamba_cache_size": null, "memory_usage": {"token_capacity_swa": null}}]);
+        assert_eq!(EngineInfo::read(&answer, "w").unwrap().cache_kind, CacheKind::Full);
     }
 
     #[test]

@@ -300,6 +300,7 @@ fn info(setup: &Setup, ports: &Ports) -> Value {
         "version": "0.5.23", "served_model_name": "fake", "weight_version": "w1", "page_size": setup.page,
         "dp_size": setup.ranks, "max_total_num_tokens": 4096, "radix_eviction_policy": "lru",
         "enable_metrics": true, "decode_log_interval": 1,
+        "internal_states": [{"max_mamba_cache_size": null, "memory_usage": {"token_capacity_swa": 2048}}],
     });
     if setup.shows_start {
         info["startup_time"] = json!({"scheduler_e2e": start + 0.25});

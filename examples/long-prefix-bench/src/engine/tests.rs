@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use rustc_hash::FxHashSet;
-use sglang_sim::{Job, Limits as SimLimits, Namespace, RequestId as SimId, Scheduler};
+use sglang_sim::{Eviction, Job, Limits as SimLimits, Namespace, RequestId as SimId, Scheduler};
 
 use super::*;
 use crate::sequence::Hasher;
@@ -208,6 +208,7 @@ fn by_the_simulator(cases: &[Case], limits: SimLimits) -> (Seen, u64, u64) {
                 prompt: prompts[next].clone(),
                 output_tokens: cases[next].output,
                 received: false,
+                priority: 0,
             });
             next += 1;
         }
@@ -277,6 +278,7 @@ proptest! {
             max_running_requests: 6,
             decode_log_interval: 1,
             steps_per_token: 1,
+            eviction: Eviction::Lru,
         };
         prop_assert_eq!(by_the_lab(&cases, limits), by_the_simulator(&cases, limits));
     }

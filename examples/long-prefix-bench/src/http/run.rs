@@ -264,6 +264,7 @@ fn figures(prepared: &Prepared, seen: &[Option<Seen>], outcome: Outcome) -> (Met
             session_of: over.iter().map(|place| traffic.session_of[*place]).collect(),
             sessions: Vec::new(),
             span: traffic.span,
+            warm_up: over.iter().filter(|place| **place < traffic.warm_up).count(),
             hash: traffic.hash,
         },
         ideal: over.iter().map(|place| ideal[*place]).collect(),

@@ -45,7 +45,8 @@ impl Way {
     pub(super) fn sticky(workers: &[String], setting: &Setting) -> Result<Self, LabError> {
         let all = lab::contestants(CacheAwareSettings::default());
         let rule = all.iter().find(|of| of.name == "session_sticky").ok_or(LabError::UnknownWorker)?;
-        let side = Side::new(rule, workers.len(), setting.capacity_tokens as u64, setting.seed)?;
+        let capacity_tokens = setting.capacity_tokens as u64;
+        let side = Side::new(rule, workers.len(), capacity_tokens, setting.most_blocks, setting.seed)?;
         let (side, at) = (Mutex::new(side), Mutex::default());
         Ok(Self::Sticky(Box::new(Sticky { workers: workers.to_vec(), side, at })))
     }
@@ -132,6 +133,7 @@ mod tests {
         let setting = Setting {
             workers: 2,
             capacity_tokens: 1 << 17,
+            most_blocks: lab::MOST_BLOCKS,
             limits: Limits::default(),
             timing: Timing::default(),
             timeout: Duration::from_secs(120),

@@ -16,5 +16,5 @@ pub use contestant::{Contestant, Kind, contestants};
 pub use fault::{Fault, Moment};
 pub use outcome::{Clients, Outcome, Poll, Request, Returned, Sample, Setting};
 pub use side::LabError;
-pub(crate) use side::{Side, as_time};
+pub(crate) use side::{MOST_BLOCKS, Side, as_time};
 pub use world::run;

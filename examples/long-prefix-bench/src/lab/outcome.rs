@@ -14,6 +14,8 @@ pub struct Setting {
     pub workers: usize,
     /// KV tokens of each.
     pub capacity_tokens: usize,
+    /// Blocks in a router's index at most.
+    pub most_blocks: u64,
     /// What an engine does at once.
     pub limits: Limits,
     /// How long it takes.

@@ -17,8 +17,9 @@ use super::ring::{Owner, Ring};
 use crate::engine::Change;
 use crate::sequence::{BLOCK_TOKENS, HASH_SEED, Hasher};
 
-/// Blocks in the index at most: more than any fleet here holds, so that the router's memory does not decide.
-const MOST_BLOCKS: u64 = 32 << 20;
+/// Blocks in the index at most, unless a cell says otherwise: more than any fleet here holds, so that the router's memory does not
+/// decide.
+pub(crate) const MOST_BLOCKS: u64 = 32 << 20;
 
 /// A run that cannot go on: a mistake of the lab.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,7 @@ impl Side {
         contestant: &Contestant,
         engines: usize,
         capacity_tokens: u64,
+        max_blocks: u64,
         seed: u64,
     ) -> Result<Self, LabError> {
         let policy = match &contestant.rule {
@@ -91,7 +93,7 @@ impl Side {
         let settings = Settings {
             token_space: Hasher::new().space().clone(),
             policy,
-            max_blocks: MOST_BLOCKS,
+            max_blocks,
             ..Settings::new(HASH_SEED)
         };
         let (router, writer) = Router::new(settings);

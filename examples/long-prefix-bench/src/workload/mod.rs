@@ -24,6 +24,10 @@ use crate::sequence::Sequence;
 pub struct Draft {
     /// In no order.
     pub sessions: Vec<DraftSession>,
+    /// Requests that warm the caches and are not measured, the first in nominal order; the usual share if nothing is said.
+    pub warm_up: Option<usize>,
+    /// How long it took where it was recorded.
+    pub recorded: Option<Duration>,
 }
 
 /// One session.
@@ -35,6 +39,8 @@ pub struct DraftSession {
     pub offset: Duration,
     /// Its turns, in order.
     pub turns: Vec<DraftTurn>,
+    /// It is there to disturb the others, whose figures are reported apart.
+    pub intrudes: bool,
 }
 
 /// What a session asks at once.
@@ -59,6 +65,8 @@ pub struct Traffic {
     pub sessions: Vec<Session>,
     /// When the last session starts.
     pub span: Duration,
+    /// Leading requests that warm the caches and are not measured.
+    pub warm_up: usize,
     /// Names all of it: equal hashes are equal traffic.
     pub hash: u64,
 }
@@ -70,6 +78,8 @@ pub struct Session {
     pub start: Duration,
     /// Its turns.
     pub turns: Vec<Turn>,
+    /// It is there to disturb the others.
+    pub intrudes: bool,
 }
 
 /// See [`DraftTurn`].
@@ -89,12 +99,20 @@ const NOMINAL_DECODE: Duration = Duration::from_millis(16);
 /// Requests that decode together where ρ is defined.
 const NOMINAL_BATCH: usize = 16;
 
+/// Share of the requests that warm the caches, unless the workload says otherwise.
+const WARM_UP: f64 = 0.1;
+
 /// The span is at least this share of the time that ρ asks for, however long sessions last.
 const LEAST_SPAN_SHARE: f64 = 0.3;
 
 impl Draft {
     /// Times for a fleet of so many workers at load ρ.
     pub fn at_load(&self, rho: f64, workers: usize, timing: &Timing) -> Traffic {
+        self.schedule(self.span_at(rho, workers, timing))
+    }
+
+    /// The span in which sessions start on a fleet of so many workers at load ρ.
+    pub fn span_at(&self, rho: f64, workers: usize, timing: &Timing) -> Duration {
         let order = self.schedule(Duration::from_secs(3_600));
         let accesses = Accesses::new(&order.requests);
         let matched = accesses.infinite();
@@ -103,8 +121,7 @@ impl Draft {
         let needed = ideal.sum::<f64>() / (workers as f64 * rho);
         let lasting = self.sessions.iter().map(|session| session.lasts().as_secs_f64()).sum::<f64>();
         let lasting = lasting / self.sessions.len().max(1) as f64;
-        let span = (needed - lasting).max(LEAST_SPAN_SHARE * needed);
-        self.schedule(Duration::from_secs_f64(span))
+        Duration::from_secs_f64((needed - lasting).max(LEAST_SPAN_SHARE * needed))
     }
 
     /// Times for a span.
@@ -124,7 +141,7 @@ impl Draft {
                 now += turn.answered_in();
                 turns.push(Turn { think: turn.think, not_before, requests: Vec::new() });
             }
-            sessions.push(Session { start, turns });
+            sessions.push(Session { start, turns, intrudes: draft.intrudes });
         }
         arrivals.sort_by_key(|(at, number, place, nth, _)| (*at, *number, *place, *nth));
         for (index, (_, number, place, _, _)) in arrivals.iter().enumerate() {
@@ -132,7 +149,8 @@ impl Draft {
         }
         let session_of = arrivals.iter().map(|(_, number, ..)| *number as u32).collect();
         let requests: Vec<_> = arrivals.into_iter().map(|(.., sequence)| sequence).collect();
-        let mut traffic = Traffic { requests, session_of, sessions, span, hash: 0 };
+        let warm_up = self.warm_up.unwrap_or((requests.len() as f64 * WARM_UP) as usize);
+        let mut traffic = Traffic { requests, session_of, sessions, span, warm_up, hash: 0 };
         traffic.hash = traffic.compute_hash();
         traffic
     }
@@ -140,6 +158,28 @@ impl Draft {
     /// Requests.
     pub fn len(&self) -> usize {
         self.sessions.iter().flat_map(|session| &session.turns).map(|turn| turn.requests.len()).sum()
+    }
+
+    /// The same without the sessions that are there to disturb.
+    pub fn without_intruders(mut self) -> Self {
+        self.sessions.retain(|session| !session.intrudes);
+        self
+    }
+
+    /// Every request at the trace's own time, whatever became of the one before, and all of them measured.
+    pub fn open_loop(self) -> Self {
+        let turns = self.sessions.into_iter().flat_map(|session| session.turns);
+        let alone = |turn: DraftTurn| DraftSession {
+            starts: turn.not_before,
+            turns: vec![DraftTurn { not_before: 0.0, think: Duration::ZERO, ..turn }],
+            ..DraftSession::default()
+        };
+        Self { sessions: turns.map(alone).collect(), warm_up: Some(0), recorded: self.recorded }
+    }
+
+    /// Requests that are measured.
+    pub fn measured(&self) -> usize {
+        self.len() - self.warm_up.unwrap_or(0).min(self.len())
     }
 
     /// There is nothing to ask.

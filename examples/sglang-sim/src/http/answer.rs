@@ -116,6 +116,7 @@ impl Server {
                 prompt,
                 output_tokens: parsed.output_tokens.min(room),
                 received: false,
+                priority: parsed.priority,
             };
             let half = self.half(&parsed.bootstrap, index, dp_rank, job).await?;
             self.inner.named.lock().expect("no holder panics").push((id.clone(), dp_rank, request));

@@ -1,5 +1,6 @@
-//! The responses API, Anthropic's, Ollama's and Vertex AI's, each as a chat that is answered in another shape.
+//! The responses API, Anthropic's, Ollama's and Vertex AI's: chats, or texts, that are answered in another shape.
 //!
+//! A chat template is given what came, as SGLang gives it; without one a chat is what its messages say.
 //! A stream's events come all at once when the generation is over; their order and shapes are SGLang's.
 
 use std::collections::HashMap;
@@ -8,10 +9,11 @@ use std::sync::Mutex;
 use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::request::{self, Api, BadRequest};
+use super::request::{self, Api, BadRequest, Parsed};
 use super::{Body, Server};
+use crate::tokenizer::ChatApi;
 
-/// Stored responses by id, each with the messages that led to it and its own.
+/// Stored responses by id, each with the items that led to it and its own.
 #[derive(Debug, Default)]
 pub(super) struct Responses(Mutex<HashMap<String, (Value, Vec<Value>)>>);
 
@@ -36,39 +38,55 @@ impl Server {
             return refuse(path, StatusCode::BAD_REQUEST, "the request body is not JSON");
         };
         match path {
-            "/v1/responses" => self.respond(&asked).await,
+            "/v1/responses" => self.respond(&asked, body).await,
             "/vertex_generate" => self.vertex(&asked).await,
-            _ => self.converse(path, &asked).await,
+            "/api/generate" => self.ollama_generate(&asked).await,
+            _ => self.converse(path, &asked, body).await,
         }
     }
 
-    /// Generates for messages; the error is in the API's shape.
-    async fn chat(&self, path: &str, messages: &[Value], most: &Value) -> Result<Value, Box<Response<Body>>> {
-        let body = json!({"messages": messages, "max_tokens": most}).to_string();
+    /// Generates; the error is in the API's shape.
+    async fn completed(
+        &self,
+        path: &str,
+        parsed: Result<Parsed, BadRequest>,
+    ) -> Result<Value, Box<Response<Body>>> {
         let refused = |bad: &BadRequest| Box::new(refuse(path, StatusCode::BAD_REQUEST, bad.message()));
-        let parsed =
-            request::parse(Api::Chat, body.as_bytes(), &self.inner.tokenizer).map_err(|bad| refused(&bad))?;
+        let parsed = parsed.map_err(|bad| refused(&bad))?;
         self.check(&parsed).map_err(|bad| refused(&bad))?;
         let gone = || Box::new(refuse(path, StatusCode::SERVICE_UNAVAILABLE, "shutting down"));
         self.complete(parsed).await.ok_or_else(gone)
     }
 
-    async fn respond(&self, asked: &Value) -> Response<Body> {
+    async fn respond(&self, asked: &Value, body: &[u8]) -> Response<Body> {
         const PATH: &str = "/v1/responses";
-        let mut messages = Vec::new();
-        if let Some(previous) = asked["previous_response_id"].as_str() {
+        let mut items = Vec::new();
+        let previous = asked["previous_response_id"].as_str();
+        if let Some(previous) = previous {
             match self.inner.responses.0.lock().expect("no holder panics").get(previous) {
-                Some((_, history)) => messages.clone_from(history),
+                Some((_, history)) => items.clone_from(history),
                 None => return not_found(previous),
             }
-        } else if let Some(instructions) = asked["instructions"].as_str() {
-            messages.push(json!({"role": "system", "content": instructions}));
         }
         match &asked["input"] {
-            Value::Array(items) => messages.extend(items.iter().cloned()),
-            input => messages.push(json!({"role": "user", "content": input})),
+            Value::Array(more) => items.extend(more.iter().cloned()),
+            input => items.push(json!({"role": "user", "content": input})),
         }
-        let answer = match self.chat(PATH, &messages, &asked["max_output_tokens"]).await {
+        // What is stored comes before what is said now.
+        let whole = previous.map(|_| {
+            let mut whole = asked.clone();
+            whole["input"] = json!(items);
+            whole["previous_response_id"] = Value::Null;
+            whole.to_string()
+        });
+        let instructions = asked["instructions"].as_str().filter(|text| !text.is_empty());
+        let system = instructions.map(|text| json!({"role": "system", "content": text}));
+        let messages: Vec<&Value> = system.iter().chain(&items).collect();
+        let plain = json!({"messages": messages, "max_tokens": asked["max_output_tokens"], "extra_key": asked["extra_key"],
+            "cache_salt": asked["cache_salt"]});
+        let body = whole.as_ref().map_or(body, String::as_bytes);
+        let parsed = request::parse_chat(ChatApi::Responses, body, &plain, &self.inner.tokenizer);
+        let answer = match self.completed(PATH, parsed).await {
             Ok(answer) => answer,
             Err(refused) => return *refused,
         };
@@ -89,9 +107,9 @@ impl Server {
         .to_string();
         let response = format!("{{\"id\":{},{}", json!(id), &rest[1..]);
         if asked["store"].as_bool().unwrap_or(true) {
-            messages.push(json!({"role": "assistant", "content": text}));
+            items.extend(output.as_array().into_iter().flatten().cloned());
             let stored = serde_json::from_str(&response).unwrap_or_default();
-            self.inner.responses.0.lock().expect("no holder panics").insert(id, (stored, messages));
+            self.inner.responses.0.lock().expect("no holder panics").insert(id, (stored, items));
         }
         if asked["stream"].as_bool() != Some(true) {
             return super::typed(StatusCode::OK, "application/json", response);
@@ -115,30 +133,46 @@ impl Server {
         }
     }
 
-    /// Anthropic's and Ollama's.
-    async fn converse(&self, path: &str, asked: &Value) -> Response<Body> {
-        let mut messages = Vec::new();
-        if !asked["system"].is_null() {
-            messages.push(json!({"role": "system", "content": asked["system"]}));
-        }
-        match (path, asked["messages"].as_array()) {
-            ("/api/generate", _) => messages.push(json!({"role": "user", "content": asked["prompt"]})),
-            (_, Some(more)) => messages.extend(more.iter().cloned()),
-            (_, None) => return refuse(path, StatusCode::BAD_REQUEST, "messages: Field required"),
-        }
+    /// Anthropic's and Ollama's chats.
+    async fn converse(&self, path: &str, asked: &Value, body: &[u8]) -> Response<Body> {
+        let ollama = path.starts_with("/api/");
+        let system = &asked["system"];
+        let system = (!ollama && !system.is_null()).then(|| json!({"role": "system", "content": system}));
+        let Some(said) = asked["messages"].as_array() else {
+            return refuse(path, StatusCode::BAD_REQUEST, "messages: Field required");
+        };
+        let messages: Vec<&Value> = system.iter().chain(said).collect();
+        let most = if ollama { &asked["options"]["num_predict"] } else { &asked["max_tokens"] };
+        let plain = json!({"messages": messages, "max_tokens": most});
+        let api = if ollama { ChatApi::Ollama } else { ChatApi::Anthropic };
+        let parsed = request::parse_chat(api, body, &plain, &self.inner.tokenizer);
         if path == "/v1/messages/count_tokens" {
-            let body = json!({"messages": messages}).to_string();
-            return match request::parse(Api::Chat, body.as_bytes(), &self.inner.tokenizer) {
+            return match parsed {
                 Ok(parsed) => super::json(StatusCode::OK, &json!({"input_tokens": parsed.prompts[0].len()})),
                 Err(bad) => refuse(path, StatusCode::BAD_REQUEST, bad.message()),
             };
         }
-        let ollama = path.starts_with("/api/");
-        let most = if ollama { &asked["options"]["num_predict"] } else { &asked["max_tokens"] };
-        match self.chat(path, &messages, most).await {
+        match self.completed(path, parsed).await {
             Err(refused) => *refused,
             Ok(answer) if ollama => ollamas(path, asked, &answer),
             Ok(answer) => anthropics(asked, &answer),
+        }
+    }
+
+    /// Of text, without a template.
+    async fn ollama_generate(&self, asked: &Value) -> Response<Body> {
+        const PATH: &str = "/api/generate";
+        let prompt = asked["prompt"].as_str().unwrap_or_default();
+        let text = match asked["system"].as_str().filter(|system| !system.is_empty()) {
+            Some(system) => format!("{system}\n\n{prompt}"),
+            None => prompt.to_owned(),
+        };
+        let params = json!({"max_new_tokens": asked["options"]["num_predict"]});
+        let body = json!({"text": text, "sampling_params": params}).to_string();
+        let parsed = request::parse(Api::Generate, body.as_bytes(), &self.inner.tokenizer);
+        match self.completed(PATH, parsed).await {
+            Err(refused) => *refused,
+            Ok(answer) => ollamas(PATH, asked, &answer),
         }
     }
 

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::{Body, json};
 use crate::radix::Namespace;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{ChatApi, Tokenizer};
 
 /// The API a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,7 @@ pub(super) struct Parsed {
     pub(super) is_batch: bool,
     pub(super) namespace: Namespace,
     pub(super) output_tokens: usize,
+    pub(super) priority: i64,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) dp_rank: Option<i64>,
@@ -78,6 +79,7 @@ struct Common {
     cache_salt: Option<String>,
     routed_dp_rank: Option<i64>,
     data_parallel_rank: Option<i64>,
+    priority: Option<i64>,
     session_params: Option<SessionParams>,
     #[serde(flatten)]
     bootstrap: Bootstrap,
@@ -156,8 +158,23 @@ pub(super) fn parse(api: Api, body: &[u8], tokenizer: &Tokenizer) -> Result<Pars
     let parsed = match api {
         Api::Generate => generate(read(body)?, tokenizer)?,
         Api::Completions => completions(read(body)?, tokenizer)?,
-        Api::Chat => chat(read(body)?, body, tokenizer)?,
+        Api::Chat => chat(read(body)?, ChatApi::OpenAi, body, tokenizer)?,
     };
+    check(parsed)
+}
+
+/// Reads a chat that came by another API. `asked` is its body there, which the template is given; `plain` is what a chat request would
+/// say.
+pub(super) fn parse_chat(
+    api: ChatApi,
+    asked: &[u8],
+    plain: &serde_json::Value,
+    tokenizer: &Tokenizer,
+) -> Result<Parsed, BadRequest> {
+    check(chat(read(plain.to_string().as_bytes())?, api, asked, tokenizer)?)
+}
+
+fn check(parsed: Parsed) -> Result<Parsed, BadRequest> {
     if parsed.prompts.is_empty() || parsed.prompts.iter().any(Vec::is_empty) {
         return Err(BadRequest::new("the prompt must not be empty"));
     }
@@ -202,9 +219,9 @@ fn completions(body: OpenAiBody, tokenizer: &Tokenizer) -> Result<Parsed, BadReq
     Ok(Parsed { include_usage: usage, model: body.model, ..parsed })
 }
 
-fn chat(body: OpenAiBody, raw: &[u8], tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
+fn chat(body: OpenAiBody, api: ChatApi, raw: &[u8], tokenizer: &Tokenizer) -> Result<Parsed, BadRequest> {
     let messages = body.messages.ok_or_else(|| BadRequest::new("messages: Field required"))?;
-    let prompt = match (body.input_ids, tokenizer.render(raw)) {
+    let prompt = match (body.input_ids, tokenizer.render(api, raw)) {
         (Some(ids), _) => ids,
         (None, Some(rendered)) => {
             tokenizer.encode_part(&rendered.map_err(|error| BadRequest::new(error.to_string()))?)
@@ -246,6 +263,7 @@ impl Parsed {
             is_batch,
             namespace,
             output_tokens: most.unwrap_or(DEFAULT_OUTPUT_TOKENS).max(1),
+            priority: common.priority.unwrap_or(0),
             stream: common.stream.unwrap_or(false),
             include_usage: false,
             dp_rank: common.routed_dp_rank.or(common.data_parallel_rank),

@@ -64,7 +64,8 @@ impl Server {
             "max_req_input_len": config.max_req_input_len(),
             "max_running_requests": config.max_running_requests,
             "chunked_prefill_size": config.chunked_prefill_size,
-            "radix_eviction_policy": "lru",
+            "radix_eviction_policy": config.radix_eviction_policy.name(),
+            "radix_eviction_policy_config": config.radix_eviction_policy_config,
             "disable_radix_cache": false,
             "enable_metrics": true,
             "enable_cache_report": true,
@@ -88,8 +89,10 @@ impl Server {
                 "replay_endpoint_port_base": ports.replay,
             },
             "startup_time": {"load_weight": unique, "scheduler_e2e": unique * 2.0 + 0.1, "tokenizer_e2e": unique * 3.0 + 0.2},
+            "uses_mamba_radix_cache": config.cache_kind.has_states(),
             "internal_states": [{"effective_max_running_requests_per_dp": config.max_running_requests,
-                "memory_usage": {"token_capacity": config.pool_tokens()}}],
+                "max_mamba_cache_size": config.cache_kind.states(config.max_running_requests),
+                "memory_usage": config.cache_kind.memory_usage(config.pool_tokens())}],
         })
     }
 

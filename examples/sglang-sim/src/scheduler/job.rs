@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use crate::radix::Namespace;
+use crate::radix::{Eviction, Namespace};
 
 /// Names a request within its rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// Bounds of a rank.
+/// Bounds of a rank, and what it does at those of its memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Tokens in a page.
@@ -23,6 +23,8 @@ pub struct Limits {
     pub decode_log_interval: usize,
     /// Decode steps that an output token takes, at least 1.
     pub steps_per_token: usize,
+    /// What goes first where memory is short.
+    pub eviction: Eviction,
 }
 
 /// A request for a rank.
@@ -38,6 +40,8 @@ pub struct Job {
     pub output_tokens: usize,
     /// The KV of its prompt comes from elsewhere, and takes no time here.
     pub received: bool,
+    /// What it stores goes after what has a lower one, under [`Eviction::Priority`]; scheduling does not heed it.
+    pub priority: i64,
 }
 
 /// What a step came to.

@@ -1,8 +1,7 @@
 //! One request from its submission to its end: what it has, what it still needs.
 
-use super::memory::{Hold, Memory};
+use super::memory::{Hold, Memory, Owner};
 use super::{Job, Produced, RequestId};
-use crate::radix::Namespace;
 
 /// Share of the output still to come that admission reserves memory for. SGLang's ratio starts at 0.7 and decays to 0.098.
 const NEW_TOKEN_RATIO: f64 = 0.4;
@@ -14,10 +13,9 @@ const MOST_RESERVED: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) id: RequestId,
-    pub(super) namespace: Namespace,
+    pub(super) owner: Owner,
     /// Prompt, then what was produced.
     pub(super) tokens: Vec<u32>,
-    pub(super) prompt_len: usize,
     output_tokens: usize,
     /// The KV of its prompt is not computed here.
     pub(super) received: bool,
@@ -36,8 +34,7 @@ impl Live {
     pub(super) fn new(job: Job) -> Self {
         Self {
             id: job.id,
-            namespace: job.namespace,
-            prompt_len: job.prompt.len(),
+            owner: Owner { namespace: job.namespace, prompt_len: job.prompt.len(), priority: job.priority },
             prefill_end: job.prompt.len(),
             tokens: job.prompt,
             received: job.received,
@@ -65,7 +62,7 @@ impl Live {
 
     /// Tokens produced so far.
     pub(super) fn produced(&self) -> usize {
-        self.tokens.len() - self.prompt_len
+        self.tokens.len() - self.owner.prompt_len
     }
 
     /// Tokens still to come, as far as admission looks ahead.

@@ -1,17 +1,27 @@
 //! The KV memory of one rank, in whole pages: what the cache holds, what live requests hold beside it, what is free.
 
 use crate::events::CacheEvent;
-use crate::radix::{Namespace, NodeId, RadixCache};
+use crate::radix::{Eviction, Match, Namespace, NodeId, RadixCache, Storing};
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Memory {
     cache: RadixCache,
+    eviction: Eviction,
     page_size: usize,
     capacity: usize,
     /// Held by live requests and not in the cache.
     private: usize,
     evicted: u64,
+}
+
+/// Whose KV it is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Owner {
+    pub(super) namespace: Namespace,
+    /// Tokens of its prompt; what follows it produced.
+    pub(super) prompt_len: usize,
+    pub(super) priority: i64,
 }
 
 /// What one live request holds.
@@ -24,6 +34,8 @@ pub(super) struct Hold {
     /// Tokens of it that stand in the cache, under `last`.
     cached: usize,
     last: Option<NodeId>,
+    /// Tokens that the request has stored itself.
+    stored: usize,
 }
 
 impl Hold {
@@ -39,13 +51,25 @@ impl Hold {
 }
 
 impl Memory {
-    pub(super) fn new(page_size: usize, capacity: usize) -> Self {
-        Self { cache: RadixCache::new(page_size), page_size, capacity, private: 0, evicted: 0 }
+    pub(super) fn new(page_size: usize, capacity: usize, eviction: Eviction) -> Self {
+        Self {
+            cache: RadixCache::new(page_size, eviction),
+            eviction,
+            page_size,
+            capacity,
+            private: 0,
+            evicted: 0,
+        }
     }
 
     /// Tokens rounded up to whole pages.
     pub(super) fn whole_pages(&self, tokens: usize) -> usize {
         tokens.next_multiple_of(self.page_size)
+    }
+
+    /// Tokens rounded down to whole pages.
+    fn cut(&self, tokens: usize) -> usize {
+        tokens / self.page_size * self.page_size
     }
 
     /// Tokens that can be had, by eviction if need be.
@@ -95,7 +119,8 @@ impl Memory {
     pub(super) fn hold(&mut self, namespace: &Namespace, tokens: &[u32]) -> Hold {
         let found = self.cache.match_prefix(namespace, tokens);
         self.cache.lock(found.last);
-        Hold { computed: found.tokens, allocated: found.tokens, cached: found.tokens, last: found.last }
+        let tokens = found.tokens;
+        Hold { computed: tokens, allocated: tokens, cached: tokens, last: found.last, stored: 0 }
     }
 
     /// Evicts what is missing of so many free tokens, as far as it can be.
@@ -116,9 +141,10 @@ impl Memory {
     }
 
     /// Puts the whole pages that a request has computed into the cache.
-    pub(super) fn store(&mut self, hold: &mut Hold, namespace: &Namespace, tokens: &[u32]) {
-        let stored = self.cache.insert(namespace, &tokens[..hold.computed]);
-        let whole = hold.computed / self.page_size * self.page_size;
+    pub(super) fn store(&mut self, hold: &mut Hold, owner: &Owner, tokens: &[u32]) {
+        let whole = self.cut(hold.computed);
+        let stored = self.insert(owner, &tokens[..whole], hold.stored);
+        hold.stored = hold.stored.max(whole);
         // What another request had stored meanwhile is kept once; either way it is the cache's now.
         self.private -= whole - hold.cached;
         self.cache.lock(stored.last);
@@ -127,10 +153,23 @@ impl Memory {
         hold.last = stored.last;
     }
 
+    /// Stores whole pages of a request that had stored `counted` of these tokens before.
+    fn insert(&mut self, owner: &Owner, tokens: &[u32], counted: usize) -> Match {
+        let storing = Storing { priority: owner.priority, counted };
+        let stored = self.cache.insert(&owner.namespace, tokens, storing);
+        let prompt = self.cut(owner.prompt_len);
+        if self.eviction == Eviction::Priority && (1..tokens.len()).contains(&prompt) {
+            // A prompt outlives what was produced after it. Other policies need not be told: its end was stored before.
+            let storing = Storing { priority: owner.priority.saturating_add(1), counted: prompt };
+            self.cache.insert(&owner.namespace, &tokens[..prompt], storing);
+        }
+        stored
+    }
+
     /// Ends a hold; what was computed stays cached, up to its last whole page.
-    pub(super) fn release(&mut self, mut hold: Hold, namespace: &Namespace, tokens: &[u32]) {
+    pub(super) fn release(&mut self, mut hold: Hold, owner: &Owner, tokens: &[u32]) {
         if hold.computed > 0 {
-            self.store(&mut hold, namespace, tokens);
+            self.store(&mut hold, owner, tokens);
         }
         self.give_up(&mut hold);
     }
@@ -158,36 +197,58 @@ mod tests {
 
     #[test]
     fn memory_is_handed_out_by_the_page() {
-        let (mut memory, namespace) = (Memory::new(16, 64), Namespace::default());
+        let (mut memory, owner) = (Memory::new(16, 64, Eviction::Lru), Owner::default());
         let tokens = prompt(1, 40);
-        let mut hold = memory.hold(&namespace, &tokens);
+        let mut hold = memory.hold(&owner.namespace, &tokens);
         memory.grow(&mut hold, 33);
         assert_eq!((memory.held(), memory.available(), hold.is_full()), (48, 16, false));
         memory.grow(&mut hold, 7);
         assert_eq!(memory.held(), 48, "the page had room");
-        memory.store(&mut hold, &namespace, &tokens);
+        memory.store(&mut hold, &owner, &tokens);
         assert_eq!((memory.cached(), memory.held(), memory.evictable()), (32, 48, 0));
-        memory.release(hold, &namespace, &tokens);
+        memory.release(hold, &owner, &tokens);
         assert_eq!((memory.cached(), memory.held(), memory.evictable()), (32, 0, 32));
     }
 
     #[test]
     fn what_is_missing_is_evicted_and_no_more_than_a_leaf_beyond() {
-        let (mut memory, namespace) = (Memory::new(16, 64), Namespace::default());
+        let (mut memory, owner) = (Memory::new(16, 64, Eviction::Lru), Owner::default());
         for first in [1, 2] {
             let tokens = prompt(first, 32);
-            let mut hold = memory.hold(&namespace, &tokens);
+            let mut hold = memory.hold(&owner.namespace, &tokens);
             memory.grow(&mut hold, 32);
-            memory.release(hold, &namespace, &tokens);
+            memory.release(hold, &owner, &tokens);
         }
         memory.make_room(0);
         assert_eq!(memory.evicted(), 0);
         memory.make_room(1);
         assert_eq!((memory.evicted(), memory.cached()), (32, 32), "the older leaf, whole");
-        let mut held = memory.hold(&namespace, &prompt(2, 32));
+        let mut held = memory.hold(&owner.namespace, &prompt(2, 32));
         memory.make_room(64);
         assert_eq!(memory.evicted(), 32, "what is held stays");
         memory.give_up(&mut held);
         assert_eq!((memory.held(), memory.evictable()), (0, 32));
+    }
+
+    /// What was produced after the prompt with priority 1 goes before the prompt with priority 0.
+    #[test]
+    fn a_prompt_has_a_higher_priority_than_what_was_produced_after_it() {
+        let mut memory = Memory::new(16, 128, Eviction::Priority);
+        for (first, priority) in [(1, 1), (2, 0)] {
+            let tokens = prompt(first, 48);
+            let owner = Owner { prompt_len: 32, priority, ..Owner::default() };
+            let mut hold = memory.hold(&owner.namespace, &tokens);
+            memory.grow(&mut hold, 48);
+            memory.release(hold, &owner, &tokens);
+        }
+        let mut left = Vec::new();
+        for _ in 0..4 {
+            memory.cache.evict(1);
+            let mut paths: Vec<_> =
+                memory.paths().into_iter().map(|(_, path)| (path[0] / 1_000, path.len())).collect();
+            paths.sort_unstable();
+            left.push(paths);
+        }
+        assert_eq!(left, [vec![(1, 48), (2, 32)], vec![(1, 32), (2, 32)], vec![(1, 32)], vec![]]);
     }
 }

@@ -50,7 +50,7 @@ impl Scheduler {
         Self {
             limits,
             timing,
-            memory: Memory::new(limits.page_size, limits.max_total_tokens),
+            memory: Memory::new(limits.page_size, limits.max_total_tokens, limits.eviction),
             waiting: VecDeque::new(),
             running: Vec::new(),
             passes: 0,
@@ -191,7 +191,7 @@ impl Scheduler {
     fn touch_waiting(&mut self) {
         let head = self.waiting.len().min(MOST_TOUCHED);
         for live in self.waiting.range(..head).rev() {
-            self.memory.touch(&live.namespace, live.matchable());
+            self.memory.touch(&live.owner.namespace, live.matchable());
         }
     }
 
@@ -229,7 +229,7 @@ impl Scheduler {
     /// Moves the first waiting request to the running batch, if its tokens fit.
     fn admit(&mut self) -> bool {
         let Some(mut live) = self.waiting.pop_front() else { return false };
-        live.hold = self.memory.hold(&live.namespace, live.matchable());
+        live.hold = self.memory.hold(&live.owner.namespace, live.matchable());
         live.prefill_end = live.tokens.len();
         let reserved: f64 = self.running.iter().map(|live| live.reserved(&self.memory)).sum();
         let needed = self.memory.whole_pages(live.to_prefill()) + live.most_to_come() + self.limits.page_size;
@@ -241,7 +241,7 @@ impl Scheduler {
         if live.found.is_none() {
             let found = live.hold.computed();
             live.found = Some(found);
-            self.totals.prompt_tokens += live.prompt_len as u64;
+            self.totals.prompt_tokens += live.owner.prompt_len as u64;
             self.totals.cached_tokens += found as u64;
         }
         self.running.push(live);
@@ -268,7 +268,7 @@ impl Scheduler {
         // Stored when the pass is over: requests of one batch do not find each other's pages.
         for chunk in chunks {
             let live = &mut self.running[chunk.index];
-            self.memory.store(&mut live.hold, &live.namespace, &live.tokens);
+            self.memory.store(&mut live.hold, &live.owner, &live.tokens);
         }
         self.totals.prefilled_tokens += computed as u64;
         self.totals.prefill_busy_us += step.duration.as_micros() as u64;
@@ -324,7 +324,7 @@ impl Scheduler {
 
     /// Puts back the running request that loses least: the fewest outputs, the longest prompt among those.
     fn retract(&mut self) {
-        let loss = |live: &Live| (live.produced(), usize::MAX - live.prompt_len);
+        let loss = |live: &Live| (live.produced(), usize::MAX - live.owner.prompt_len);
         let Some(at) = (0..self.running.len()).min_by_key(|index| loss(&self.running[*index])) else {
             return;
         };
@@ -342,7 +342,7 @@ impl Scheduler {
 
     /// Ends a request: what it has computed stays, up to its last whole page.
     fn release(&mut self, live: Live) {
-        self.memory.release(live.hold, &live.namespace, &live.tokens);
+        self.memory.release(live.hold, &live.owner, &live.tokens);
     }
 }
 
@@ -351,6 +351,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::radix::Eviction;
 
     fn limits() -> Limits {
         Limits {
@@ -360,6 +361,7 @@ mod tests {
             max_running_requests: 8,
             decode_log_interval: 40,
             steps_per_token: 1,
+            eviction: Eviction::Lru,
         }
     }
 
@@ -368,7 +370,14 @@ mod tests {
     }
 
     fn job(id: u64, prompt: Vec<u32>, output_tokens: usize) -> Job {
-        Job { id: RequestId(id), namespace: Namespace::default(), prompt, output_tokens, received: false }
+        Job {
+            id: RequestId(id),
+            namespace: Namespace::default(),
+            prompt,
+            output_tokens,
+            received: false,
+            priority: 0,
+        }
     }
 
     fn prompt(first: u32, len: usize) -> Vec<u32> {

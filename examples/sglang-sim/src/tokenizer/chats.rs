@@ -11,6 +11,19 @@ use serde_json::Value;
 #[derive(Clone, Debug)]
 pub(crate) struct Chats(Arc<ChatTemplate>);
 
+/// The API by which a chat came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChatApi {
+    /// `/v1/chat/completions`.
+    OpenAi,
+    /// `/v1/messages`.
+    Anthropic,
+    /// `/v1/responses`.
+    Responses,
+    /// `/api/chat`.
+    Ollama,
+}
+
 impl Chats {
     /// Reads a template; special tokens come from the `tokenizer_config.json` of the model's directory. `given`: it was named on the
     /// command line, where SGLang reads `\\n` as a line break.
@@ -36,7 +49,12 @@ impl Chats {
     }
 
     /// The prompt of a request's chat; the error says why it cannot be rendered.
-    pub(super) fn render(&self, body: &[u8]) -> Result<String, RenderError> {
-        self.0.render(body)
+    pub(super) fn render(&self, api: ChatApi, body: &[u8]) -> Result<String, RenderError> {
+        match api {
+            ChatApi::OpenAi => self.0.render(body),
+            ChatApi::Anthropic => self.0.render_messages(body),
+            ChatApi::Responses => self.0.render_responses(body),
+            ChatApi::Ollama => self.0.render_ollama(body),
+        }
     }
 }

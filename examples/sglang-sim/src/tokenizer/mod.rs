@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bpe::Bpe;
 use chat_template::RenderError;
-pub(crate) use chats::Chats;
+pub(crate) use chats::{ChatApi, Chats};
 
 /// The tokenizer of a simulated server. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -37,8 +37,8 @@ impl Tokenizer {
     }
 
     /// The prompt that a chat request's body comes to; `None` without a template, and an error that says why it cannot be rendered.
-    pub(crate) fn render(&self, body: &[u8]) -> Option<Result<String, RenderError>> {
-        self.chats.as_ref().map(|chats| chats.render(body))
+    pub(crate) fn render(&self, api: ChatApi, body: &[u8]) -> Option<Result<String, RenderError>> {
+        self.chats.as_ref().map(|chats| chats.render(api, body))
     }
 
     /// The tokens of a text as they stand in a chat.

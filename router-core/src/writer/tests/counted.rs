@@ -110,15 +110,24 @@ fn counts_find_what_traffic_of_others_has_pushed_out() {
 
 #[test]
 fn evictions_say_nothing_of_an_engine_that_evicts_by_another_rule() {
-    let profile = WorkerProfile { capacity_tokens: CAPACITY, evicts_lru: false, ..WorkerProfile::default() };
-    let mut story = Story::with(1, profile, |_| {});
-    let worker = WorkerId(0);
-    drop(story.serve(&prompt(1_000, BLOCKS), 0));
-    for second in 1..20 {
-        story.pass(Duration::from_secs(1));
-        count(&mut story, worker, CAPACITY, second * CAPACITY);
+    let cases = [
+        (true, CacheKind::Full, 0),
+        (false, CacheKind::Full, BLOCKS),
+        (true, CacheKind::SlidingWindow, BLOCKS),
+        (true, CacheKind::RecurrentState, BLOCKS),
+    ];
+    for (evicts_lru, cache_kind, expected) in cases {
+        let profile =
+            WorkerProfile { capacity_tokens: CAPACITY, evicts_lru, cache_kind, ..WorkerProfile::default() };
+        let mut story = Story::with(1, profile, |_| {});
+        let worker = WorkerId(0);
+        drop(story.serve(&prompt(1_000, BLOCKS), 0));
+        for second in 1..20 {
+            story.pass(Duration::from_secs(1));
+            count(&mut story, worker, CAPACITY, second * CAPACITY);
+        }
+        assert_eq!(story.claimed(worker), expected, "LRU: {evicts_lru}, {cache_kind}");
     }
-    assert_eq!(story.claimed(worker), BLOCKS);
 }
 
 #[test]

@@ -281,6 +281,14 @@ impl ChatTemplate for Named {
     fn render_messages(&self, body: &[u8]) -> Result<String, NotRendered> {
         self.render(body)
     }
+
+    fn render_responses(&self, body: &[u8]) -> Result<String, NotRendered> {
+        self.render(body)
+    }
+
+    fn render_ollama(&self, body: &[u8]) -> Result<String, NotRendered> {
+        self.render(body)
+    }
 }
 
 #[test]

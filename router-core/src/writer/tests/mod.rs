@@ -6,16 +6,19 @@ mod fleet;
 mod reconciled;
 mod sessions;
 
+use std::collections::HashSet;
 use std::sync::mpsc;
 use std::time::Duration;
+
+use proptest::prelude::*;
 
 use super::Writer;
 use crate::key::{BlockHash, PrefixKey, Salt, Unit};
 use crate::{
-    Accuracy, AgentReport, BlockRun, ChatTemplate, Delta, Done, EventKind, FleetError, FleetUpdate, InFlight,
-    Incarnation, Introduction, JoinError, Joined, MispredictionCause, NoTemplate, NotRendered, Notice, Query,
-    ReportLevel, RouteError, RouteRequest, Router, SessionEnd, SessionId, SetDigest, Settings, TargetId,
-    Time, Units, Update, Usage, WorkerId, WorkerProfile, WorkerState,
+    Accuracy, AgentReport, BlockRun, CacheKind, ChatTemplate, Delta, Done, EventKind, FleetError,
+    FleetUpdate, InFlight, Incarnation, Introduction, JoinError, Joined, MispredictionCause, NoTemplate,
+    NotRendered, Notice, Query, ReportLevel, RouteError, RouteRequest, Router, SessionEnd, SessionId,
+    SetDigest, Settings, TargetId, Time, Units, Update, Usage, WorkerId, WorkerProfile, WorkerState,
 };
 
 /// Tokens in a block of the tests' key space.
@@ -420,14 +423,55 @@ fn nothing_follows_from_blocks_that_were_only_predicted() {
 }
 
 #[test]
-fn engines_with_another_eviction_rule_get_no_inference() {
-    let profile = WorkerProfile { evicts_lru: false, capacity_tokens: 4_000, ..WorkerProfile::default() };
-    let mut story = Story::with(1, profile, |_| {});
-    let worker = story.router.snapshot().fleet.workers[0].id;
-    story.serve(&prompt(7, 20), 0);
-    story.serve(&prompt(1, 40), 0);
-    story.serve(&prompt(1, 40), 0);
-    assert_eq!(story.matched(worker, &prompt(7, 20)), 20);
+fn a_short_answer_tells_of_others_by_the_rule_and_the_kind_of_the_cache() {
+    let cases = [
+        (true, CacheKind::Full, 0),
+        (true, CacheKind::Unknown, 0),
+        (false, CacheKind::Full, 20),
+        (true, CacheKind::SlidingWindow, 20),
+        (true, CacheKind::RecurrentState, 20),
+    ];
+    for (evicts_lru, cache_kind, expected) in cases {
+        let profile =
+            WorkerProfile { evicts_lru, cache_kind, capacity_tokens: 4_000, ..WorkerProfile::default() };
+        let mut story = Story::with(1, profile, |_| {});
+        let worker = story.router.snapshot().fleet.workers[0].id;
+        story.serve(&prompt(7, 20), 0);
+        story.serve(&prompt(1, 40), 0);
+        story.serve(&prompt(1, 40), 0);
+        let left = story.matched(worker, &prompt(7, 20));
+        assert_eq!(left, expected, "LRU: {evicts_lru}, {cache_kind}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_hybrid_cache_loses_no_claim_to_short_answers_and_stays_within_its_capacity(
+        recurrent: bool,
+        requests in prop::collection::vec((prop::collection::vec(0_u32..3, 1..8), 0_u64..40), 1..40),
+    ) {
+        let cache_kind = if recurrent { CacheKind::RecurrentState } else { CacheKind::SlidingWindow };
+        // Room for all of these prompts, and for ten blocks.
+        for (capacity_tokens, fits) in [(100_000, true), (40, false)] {
+            let profile = WorkerProfile { cache_kind, capacity_tokens, ..WorkerProfile::default() };
+            let mut story = Story::with(1, profile, |_| {});
+            let worker = story.router.snapshot().fleet.workers[0].id;
+            let mut stored = HashSet::new();
+            for (symbols, cached) in &requests {
+                let prompt: Vec<u32> = symbols.iter().flat_map(|symbol| [*symbol; BLOCK]).collect();
+                story.serve(&prompt, (*cached).min(prompt.len() as u64 - 1));
+                stored.extend(story.hashes(&prompt));
+                let claimed = story.claimed(worker);
+                if fits {
+                    prop_assert_eq!(claimed, stored.len());
+                } else {
+                    prop_assert!(claimed * BLOCK <= 40, "{} blocks", claimed);
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -238,14 +238,20 @@ fn no_more_is_claimed_than_an_engine_says_that_it_holds() {
 
 #[test]
 fn nothing_follows_from_counts_of_an_engine_that_evicts_by_another_rule() {
-    let profile = WorkerProfile { capacity_tokens: 4_000, evicts_lru: false, ..WorkerProfile::default() };
-    let mut story = Story::with(1, profile, |_| {});
-    let worker = story.router.snapshot().fleet.workers[0].id;
-    let agent = story.introduction(worker, 1, Vec::new());
-    assert!(!agent.profile.evicts_lru);
-    story.join_as(agent, 1).unwrap();
-    story.report(worker, 1, AgentReport::Level(ReportLevel::Counts));
-    drop(story.serve(&prompt(1_000, 50), 0));
-    story.report(worker, 1, AgentReport::Counts { rank: 0, evicted_tokens_total: 0, cached_tokens: 0 });
-    assert_eq!(story.claimed(worker), 50);
+    let plain = WorkerProfile { capacity_tokens: 4_000, ..WorkerProfile::default() };
+    for profile in [
+        WorkerProfile { evicts_lru: false, ..plain.clone() },
+        WorkerProfile { cache_kind: CacheKind::SlidingWindow, ..plain.clone() },
+        WorkerProfile { cache_kind: CacheKind::RecurrentState, ..plain },
+    ] {
+        let mut story = Story::with(1, profile.clone(), |_| {});
+        let worker = story.router.snapshot().fleet.workers[0].id;
+        let agent = story.introduction(worker, 1, Vec::new());
+        assert_eq!(agent.profile, profile);
+        story.join_as(agent, 1).unwrap();
+        story.report(worker, 1, AgentReport::Level(ReportLevel::Counts));
+        drop(story.serve(&prompt(1_000, 50), 0));
+        story.report(worker, 1, AgentReport::Counts { rank: 0, evicted_tokens_total: 0, cached_tokens: 0 });
+        assert_eq!(story.claimed(worker), 50, "{profile:?}");
+    }
 }

@@ -8,8 +8,8 @@ use espalier_proto::{
 };
 use router_core::key::Unit;
 use router_core::{
-    Accuracy, Counted, Divergence, DivergenceSource, MispredictionCause, ReportLevel, Settings, Snapshot,
-    Target, Time, Witness, Worker,
+    Accuracy, CacheKind, Counted, Divergence, DivergenceSource, MispredictionCause, ReportLevel, Settings,
+    Snapshot, Target, Time, Witness, Worker,
 };
 
 use super::key_unit;
@@ -77,7 +77,13 @@ fn inference(worker: &Worker, settings: &Settings) -> &'static str {
     let names_blocks = worker.agent.is_some_and(|agent| agent.level > ReportLevel::Counts);
     match () {
         () if !worker.profile.evicts_lru => {
-            "off: the engine does not evict the least recently used leaf first, or keeps what it evicts on its host, so that one eviction tells nothing of others"
+            "off: the engine does not evict the least recently used leaf first, or keeps what it evicts elsewhere, so that one eviction tells nothing of others"
+        }
+        () if worker.profile.cache_kind == CacheKind::SlidingWindow => {
+            "off: the model has sliding windows, which are evicted apart from its other KV, so that a short answer does not tell what was evicted (cache kind sliding_window)"
+        }
+        () if worker.profile.cache_kind == CacheKind::RecurrentState => {
+            "off: the model has recurrent state, which is evicted apart from its KV, so that a short answer does not tell what was evicted (cache kind recurrent_state)"
         }
         () if !settings.correct_from_responses => "from counts alone: --disable-response-correction",
         () if names_blocks => "of what the agent does not name",

@@ -10,24 +10,24 @@ use crate::content_format::ContentFormat;
 /// As it is sent.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Message {
-    role: String,
+    pub(super) role: String,
     #[serde(default)]
-    content: Option<Content>,
+    pub(super) content: Option<Content>,
     #[serde(default)]
-    tool_call_id: Option<String>,
+    pub(super) tool_call_id: Option<String>,
     #[serde(default)]
-    name: Option<String>,
+    pub(super) name: Option<String>,
     #[serde(default)]
-    phase: Option<String>,
+    pub(super) phase: Option<String>,
     #[serde(default)]
-    reasoning_content: Option<String>,
+    pub(super) reasoning_content: Option<String>,
     #[serde(default)]
-    tool_calls: Option<Vec<Call>>,
+    pub(super) tool_calls: Option<Vec<Call>>,
     /// Tools that come with a message, and a mark of some models, have effects of their own.
     #[serde(default)]
-    tools: Option<IgnoredAny>,
+    pub(super) tools: Option<IgnoredAny>,
     #[serde(default)]
-    prefix: Option<IgnoredAny>,
+    pub(super) prefix: Option<IgnoredAny>,
 }
 
 /// What it says.
@@ -41,9 +41,9 @@ pub(super) enum Content {
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Part {
     #[serde(rename = "type")]
-    kind: String,
+    pub(super) kind: String,
     #[serde(default)]
-    text: Option<String>,
+    pub(super) text: Option<String>,
 }
 
 /// A tool call of the assistant's.
@@ -87,8 +87,8 @@ impl Message {
     }
 
     /// What came of a call.
-    pub(super) fn of_tool(call: String, content: Content) -> Self {
-        Self { tool_call_id: Some(call), ..Self::of("tool", Some(content)) }
+    pub(super) fn of_tool(call: Option<String>, content: Option<Content>) -> Self {
+        Self { tool_call_id: call, ..Self::of("tool", content) }
     }
 
     /// The same, and calls tools.
@@ -168,19 +168,25 @@ impl Content {
     pub(super) fn of_texts(mut texts: Vec<String>) -> Self {
         match texts.pop() {
             Some(only) if texts.is_empty() => Self::Text(only),
-            last => {
-                let part = |text| Part { kind: "text".to_owned(), text: Some(text) };
-                Self::Parts(texts.into_iter().chain(last).map(part).collect())
-            }
+            last => Self::Parts(texts.into_iter().chain(last).map(Part::of).collect()),
+        }
+    }
+
+    /// Its parts; of a text, unless it is empty, one.
+    pub(super) fn into_parts(self) -> Vec<Part> {
+        match self {
+            Self::Parts(parts) => parts,
+            Self::Text(text) if text.is_empty() => Vec::new(),
+            Self::Text(text) => vec![Part::of(text)],
         }
     }
 }
 
 impl Call {
     /// Of a function, with an object.
-    pub(super) fn new(id: String, name: String, arguments: Value) -> Self {
-        let function = Function { name: Some(name), arguments: Some(arguments) };
-        Self { id: Some(id), index: None, kind: None, function }
+    pub(super) fn new(id: Option<String>, name: Option<String>, arguments: Value) -> Self {
+        let function = Function { name, arguments: Some(arguments) };
+        Self { id, index: None, kind: None, function }
     }
 
     /// `parses`: arguments in a text are an object to the template.
@@ -210,11 +216,15 @@ impl Call {
 }
 
 /// The texts of parts that are all text.
-fn texts(parts: &[Part]) -> Result<Vec<&str>, RenderError> {
+pub(super) fn texts(parts: &[Part]) -> Result<Vec<&str>, RenderError> {
     parts.iter().map(|part| part.text().ok_or(RenderError::Parts)).collect()
 }
 
 impl Part {
+    pub(super) fn of(text: String) -> Self {
+        Self { kind: "text".to_owned(), text: Some(text) }
+    }
+
     fn text(&self) -> Option<&str> {
         self.text.as_deref().filter(|_| self.kind == "text")
     }

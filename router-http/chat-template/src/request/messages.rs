@@ -174,7 +174,7 @@ impl Turn {
                     if id.is_empty() || input.kind() != ValueKind::Map {
                         return Err(RenderError::Form);
                     }
-                    calls.push(Call::new(id, name, input));
+                    calls.push(Call::new(Some(id), Some(name), input));
                 }
                 (Block::ToolResult { tool_use_id, id, content }, Role::User) => {
                     // What was said before it stays before it.
@@ -184,7 +184,7 @@ impl Turn {
                     }
                     let named = |id: Option<String>| id.filter(|id| !id.is_empty());
                     let call = named(tool_use_id).or(named(id)).unwrap_or_default();
-                    messages.push(Message::of_tool(call, result(content)?));
+                    messages.push(Message::of_tool(Some(call), Some(result(content)?)));
                 }
                 (other, _) => return Err(other.refusal()),
             }

@@ -4,6 +4,8 @@
 
 mod message;
 mod messages;
+mod ollama;
+mod responses;
 mod tool;
 
 use minijinja::Value;
@@ -12,6 +14,7 @@ use serde::de::IgnoredAny;
 
 use crate::RenderError;
 use crate::content_format::ContentFormat;
+use crate::system_place::SystemPlace;
 use message::{Content, Message};
 use tool::{Choice, Tool};
 
@@ -88,6 +91,10 @@ pub(crate) enum Api {
     Chat,
     /// As Anthropic's `/v1/messages` takes it.
     Messages,
+    /// As OpenAI's `/v1/responses` takes it.
+    Responses(SystemPlace),
+    /// As Ollama's `/api/chat` takes it.
+    Ollama,
 }
 
 impl Chat {
@@ -95,6 +102,8 @@ impl Chat {
         let body = match api {
             Api::Chat => serde_json::from_slice(body).map_err(|_| RenderError::Form)?,
             Api::Messages => messages::read(body)?,
+            Api::Responses(place) => responses::read(body, place)?,
+            Api::Ollama => return ollama::read(body),
         };
         Self::of(body, format)
     }

@@ -7,6 +7,7 @@ use espalier_proto as proto;
 use espalier_proto::agent_message::Message;
 use espalier_proto::{AgentMessage, BlockRun};
 use prost::Message as _;
+use router_core::CacheKind;
 use router_core::key::{SCHEME, Unit};
 
 use crate::chat_template::ChatTemplate;
@@ -70,6 +71,13 @@ pub(super) fn hello(life: &Life, worker_url: &str, max_level: Level, resume: Vec
             Eviction::Lru => proto::EvictionPolicy::Lru,
             Eviction::Other => proto::EvictionPolicy::Other,
             Eviction::Unknown => proto::EvictionPolicy::Unspecified,
+        }
+        .into(),
+        cache_kind: match info.cache_kind {
+            CacheKind::Unknown => proto::CacheKind::Unspecified,
+            CacheKind::Full => proto::CacheKind::Full,
+            CacheKind::SlidingWindow => proto::CacheKind::SlidingWindow,
+            CacheKind::RecurrentState => proto::CacheKind::RecurrentState,
         }
         .into(),
         role: match info.role {

@@ -140,7 +140,8 @@ pub fn run(setting: &Setting, traffic: &Traffic, contestant: &Contestant) -> Res
     };
     let side = |number: usize| {
         let seed = setting.seed ^ (number as u64) << 32;
-        Side::new(contestant, setting.workers, setting.capacity_tokens as u64, seed).map(Some)
+        let capacity_tokens = setting.capacity_tokens as u64;
+        Side::new(contestant, setting.workers, capacity_tokens, setting.most_blocks, seed).map(Some)
     };
     let mut world = World {
         setting,

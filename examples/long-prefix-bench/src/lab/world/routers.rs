@@ -89,7 +89,8 @@ impl World<'_> {
             self.report(engine)?;
         }
         let seed = self.setting.seed ^ (router as u64) << 32 ^ 1 << 48;
-        let mut side = Side::new(self.contestant, 0, self.setting.capacity_tokens as u64, seed)?;
+        let (capacity_tokens, most_blocks) = (self.setting.capacity_tokens as u64, self.setting.most_blocks);
+        let mut side = Side::new(self.contestant, 0, capacity_tokens, most_blocks, seed)?;
         for engine in self.present().collect::<Vec<_>>() {
             side.join(self.met(engine), self.now)?;
         }

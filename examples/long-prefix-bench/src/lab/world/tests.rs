@@ -6,6 +6,7 @@ use sglang_sim::Timing;
 use super::super::{Clients, contestants};
 use super::*;
 use crate::engine::Limits;
+use crate::lab::MOST_BLOCKS;
 use crate::reference::Accesses;
 use crate::workload::{Pattern, draft};
 
@@ -13,6 +14,7 @@ fn setting(capacity_tokens: usize) -> Setting {
     Setting {
         workers: 4,
         capacity_tokens,
+        most_blocks: MOST_BLOCKS,
         limits: Limits::default(),
         timing: Timing::default(),
         timeout: Duration::from_secs(120),

@@ -1,9 +1,10 @@
-//! Traffic that is made to break a rule: A1 to A5 and A7.
+//! Traffic that is made to break a rule: A1 to A8.
 
 use std::time::Duration;
 
 use super::super::DraftSession;
 use super::draw::Draw;
+use super::standard;
 
 /// A1: lengths around 3k tokens, nothing shared. The price of being cache-aware.
 pub(super) fn no_sharing(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
@@ -95,4 +96,39 @@ pub(super) fn cliff(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
         session.from(0.1 * draw.rng.f64())
     };
     (0..sessions).map(session).collect()
+}
+
+/// Requests of A6 and A8 for each one that disturbs them.
+pub(super) const SHORT_FOR_EACH_LONG: usize = 200;
+pub(super) const ORDINARY_FOR_EACH_POISON: usize = 30;
+
+/// A6: prompts of 2k tokens in the mean, and for every 200 of them one of 400k. Nothing is shared.
+pub(super) fn head_of_line(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
+    let request = |number: usize| {
+        let is_long = number % (SHORT_FOR_EACH_LONG + 1) == SHORT_FOR_EACH_LONG / 2;
+        let own = if is_long { 400_000 } else { draw.between(1_024, 3_072) };
+        let (starts, output) = (draw.rng.f64(), draw.output(160.0));
+        DraftSession { intrudes: is_long, ..draw.single(starts, &[], own, output) }
+    };
+    (0..requests).map(request).collect()
+}
+
+/// A8: chats of eight tenants, each under a system prompt of its own (2k tokens), and one tenant more that sends prompts of 100k
+/// tokens which nobody sends again, one for every 30 of the others' requests.
+pub(super) fn poisoned(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
+    let tenants = draw.names(8);
+    let (mut sessions, mut asked) = (Vec::new(), 0);
+    let poisons = requests / (ORDINARY_FOR_EACH_POISON + 1);
+    while asked < requests - poisons {
+        let tenant = tenants[draw.rng.usize(..tenants.len())];
+        let session = standard::conversation(draw, (tenant, 2_048));
+        asked += session.turns.len();
+        sessions.push(session);
+    }
+    for _ in 0..poisons {
+        let (starts, output) = (draw.rng.f64(), draw.output(40.0));
+        let session = draw.single(starts, &[], 100_000, output);
+        sessions.push(DraftSession { intrudes: true, ..session });
+    }
+    sessions
 }

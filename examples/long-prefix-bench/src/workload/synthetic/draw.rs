@@ -78,12 +78,23 @@ impl Draw {
         own: usize,
         output: usize,
     ) -> DraftSession {
+        let mut texts = shared.to_vec();
+        texts.push((self.name(), own));
+        self.again(starts, &texts, output)
+    }
+
+    /// A number below the length of cumulative shares, which end at 1.
+    pub(super) fn by_shares(&mut self, shares: &[f64]) -> usize {
+        let drawn = self.rng.f64();
+        shares.partition_point(|share| *share <= drawn).min(shares.len() - 1)
+    }
+
+    /// A session of one request with nothing of its own: texts by name and length.
+    pub(super) fn again(&mut self, starts: f64, texts: &[(u64, usize)], output: usize) -> DraftSession {
         let mut session = self.growing();
-        for (name, len) in shared {
+        for (name, len) in texts {
             session.hear(*name, *len);
         }
-        let name = self.name();
-        session.hear(name, own);
         self.ask(&mut session, Duration::ZERO, output);
         session.from(starts)
     }
@@ -125,6 +136,17 @@ impl Draw {
     }
 }
 
+/// Cumulative shares of Zipf's law, for many draws from one.
+pub(super) fn zipf_shares(count: usize, s: f64) -> Vec<f64> {
+    let weights = (1..=count).map(|rank| (rank as f64).powf(-s));
+    let whole: f64 = weights.clone().sum();
+    let up_to = |sum: &mut f64, weight: f64| {
+        *sum += weight / whole;
+        Some(*sum)
+    };
+    weights.scan(0.0, up_to).collect()
+}
+
 impl Growing {
     /// A text joins the prompt.
     pub(super) fn hear(&mut self, name: u64, len: usize) {
@@ -148,6 +170,6 @@ impl Growing {
 
     /// The session, at its share of the span.
     pub(super) fn from(self, starts: f64) -> DraftSession {
-        DraftSession { starts, offset: Duration::ZERO, turns: self.turns }
+        DraftSession { starts, turns: self.turns, ..DraftSession::default() }
     }
 }

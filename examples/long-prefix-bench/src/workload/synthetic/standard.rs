@@ -1,9 +1,10 @@
-//! Common traffic: S1 to S5.
+//! Common traffic: S1 to S7.
 
 use std::time::Duration;
 
 use super::super::DraftSession;
-use super::draw::Draw;
+use super::adverse;
+use super::draw::{Draw, zipf_shares};
 
 /// S1: 64 system prompts of 1k to 16k tokens, used by Zipf's law (s = 1.1), and a question of each request's own.
 pub(super) fn system_prompts(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
@@ -21,22 +22,28 @@ pub(super) fn chat(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
     let system = draw.name();
     let (mut sessions, mut asked) = (Vec::new(), 0);
     while asked < requests {
-        let mut session = draw.growing();
-        session.hear(system, 1_024);
-        loop {
-            let said = draw.lognormal(180.0, 1.0).clamp(8.0, 8_000.0) as usize;
-            session.hear(draw.name(), said);
-            let think = if session.turns() == 0 { Duration::ZERO } else { draw.seconds(15.0, 0.8) };
-            let output = draw.output(250.0);
-            draw.ask(&mut session, think, output);
-            if session.turns() >= 30 || draw.rng.f64() < 1.0 / 8.0 {
-                break;
-            }
-        }
-        asked += session.turns();
-        sessions.push(session.from(draw.rng.f64()));
+        let session = conversation(draw, (system, 1_024));
+        asked += session.turns.len();
+        sessions.push(session);
     }
     sessions
+}
+
+/// One chat under a system prompt.
+pub(super) fn conversation(draw: &mut Draw, system: (u64, usize)) -> DraftSession {
+    let mut session = draw.growing();
+    session.hear(system.0, system.1);
+    loop {
+        let said = draw.lognormal(180.0, 1.0).clamp(8.0, 8_000.0) as usize;
+        session.hear(draw.name(), said);
+        let think = if session.turns() == 0 { Duration::ZERO } else { draw.seconds(15.0, 0.8) };
+        let output = draw.output(250.0);
+        draw.ask(&mut session, think, output);
+        if session.turns() >= 30 || draw.rng.f64() < 1.0 / 8.0 {
+            break;
+        }
+    }
+    session.from(draw.rng.f64())
 }
 
 /// S3: agents under a vendor's 3k tokens and one of twelve tenants' tools (2k to 15k tokens): 20 to 60 calls, 1k tokens of tool results
@@ -115,6 +122,66 @@ pub(super) fn branching(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
             asked += breadth;
         }
         sessions.push(session.from(draw.rng.f64()));
+    }
+    sessions
+}
+
+/// S6: instructions of 512 tokens, then 8 of 1,000 passages (200 to 600 tokens), drawn by Zipf's law (s = 1) without repetition, then a
+/// question. Passages come in the order in which they were drawn, which is another one each time, or in one that is the same for
+/// all: the most popular first.
+pub(super) fn passages(draw: &mut Draw, requests: usize, in_order: bool) -> Vec<DraftSession> {
+    const RETRIEVED: usize = 8;
+    let instructions = (draw.name(), 512);
+    let corpus: Vec<(u64, usize)> = (0..1_000).map(|_| (draw.name(), draw.between(200, 600))).collect();
+    let popularity = zipf_shares(corpus.len(), 1.0);
+    let request = |_| {
+        let mut found: Vec<usize> = Vec::new();
+        while found.len() < RETRIEVED {
+            let passage = draw.by_shares(&popularity);
+            if !found.contains(&passage) {
+                found.push(passage);
+            }
+        }
+        // Popular ones tend to be drawn early.
+        draw.rng.shuffle(&mut found);
+        if in_order {
+            found.sort_unstable();
+        }
+        let mut shared = vec![instructions];
+        shared.extend(found.into_iter().map(|passage| corpus[passage]));
+        let (starts, own, output) = (draw.rng.f64(), draw.between(24, 200), draw.output(200.0));
+        draw.single(starts, &shared, own, output)
+    };
+    (0..requests).map(request).collect()
+}
+
+/// Phases of S7.
+pub(super) const PHASES: usize = 4;
+
+/// What part of each phase's requests chats, agents and prompts that share nothing are: 50, 30 and 20 % in the mean.
+pub(super) const MIX: [[f64; PHASES]; 3] = [[0.7, 0.6, 0.3, 0.4], [0.2, 0.1, 0.5, 0.4], [0.1, 0.3, 0.2, 0.2]];
+
+/// S7: S2, S3 and A1 together, the mix another one in each quarter of the span. Sessions belong to the phase in which they start.
+pub(super) fn mixture(draw: &mut Draw, requests: usize) -> Vec<DraftSession> {
+    let part = |shares: &[f64; PHASES]| {
+        (requests as f64 * shares.iter().sum::<f64>() / PHASES as f64).round() as usize
+    };
+    let [chats, agents, unshared] = MIX.each_ref().map(part);
+    let kinds = [self::chat(draw, chats), self::agents(draw, agents), adverse::no_sharing(draw, unshared)];
+    kinds.into_iter().zip(MIX).flat_map(|(sessions, shares)| drift(sessions, shares)).collect()
+}
+
+/// Gives each phase its share of the sessions' requests.
+fn drift(mut sessions: Vec<DraftSession>, shares: [f64; PHASES]) -> Vec<DraftSession> {
+    let asked: usize = sessions.iter().map(|session| session.turns.len()).sum();
+    let share = |phase: usize| shares[..=phase].iter().sum::<f64>() / shares.iter().sum::<f64>();
+    let (mut before, mut phase) = (0, 0);
+    for session in &mut sessions {
+        while phase + 1 < PHASES && before as f64 >= share(phase) * asked as f64 {
+            phase += 1;
+        }
+        session.starts = (phase as f64 + session.starts) / PHASES as f64;
+        before += session.turns.len();
     }
     sessions
 }

@@ -74,7 +74,7 @@ pub(super) fn read(text: &Text, most: usize, seed: u64) -> Result<Draft, TraceEr
     for ((line, session), _) in all.iter().zip(&chosen).filter(|(_, chosen)| **chosen) {
         reader.take(*line as u64, session);
     }
-    Ok(Draft { sessions: reader.sessions })
+    Ok(Draft { sessions: reader.sessions, ..Draft::default() })
 }
 
 /// What is wrong with a session.
@@ -155,7 +155,7 @@ impl Reader {
             self.turn(name, tools, row, Duration::from_secs_f64(think))
         });
         let turns = turns.collect();
-        self.sessions.push(DraftSession { starts, offset, turns });
+        self.sessions.push(DraftSession { starts, offset, turns, intrudes: false });
     }
 
     fn turn(&mut self, name: u64, tools: usize, row: &Row, think: Duration) -> DraftTurn {

@@ -65,9 +65,11 @@ pub(super) fn read(text: &Text, most: usize, seed: u64) -> Result<Draft, TraceEr
         starts: times[members[0]] / end,
         offset: Duration::ZERO,
         turns: members.iter().map(|row| turn(&hasher, &rows[*row], times[*row] / end, &mut rng)).collect(),
+        intrudes: false,
     };
     let sessions = sessions.iter().zip(&chosen).filter(|(_, chosen)| **chosen).map(|(members, _)| members);
-    Ok(Draft { sessions: sessions.map(session).collect() })
+    let recorded = Some(Duration::from_secs_f64(end / 1e3));
+    Ok(Draft { sessions: sessions.map(session).collect(), warm_up: None, recorded })
 }
 
 fn turn(hasher: &Hasher, row: &Row, not_before: f64, rng: &mut fastrand::Rng) -> DraftTurn {

@@ -70,7 +70,7 @@ pub(super) fn read(text: &Text, most: usize, seed: u64) -> Result<Draft, TraceEr
             }
             prompt.extend(said);
         }
-        draft.sessions.push(DraftSession { starts: rng.f64(), offset: Duration::ZERO, turns });
+        draft.sessions.push(DraftSession { starts: rng.f64(), turns, ..DraftSession::default() });
     }
     Ok(draft)
 }

@@ -1,13 +1,21 @@
-//! The prefix cache of one dp rank: a radix tree over pages of tokens, as SGLang's `RadixCache` behaves.
+//! The prefix cache of one dp rank: a radix tree over pages of tokens, as the one of an SGLang server behaves.
 //!
 //! Lengths are always whole pages. A path is locked while a request runs on it; what is not locked is evicted leaf by leaf,
-//! whole nodes, least recently used first. Time is a counter of operations. What changes is told as [`CacheEvent`]s; a node
+//! whole nodes, in the order of an [`Eviction`]. Time is a counter of operations. What changes is told as [`CacheEvent`]s; a node
 //! that is split changes nothing that anyone could see.
+
+mod eviction;
+mod node;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 
 use crate::events::CacheEvent;
 use crate::hash::{self, Digest};
+pub use eviction::Eviction;
+use eviction::Rank;
+use node::Node;
 
 /// Names a node. The root is no node of its own: a path that has matched nothing has no node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,38 +37,37 @@ pub(crate) struct Match {
     pub(crate) last: Option<NodeId>,
 }
 
+/// The request that stores a sequence, as far as its nodes remember it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Storing {
+    /// A node has the highest of the requests that store it.
+    pub(crate) priority: i64,
+    /// Leading tokens that the request had stored before: their nodes do not count it again.
+    pub(crate) counted: usize,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct RadixCache {
     page_size: usize,
+    eviction: Eviction,
     nodes: Vec<Option<Node>>,
     free: Vec<usize>,
     roots: HashMap<(Namespace, Vec<u32>), NodeId>,
-    /// Leaves that nothing locks, least recently used first.
-    evictable: BTreeSet<(u64, NodeId)>,
+    /// Leaves that nothing locks, the first to go first.
+    evictable: BTreeSet<(Rank, NodeId)>,
     clock: u64,
     evictable_tokens: usize,
     protected_tokens: usize,
     events: Vec<CacheEvent>,
 }
 
-#[derive(Debug)]
-struct Node {
-    parent: Option<NodeId>,
-    namespace: Namespace,
-    tokens: Vec<u32>,
-    /// One digest a page.
-    digests: Vec<Digest>,
-    children: HashMap<Vec<u32>, NodeId>,
-    locks: usize,
-    last_access: u64,
-}
-
 impl RadixCache {
     /// An empty cache, which says so.
-    pub(crate) fn new(page_size: usize) -> Self {
+    pub(crate) fn new(page_size: usize, eviction: Eviction) -> Self {
         Self {
             page_size,
+            eviction,
             nodes: Vec::new(),
             free: Vec::new(),
             roots: HashMap::new(),
@@ -89,13 +96,17 @@ impl RadixCache {
 
     /// The longest cached prefix, in whole pages; touches it. A match that ends inside a node splits the node.
     pub(crate) fn match_prefix(&mut self, namespace: &Namespace, tokens: &[u32]) -> Match {
+        self.walk(namespace, tokens, None)
+    }
+
+    fn walk(&mut self, namespace: &Namespace, tokens: &[u32], storing: Option<Storing>) -> Match {
         self.clock += 1;
         let mut at = Match { tokens: 0, last: None };
         while let Some(id) = self.child(namespace, at.last, &tokens[at.tokens..]) {
             let common = self.common(id, &tokens[at.tokens..]);
             let whole = common == self.node(id).tokens.len();
             let id = if whole { id } else { self.split(id, common) };
-            self.touch(id);
+            self.touch(id, at.tokens + common, storing);
             at = Match { tokens: at.tokens + common, last: Some(id) };
             if !whole {
                 break;
@@ -105,9 +116,9 @@ impl RadixCache {
     }
 
     /// Stores the whole pages of a sequence; returns how many of its tokens had been there, and its last node.
-    pub(crate) fn insert(&mut self, namespace: &Namespace, tokens: &[u32]) -> Match {
+    pub(crate) fn insert(&mut self, namespace: &Namespace, tokens: &[u32], storing: Storing) -> Match {
         let whole = tokens.len() / self.page_size * self.page_size;
-        let found = self.match_prefix(namespace, &tokens[..whole]);
+        let found = self.walk(namespace, &tokens[..whole], Some(storing));
         let rest = &tokens[found.tokens..whole];
         if rest.is_empty() {
             return found;
@@ -126,6 +137,8 @@ impl RadixCache {
             tokens: rest.to_vec(),
             cache_salt: namespace.cache_salt.clone(),
         });
+        // Younger than whatever the walk has split off.
+        self.clock += 1;
         let id = self.add(Node {
             parent: found.last,
             namespace: namespace.clone(),
@@ -134,6 +147,11 @@ impl RadixCache {
             children: HashMap::new(),
             locks: 0,
             last_access: self.clock,
+            created: self.clock,
+            hits: u64::from(whole > storing.counted),
+            priority: storing.priority,
+            depth: whole,
+            deepest: whole,
         });
         self.evictable_tokens += rest.len();
         Match { tokens: found.tokens, last: Some(id) }
@@ -144,14 +162,14 @@ impl RadixCache {
         let mut next = last;
         while let Some(id) = next {
             let node = self.node_mut(id);
-            node.locks += 1;
-            let (first, len, access) = (node.locks == 1, node.tokens.len(), node.last_access);
             next = node.parent;
+            let (first, len) = (node.locks == 0, node.tokens.len());
             if first {
                 self.evictable_tokens -= len;
                 self.protected_tokens += len;
-                self.evictable.remove(&(access, id));
+                self.withdraw(id);
             }
+            self.node_mut(id).locks += 1;
         }
     }
 
@@ -200,7 +218,7 @@ impl RadixCache {
     /// Forgets everything; nothing may be locked.
     pub(crate) fn clear(&mut self) {
         let events = std::mem::take(&mut self.events);
-        *self = Self::new(self.page_size);
+        *self = Self::new(self.page_size, self.eviction);
         self.events.splice(0..0, events);
     }
 
@@ -231,7 +249,11 @@ impl RadixCache {
 
     /// Leading tokens in common with a node, in whole pages.
     fn common(&self, id: NodeId, rest: &[u32]) -> usize {
-        let pairs = self.node(id).tokens.iter().zip(rest);
+        let own = &self.node(id).tokens;
+        if rest.starts_with(own) {
+            return own.len();
+        }
+        let pairs = own.iter().zip(rest);
         pairs.take_while(|(own, other)| own == other).count() / self.page_size * self.page_size
     }
 
@@ -239,11 +261,13 @@ impl RadixCache {
     fn split(&mut self, id: NodeId, at: usize) -> NodeId {
         let clock = self.clock;
         let page = self.page_size;
+        self.withdraw(id);
         let node = self.node_mut(id);
         let first_page = node.tokens[..page].to_vec();
         let lower_tokens = node.tokens.split_off(at);
         let lower_digests = node.digests.split_off(at / page);
         let lower_page = lower_tokens[..page].to_vec();
+        let depth = node.depth - lower_tokens.len();
         let upper = Node {
             parent: node.parent,
             namespace: node.namespace.clone(),
@@ -251,44 +275,48 @@ impl RadixCache {
             digests: std::mem::replace(&mut node.digests, lower_digests),
             children: HashMap::from([(lower_page, id)]),
             locks: node.locks,
-            last_access: node.last_access,
+            depth,
+            ..*node
         };
-        let (parent, namespace, access) = (upper.parent, upper.namespace.clone(), node.last_access);
+        let (parent, namespace) = (upper.parent, upper.namespace.clone());
         let upper_id = self.place(upper);
         match parent {
             Some(parent) => drop(self.node_mut(parent).children.insert(first_page, upper_id)),
             None => drop(self.roots.insert((namespace, first_page), upper_id)),
         }
-        let was_offered = self.evictable.remove(&(access, id));
         let node = self.node_mut(id);
         node.parent = Some(upper_id);
         // A split stamps the suffix anew.
         node.last_access = clock;
-        if was_offered {
-            self.evictable.insert((clock, id));
-        }
+        self.offer(id);
         upper_id
     }
 
-    fn touch(&mut self, id: NodeId) {
+    /// Notes the use of a node that ends `end` tokens into a sequence.
+    fn touch(&mut self, id: NodeId, end: usize, storing: Option<Storing>) {
         let clock = self.clock;
+        self.withdraw(id);
         let node = self.node_mut(id);
-        let before = std::mem::replace(&mut node.last_access, clock);
-        if self.evictable.remove(&(before, id)) {
-            self.evictable.insert((clock, id));
+        node.last_access = clock;
+        if let Some(storing) = storing {
+            node.priority = node.priority.max(storing.priority);
+            node.hits += u64::from(end > storing.counted);
         }
+        self.offer(id);
     }
 
     fn add(&mut self, node: Node) -> NodeId {
         let page = node.tokens[..self.page_size].to_vec();
-        let (parent, namespace) = (node.parent, node.namespace.clone());
+        let (parent, namespace, depth) = (node.parent, node.namespace.clone(), node.depth);
         let id = self.place(node);
         match parent {
             Some(parent) => {
-                let node = self.node_mut(parent);
-                node.children.insert(page, id);
-                let access = node.last_access;
-                self.evictable.remove(&(access, parent));
+                self.withdraw(parent);
+                self.node_mut(parent).children.insert(page, id);
+                // No other policy looks at it.
+                if matches!(self.eviction, Eviction::Tlru { .. }) {
+                    self.deepen(parent, depth);
+                }
             }
             None => drop(self.roots.insert((namespace, page), id)),
         }
@@ -296,11 +324,34 @@ impl RadixCache {
         id
     }
 
+    /// A branch through these nodes has come to so many tokens.
+    fn deepen(&mut self, last: NodeId, depth: usize) {
+        let mut next = Some(last);
+        while let Some(id) = next {
+            let node = self.node_mut(id);
+            if node.deepest >= depth {
+                break;
+            }
+            node.deepest = depth;
+            next = node.parent;
+        }
+    }
+
     /// Makes a node evictable if it is a leaf that nothing locks.
     fn offer(&mut self, id: NodeId) {
         let node = self.node(id);
-        if node.locks == 0 && node.children.is_empty() {
-            self.evictable.insert((node.last_access, id));
+        if node.is_evictable() {
+            let rank = self.eviction.rank(node);
+            self.evictable.insert((rank, id));
+        }
+    }
+
+    /// Takes back an [`offer`](Self::offer), before anything that its rank is made of changes.
+    fn withdraw(&mut self, id: NodeId) {
+        let node = self.node(id);
+        if node.is_evictable() {
+            let rank = self.eviction.rank(node);
+            self.evictable.remove(&(rank, id));
         }
     }
 
@@ -323,100 +374,5 @@ impl RadixCache {
 
     fn node_mut(&mut self, id: NodeId) -> &mut Node {
         self.nodes[id.0].as_mut().expect("an id in use names a node")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::Value;
-
-    use super::*;
-    use crate::events::{EventEncoding, encode_batch};
-
-    fn tokens(value: &Value) -> Vec<u32> {
-        value["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap() as u32).collect()
-    }
-
-    fn namespace(value: &Value) -> Namespace {
-        let text = |name: &str| value[name].as_str().unwrap_or("").to_owned();
-        Namespace { extra_key: text("extra_key"), cache_salt: text("cache_salt") }
-    }
-
-    /// The time stamp of a captured batch.
-    fn time_stamp(payload: &[u8]) -> f64 {
-        f64::from_be_bytes(payload[2..10].try_into().unwrap())
-    }
-
-    fn unhex(text: &str) -> Vec<u8> {
-        let digit = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
-        (0..text.len()).step_by(2).map(digit).collect()
-    }
-
-    /// The real cache, step by step: results, sizes, and every byte of its events.
-    #[test]
-    fn it_does_what_the_real_cache_did() {
-        let runs: Value = serde_json::from_str(include_str!("../tests/fixtures/radix_cache.json")).unwrap();
-        let mut steps = 0;
-        for run in runs.as_array().unwrap() {
-            let page_size = run["page_size"].as_u64().unwrap() as usize;
-            let mut cache = RadixCache::new(page_size);
-            for (number, step) in run["steps"].as_array().unwrap().iter().enumerate() {
-                replay(&mut cache, step, page_size, number);
-                steps += 1;
-            }
-        }
-        assert_eq!(steps, 54);
-    }
-
-    fn replay(cache: &mut RadixCache, step: &Value, page_size: usize, number: usize) {
-        let (arguments, result) = (&step["args"], &step["result"]);
-        let at = format!("page size {page_size}, step {number}: {}", step["op"]);
-        match step["op"].as_str().unwrap() {
-            "construct" => {}
-            "insert" => {
-                let found = cache.insert(&namespace(arguments), &tokens(arguments)).tokens;
-                assert_eq!(found as u64, result["prefix_len"].as_u64().unwrap(), "{at}");
-            }
-            "match_prefix" => {
-                let found = cache.match_prefix(&namespace(arguments), &tokens(arguments)).tokens;
-                assert_eq!(found as u64, result["device_prefix_len"].as_u64().unwrap(), "{at}");
-            }
-            "lock" => {
-                let last = cache.match_prefix(&namespace(arguments), &tokens(arguments)).last;
-                cache.lock(last);
-            }
-            "unlock" => {
-                let last = cache.match_prefix(&namespace(arguments), &tokens(arguments)).last;
-                cache.unlock(last);
-            }
-            "evict" => {
-                let freed = cache.evict(arguments["num_tokens"].as_u64().unwrap() as usize);
-                assert_eq!(freed as u64, result["num_tokens_evicted"].as_u64().unwrap(), "{at}");
-            }
-            "reset" => cache.clear(),
-            other => panic!("the fixture has an operation the test does not know: {other}"),
-        }
-        let events = cache.take_events();
-        match step["batch_payload_hex"].as_str() {
-            None => assert_eq!(events, [], "{at}"),
-            Some(captured) => {
-                let captured = unhex(captured);
-                let ours = encode_batch(time_stamp(&captured), &events, page_size, 0, EventEncoding::Map);
-                assert_eq!(ours, captured, "{at}");
-            }
-        }
-        assert_eq!(cache.evictable_tokens() as u64, step["evictable_tokens"].as_u64().unwrap(), "{at}");
-        assert_eq!(cache.protected_tokens() as u64, step["protected_tokens"].as_u64().unwrap(), "{at}");
-    }
-
-    #[test]
-    fn paths_are_what_is_cached() {
-        let mut cache = RadixCache::new(2);
-        let namespace = Namespace::default();
-        cache.insert(&namespace, &[1, 2, 3, 4, 5]);
-        cache.insert(&namespace, &[1, 2, 9, 9]);
-        let mut paths: Vec<_> = cache.paths().into_iter().map(|(_, tokens)| tokens).collect();
-        paths.sort();
-        assert_eq!(paths, [vec![1, 2, 3, 4], vec![1, 2, 9, 9]]);
     }
 }

@@ -1,0 +1,36 @@
+//! What a server says of the pools that it has beside the KV of full attention. The simulated cache has none, whatever is said.
+
+use serde_json::{Value, json};
+
+/// SGLang's `--swa-full-tokens-ratio`, in tenths.
+const WINDOW_TENTHS: usize = 8;
+
+/// A kind of cache, as models need it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum CacheKind {
+    /// Of full attention alone.
+    #[default]
+    Full,
+    /// With a pool for sliding windows.
+    SlidingWindow,
+    /// With a pool for recurrent state.
+    RecurrentState,
+}
+
+impl CacheKind {
+    /// `uses_mamba_radix_cache` of `/server_info`.
+    pub(crate) fn has_states(self) -> bool {
+        self == Self::RecurrentState
+    }
+
+    /// `max_mamba_cache_size` of a scheduler.
+    pub(crate) fn states(self, max_running_requests: usize) -> Value {
+        if self.has_states() { json!(max_running_requests) } else { Value::Null }
+    }
+
+    /// `memory_usage` of a scheduler.
+    pub(crate) fn memory_usage(self, pool_tokens: usize) -> Value {
+        let windows = (self == Self::SlidingWindow).then_some(pool_tokens * WINDOW_TENTHS / 10);
+        json!({"token_capacity": pool_tokens, "token_capacity_swa": windows})
+    }
+}
