@@ -123,9 +123,10 @@ async fn round_robin_does_over_http_what_it_does_in_the_lab() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_router_that_is_down_is_an_error_before_the_run() {
-    let sim = sim().await;
-    let gone = sim.url();
-    sim.kill().await;
+    // Nobody listens there, and nobody else can.
+    let taken = tokio::net::TcpSocket::new_v4().unwrap();
+    taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let gone = format!("http://{}", taken.local_addr().unwrap());
     let cells = plan(Pattern::NoSharing, 10);
     let error =
         job(&cells, running(&gone, &[])).run(&After::requests(0, || ()), unstopped()).await.unwrap_err();
