@@ -253,6 +253,22 @@ fn agents_tell_a_new_router_what_is_there() {
     assert!(untold > 100_000, "{untold}");
 }
 
+/// A router expects no more than its index holds, also one that takes another's place.
+#[test]
+fn every_router_has_the_bound_on_its_index() {
+    const BOUND_BLOCKS: u64 = 64;
+    let most_expected = |most_blocks| {
+        let (_, outcome) = troubled(Pattern::Agents, "cache_aware", |setting| {
+            (setting.fault, setting.routers) = (Some(Fault::Takeover), 2);
+            setting.most_blocks = most_blocks;
+        });
+        outcome.requests.iter().map(|request| request.predicted_tokens).max()
+    };
+    let bound_tokens = BOUND_BLOCKS * BLOCK_TOKENS as u64;
+    assert!(most_expected(BOUND_BLOCKS) <= Some(bound_tokens));
+    assert!(most_expected(MOST_BLOCKS) > Some(bound_tokens));
+}
+
 #[test]
 fn routers_that_are_told_agree_and_those_that_are_not_do_less() {
     let share = |name, clients| {
