@@ -61,7 +61,7 @@ const MEASUREMENTS: &[Measurement] = &[
     },
     Measurement {
         name: "policy",
-        what: "routing policies on simulated fleets (docs/benchmark.md): half an hour of CPU, with --quick three minutes",
+        what: "routing policies on simulated fleets (docs/benchmark.md): half an hour of CPU, with --quick three and a half minutes",
         measures: None,
         arguments: &["run", "--quiet", "--release", "--package", "long-prefix-bench", "--", "run", "--rows"],
     },

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sglang_sim::Timing;
 
-use crate::lab::Fault;
+use crate::lab::{Clients, Fault};
 use crate::workload::{Draft, EQUAL_PROMPT_TOKENS, EQUAL_PROMPTS, Pattern, Trace, TraceError, draft, load};
 
 /// Requests of P1: 16 for each prompt, SGLang's default. Its ρ may exceed 1: batches are larger than those that ρ is defined with.
@@ -31,7 +31,8 @@ const PATIENT: Duration = Duration::from_secs(600);
 pub enum Suite {
     /// A handful of small cells, for tests.
     Smoke,
-    /// Every workload but P2 to P4 at one point, two of them along both axes, one with each fault, four with two routers: two minutes.
+    /// Every workload but P2 to P4 at one point, two of them along both axes, one with each fault, four with two routers: three and
+    /// a half minutes.
     Quick,
     /// A few cells that take some minutes each in real time: for runs over HTTP, and for the lab beside them.
     EndToEnd,
@@ -93,6 +94,8 @@ pub struct Plan {
     pub fault: Option<Fault>,
     /// Routers in front of all engines.
     pub routers: usize,
+    /// Which of several a request goes to.
+    pub clients: Clients,
 }
 
 impl Suite {
@@ -163,7 +166,7 @@ fn quick() -> Vec<Plan> {
         cells.push(Plan::new(sample, kappa, rho, 4, 1_214));
     }
     let agents = Plan::new(Workload::Generated(Pattern::Agents), 2.0, 0.5, 8, 3_000);
-    cells.extend(Fault::ALL.map(|fault| Plan { fault: Some(fault), ..agents }));
+    cells.extend(Fault::ALL.map(|fault| agents.with(fault)));
     for pattern in [Pattern::SystemPrompts, Pattern::Chat, Pattern::Herd] {
         cells.push(Plan { routers: 2, ..Plan::generated(pattern, 1.0, 0.5, 8, 3_000) });
     }
@@ -212,8 +215,17 @@ fn full() -> Vec<Plan> {
     cells.extend(equal_prompts(&[0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6]));
     let plain = surfaces.into_iter().chain([Workload::Real(Trace::Sample)]);
     for plain in plain.map(|workload| Plan::new(workload, 2.0, 0.5, 8, 3_000)) {
-        cells.extend(Fault::ALL.map(|fault| Plan { fault: Some(fault), ..plain }));
+        cells.extend(Fault::ALL.map(|fault| plain.with(fault)));
         cells.extend([2, 4].map(|routers| Plan { routers, ..plain }));
+        cells.push(Plan { routers: 4, ..plain }.with(Fault::Takeover));
+    }
+    // Any request may go to any router: the replicas have to find what the others have sent.
+    for pattern in [Pattern::Chat, Pattern::Agents] {
+        for routers in [2, 4] {
+            let plain = Plan::generated(pattern, 2.0, 0.5, 8, 3_000);
+            let plain = Plan { routers, clients: Clients::AtRandom, ..plain };
+            cells.extend([plain, plain.with(Fault::Takeover)]);
+        }
     }
     for pattern in [Pattern::SystemPrompts, Pattern::Herd, Pattern::Sliding] {
         cells.push(Plan { routers: 2, ..Plan::generated(pattern, 1.0, 0.5, 8, 4_000) });
@@ -236,8 +248,14 @@ fn equal_prompts(loads: &[f64]) -> impl Iterator<Item = Plan> {
 impl Plan {
     fn new(workload: Workload, kappa: f64, rho: f64, workers: usize, requests: usize) -> Self {
         let (capacity, fault, routers) = (Capacity::Kappa(kappa), None, 1);
-        let (pace, most_blocks, quiet) = (None, None, false);
-        Self { workload, capacity, rho, pace, workers, requests, fault, routers, most_blocks, quiet }
+        let (pace, most_blocks, quiet, clients) = (None, None, false, Clients::default());
+        Self { workload, capacity, rho, pace, workers, requests, fault, routers, clients, most_blocks, quiet }
+    }
+
+    /// The same with a fault. It takes two routers for one to take over.
+    fn with(self, fault: Fault) -> Self {
+        let routers = if fault == Fault::Takeover { self.routers.max(2) } else { self.routers };
+        Self { fault: Some(fault), routers, ..self }
     }
 
     /// The cliff's capacity follows from its sessions, the sliding set's is short of what it uses, an engine holds a quarter of P1's prompts.
@@ -277,9 +295,12 @@ impl Plan {
         }
     }
 
-    /// The same with nothing wrong and one router.
+    /// What it is compared with: the same with nothing wrong, or, where nothing is, with one router.
     pub fn undisturbed(&self) -> Self {
-        Self { fault: None, routers: 1, ..*self }
+        match self.fault {
+            Some(_) => Self { fault: None, ..*self },
+            None => Self { routers: 1, clients: Clients::default(), ..*self },
+        }
     }
 
     /// Names the cell within its suite.
@@ -291,6 +312,7 @@ impl Plan {
         };
         let fault = self.fault.map_or_else(String::new, |fault| format!(", {}", fault.name()));
         let routers = if self.routers == 1 { String::new() } else { format!(", {} routers", self.routers) };
+        let clients = if self.clients == Clients::AtRandom { ", clients at random" } else { "" };
         let load = match self.pace {
             None => format!("ρ {}", self.rho),
             Some(Pace::PerSecond(rate)) => format!("{rate}/s"),
@@ -298,8 +320,8 @@ impl Plan {
         };
         let index = self.most_blocks.map_or_else(String::new, |most| format!(", index {most}"));
         let quiet = if self.quiet { ", quiet" } else { "" };
-        let name = self.workload.name();
-        format!("{name}, {capacity}, {load}, N {}{index}{quiet}{fault}{routers}", self.workers)
+        let (name, workers) = (self.workload.name(), self.workers);
+        format!("{name}, {capacity}, {load}, N {workers}{index}{quiet}{fault}{routers}{clients}")
     }
 
     /// Its requests.

@@ -213,6 +213,7 @@ fn tables(report: &Report) -> String {
         report::others,
         report::published,
         report::gains,
+        report::faults,
         report::capacities,
         report::standings,
         report::targets_table,

@@ -59,6 +59,9 @@ pub struct Metrics {
     pub retracted: u64,
     /// Evicted tokens for each prompt token.
     pub evicted_per_prompt_token: f64,
+    /// Of several routers: share of decisions that all of them would have taken alike at that moment, of those that all were asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
 }
 
 /// How a run went over time, and how long requests waited.
@@ -182,7 +185,15 @@ pub fn metrics(setting: &Setting, traffic: &Traffic, ideal: &[usize], outcome: &
         prediction_error_tokens: mean(&errors.iter().map(|error| error.abs()).collect::<Vec<_>>()),
         retracted: outcome.retracted,
         evicted_per_prompt_token: outcome.evicted_tokens as f64 / traffic.prompt_tokens().max(1) as f64,
+        agreement: agreement(traffic, outcome),
     }
+}
+
+fn agreement(traffic: &Traffic, outcome: &Outcome) -> Option<f64> {
+    let measured = outcome.polls.iter().filter(|poll| poll.request >= traffic.warm_up);
+    let polls: Vec<bool> = measured.map(|poll| poll.agreed).collect();
+    let agreed = polls.iter().filter(|agreed| **agreed).count();
+    (!polls.is_empty()).then(|| agreed as f64 / polls.len() as f64)
 }
 
 /// The run over time.
@@ -198,19 +209,23 @@ pub fn detail(setting: &Setting, traffic: &Traffic, ideal: &[usize], outcome: &O
         cached[at] += request.cached_tokens;
         ttft[at].push(request.first.map_or(setting.timeout, |first| first - request.sent).as_secs_f64());
     }
-    let mut busy = vec![vec![0.0; setting.workers]; POINTS];
+    let mut busy = vec![vec![0.0; setting.engines()]; POINTS];
     for (engine, ended, took) in &outcome.prefills {
         busy[place(*ended)][*engine] += took.as_secs_f64();
     }
     let mut waited: Vec<f64> =
         measured(traffic, ideal, outcome).iter().map(|one| one.ttft_s(setting.timeout)).collect();
     waited.sort_unstable_by(f64::total_cmp);
+    let imbalance = |(point, busy): (usize, &Vec<f64>)| {
+        let from = Duration::from_secs_f64(step_s * point as f64);
+        most_over_mean(&of_those_there(outcome, busy, from, Duration::from_secs_f64(step_s)))
+    };
     let rate = |(prompt, cached): (&usize, &usize)| (*prompt > 0).then(|| *cached as f64 / *prompt as f64);
     Detail {
         step_s,
         hit_rate: prompt.iter().zip(&cached).map(rate).collect(),
         ttft_s: ttft.iter().map(|all| (!all.is_empty()).then(|| mean(all))).collect(),
-        imbalance: busy.iter().map(|busy| most_over_mean(busy)).collect(),
+        imbalance: busy.iter().enumerate().map(imbalance).collect(),
         ttft_quantiles_s: (0..=POINTS).map(|i| quantile(&waited, i as f64 / POINTS as f64)).collect(),
     }
 }
@@ -250,11 +265,17 @@ fn most_over_mean(busy: &[f64]) -> Option<f64> {
     (mean > 0.0).then(|| busy.iter().copied().fold(0.0, f64::max) / mean)
 }
 
+/// Prefill time of the engines that were in the fleet in a window.
+fn of_those_there(outcome: &Outcome, busy: &[f64], from: Duration, lasts: Duration) -> Vec<f64> {
+    let there = |(engine, _): &(usize, &f64)| outcome.is_there(*engine, from, from + lasts);
+    busy.iter().enumerate().filter(there).map(|(_, busy)| *busy).collect()
+}
+
 /// In the mean, weighted by work, and in the worst of a hundred windows, of those that keep the fleet busy for a twentieth of their
 /// time: one request alone is no imbalance.
 fn imbalance(setting: &Setting, outcome: &Outcome) -> (f64, f64) {
     let windows = (outcome.end.as_secs() / WINDOW.as_secs() + 1) as usize;
-    let mut busy = vec![vec![0.0; setting.workers]; windows];
+    let mut busy = vec![vec![0.0; setting.engines()]; windows];
     for (engine, ended, took) in &outcome.prefills {
         let window = (ended.as_secs() / WINDOW.as_secs()) as usize;
         if let Some(window) = busy.get_mut(window) {
@@ -262,6 +283,8 @@ fn imbalance(setting: &Setting, outcome: &Outcome) -> (f64, f64) {
         }
     }
     let least = 0.05 * WINDOW.as_secs_f64() * setting.workers as f64;
+    let there = |(at, busy): (usize, &Vec<f64>)| of_those_there(outcome, busy, WINDOW * at as u32, WINDOW);
+    let busy: Vec<Vec<f64>> = busy.iter().enumerate().map(there).collect();
     let worked = busy.iter().map(|busy| (busy.iter().sum::<f64>(), busy)).filter(|(work, _)| *work >= least);
     let all: Vec<(f64, f64)> =
         worked.filter_map(|(work, busy)| most_over_mean(busy).map(|ratio| (work, ratio))).collect();
@@ -314,7 +337,7 @@ mod tests {
 
     use super::*;
     use crate::engine::Limits;
-    use crate::lab::MOST_BLOCKS;
+    use crate::lab::{Clients, MOST_BLOCKS, Poll};
     use crate::sequence::Hasher;
     use crate::workload::{Draft, DraftSession, DraftTurn};
 
@@ -328,6 +351,7 @@ mod tests {
             timeout: Duration::from_secs(120),
             seed: 1,
             routers: 1,
+            clients: Clients::default(),
             fault: None,
         }
     }
@@ -354,6 +378,7 @@ mod tests {
             failed: false,
             cached_tokens: 480,
             predicted_tokens: 500,
+            returned: None,
         };
         Outcome {
             requests: traffic.requests.iter().enumerate().map(request).collect(),
@@ -407,6 +432,19 @@ mod tests {
             0.0
         );
         assert_eq!(share(|request| request.sent = request.sent.saturating_sub(Duration::from_secs(1))), 0.0);
+    }
+
+    #[test]
+    fn agreement_is_of_the_measured_and_engines_that_are_away_are_no_imbalance() {
+        let traffic = traffic();
+        let mut outcome = outcome(&traffic);
+        assert_eq!(metrics(&setting(), &traffic, &[960; 10], &outcome).agreement, None);
+        let poll = |(request, agreed)| Poll { request, agreed };
+        outcome.polls = [(0, true), (3, true), (5, false), (7, true), (8, true)].map(poll).to_vec();
+        outcome.stays = vec![(Duration::ZERO, Duration::MAX), (Duration::from_secs(60), Duration::MAX)];
+        let of = metrics(&setting(), &traffic, &[960; 10], &outcome);
+        assert_eq!(of.agreement, Some(0.75), "the first request is the warm-up");
+        assert_eq!(of.imbalance_mean, 1.0, "one engine was there");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
+use crate::aftermath::Aftermath;
 use crate::http::Checks;
 use crate::metrics::{Detail, Metrics};
 
@@ -112,7 +113,10 @@ pub struct Cell {
     pub fault: Option<String>,
     /// Routers in front of all engines.
     pub routers: usize,
-    /// The cell with the same traffic where nothing goes wrong and one router decides; its own id if it is that.
+    /// Any request goes to any of several routers; if not, sessions are divided among them.
+    #[serde(default)]
+    pub clients_at_random: bool,
+    /// The cell with the same traffic and routers where nothing goes wrong, of that the one with one router; its own id if it is that.
     pub undisturbed: String,
     /// The traffic of each seed.
     pub seeds: Vec<Seed>,
@@ -159,6 +163,9 @@ pub struct Run {
     /// One for each seed that was run over HTTP.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Checks>,
+    /// One for each seed, where something goes wrong at one moment and the grid has the same without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aftermaths: Vec<Aftermath>,
 }
 
 /// A file that is no result, or cannot be read or written.

@@ -1,16 +1,18 @@
 //! Runs the cells of a suite on a few threads.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use router_core::policy::CacheAwareSettings;
 use sglang_sim::Timing;
 
+use crate::aftermath::{self, Aftermath, Course};
 use crate::engine::Limits;
 use crate::grid::{Capacity, Plan, TIMEOUT};
-use crate::lab::{Contestant, Kind, LabError, MOST_BLOCKS, Outcome, Setting, contestants, run};
+use crate::lab::{Clients, Contestant, Kind, LabError, MOST_BLOCKS, Outcome, Setting, contestants, run};
 use crate::metrics::{Detail, Metrics, detail, metrics};
 use crate::reference::Accesses;
 use crate::result::{Cell, EngineProfile, Entry, Report, Run, SCHEMA, Seed};
@@ -64,8 +66,11 @@ const LEAST_TOKENS: f64 = 131_072.0;
 /// One cell with one seed.
 struct Measured {
     seed: Seed,
-    runs: Vec<(Metrics, Detail)>,
+    runs: Vec<(Metrics, Detail, Option<Course>)>,
 }
+
+/// Of everybody in one cell with one seed, by the places of both.
+type Courses = HashMap<(usize, u64), Vec<Course>>;
 
 /// A cell with one seed, before anybody has run it.
 #[derive(Clone, Debug)]
@@ -110,16 +115,21 @@ impl Job<'_> {
         results.sort_by_key(|(cell, seed, _)| (*cell, *seed));
         let mut cells: Vec<Cell> =
             self.cells.iter().map(|plan| empty(plan, contestants.iter().map(|of| of.name))).collect();
+        let mut courses = Courses::new();
         for (cell, seed, measured) in results {
             let measured = measured?;
             cells[cell].seeds.push(measured.seed);
-            for (run, (metrics, detail)) in cells[cell].runs.iter_mut().zip(measured.runs) {
+            let mut kept = Vec::new();
+            for (run, (metrics, detail, course)) in cells[cell].runs.iter_mut().zip(measured.runs) {
                 run.seeds.push(metrics);
+                kept.extend(course);
                 if seed == 1 {
                     run.detail = detail;
                 }
             }
+            courses.insert((cell, seed), kept);
         }
+        self.add_aftermaths(&mut cells, &courses);
         leave_out_repetitions(&mut cells);
         Ok(Report {
             schema: SCHEMA.to_owned(),
@@ -140,13 +150,37 @@ impl Job<'_> {
         done: &(impl Fn() + Sync),
     ) -> Result<Measured, BenchError> {
         let prepared = Prepared::new(plan, self.traces, seed)?;
+        let keeps = aftermath::concerns(plan, self.cells);
         let runs = contestants.iter().map(|contestant| {
-            let run = prepared.in_the_lab(plan, contestant);
+            let outcome = prepared.outcome(plan, contestant);
             done();
-            run
+            let outcome = outcome?;
+            let course = || Course::of(&prepared.setting, &prepared.traffic, &outcome);
+            let (metrics, detail) = prepared.figures(&outcome);
+            Ok((metrics, detail, keeps.then(course)))
         });
         let runs = runs.collect::<Result<Vec<_>, BenchError>>()?;
         Ok(Measured { seed: prepared.seed, runs })
+    }
+
+    /// Where something goes wrong at one moment, and the grid has the same without.
+    fn add_aftermaths(&self, cells: &mut [Cell], courses: &Courses) {
+        for (place, plan) in self.cells.iter().enumerate() {
+            let plain = self.cells.iter().position(|other| *other == plan.undisturbed());
+            let Some((fault, plain)) = plan.fault.filter(|fault| fault.has_moments()).zip(plain) else {
+                continue;
+            };
+            let Cell { seeds, runs, .. } = &mut cells[place];
+            for seed in seeds {
+                let span = Duration::from_secs_f64(seed.span_s);
+                let moments = fault.moments(plan.workers, plan.routers, span);
+                let both = courses.get(&(place, seed.seed)).zip(courses.get(&(plain, seed.seed)));
+                let both = both.into_iter().flat_map(|(with, without)| with.iter().zip(without));
+                for (run, (with, without)) in runs.iter_mut().zip(both) {
+                    run.aftermaths.push(Aftermath::of(fault, &moments, with, without));
+                }
+            }
+        }
     }
 }
 
@@ -170,6 +204,7 @@ impl Prepared {
             timeout: plan.patience(),
             seed,
             routers: plan.routers,
+            clients: plan.clients,
             fault: plan.fault,
         };
         let fleet_blocks = capacity_tokens * plan.workers / BLOCK_TOKENS;
@@ -196,12 +231,15 @@ impl Prepared {
         plan: &Plan,
         contestant: &Contestant,
     ) -> Result<(Metrics, Detail), BenchError> {
-        let outcome = run(&self.setting, &self.traffic, contestant).map_err(|source| BenchError::Lab {
+        Ok(self.figures(&self.outcome(plan, contestant)?))
+    }
+
+    fn outcome(&self, plan: &Plan, contestant: &Contestant) -> Result<Outcome, BenchError> {
+        run(&self.setting, &self.traffic, contestant).map_err(|source| BenchError::Lab {
             contestant: contestant.name,
             cell: plan.id(),
             source,
-        })?;
-        Ok(self.figures(&outcome))
+        })
     }
 
     /// What became of a run, in figures.
@@ -219,7 +257,8 @@ fn leave_out_repetitions(cells: &mut Vec<Cell>) {
     cells.retain(|cell| {
         let of = |seed: &Seed| (seed.hash.clone(), seed.capacity_tokens);
         let traffic: Vec<_> = cell.seeds.iter().map(of).collect();
-        seen.insert((cell.workers, cell.fault.clone(), cell.routers, cell.most_blocks, traffic))
+        let disturbed = (cell.fault.clone(), cell.routers, cell.clients_at_random);
+        seen.insert((cell.workers, cell.most_blocks, disturbed, traffic))
     });
 }
 
@@ -250,6 +289,7 @@ pub(crate) fn empty<'a>(plan: &Plan, contestants: impl Iterator<Item = &'a str>)
         seeds: Vec::new(),
         detail: Detail::default(),
         checks: Vec::new(),
+        aftermaths: Vec::new(),
     };
     Cell {
         id: plan.id(),
@@ -266,6 +306,7 @@ pub(crate) fn empty<'a>(plan: &Plan, contestants: impl Iterator<Item = &'a str>)
         quiet: (!plan.quiet).then(|| plan.quiet().id()),
         fault: plan.fault.map(|fault| fault.name().to_owned()),
         routers: plan.routers,
+        clients_at_random: plan.clients == Clients::AtRandom,
         undisturbed: plan.undisturbed().id(),
         seeds: Vec::new(),
         runs: contestants.map(run).collect(),

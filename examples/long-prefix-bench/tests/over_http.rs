@@ -8,6 +8,7 @@ use long_prefix_bench::grid::{Capacity, Plan, Workload};
 use long_prefix_bench::http::{
     Against, Api, Contestant, HttpError, HttpJob, Programs, Progress, RouterError,
 };
+use long_prefix_bench::lab::Clients;
 use long_prefix_bench::report::{agreement, cells, checks, page, regrets};
 use long_prefix_bench::result::Report;
 use long_prefix_bench::runner::Job;
@@ -58,6 +59,7 @@ fn plan(pattern: Pattern, requests: usize) -> [Plan; 1] {
         workers: 2,
         requests,
         routers: 1,
+        clients: Clients::default(),
         fault: None,
         pace: None,
         most_blocks: None,

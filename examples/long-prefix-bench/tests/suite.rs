@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use long_prefix_bench::grid::{Capacity, Plan, Suite, Workload};
 use long_prefix_bench::lab::Fault;
 use long_prefix_bench::report::{
-    CompareError, TRACKS, agreement, capacities, cells, compare, gains, ladders, others, page, regrets,
-    standings, targets,
+    CompareError, TRACKS, agreement, capacities, cells, compare, faults, gains, ladders, others, page,
+    regrets, standings, targets,
 };
 use long_prefix_bench::result::{Cell, Report, ResultError};
 use long_prefix_bench::rows::rows;
@@ -175,6 +175,13 @@ fn agreement_has_bounds() {
 #[test]
 fn the_page_is_one_file() {
     let page = page(smoke());
+    is_one_file(&page);
+    for cell in &smoke().cells {
+        assert!(page.contains(&cell.id));
+    }
+}
+
+fn is_one_file(page: &str) {
     assert!(page.starts_with("<!doctype html>"));
     for outside in ["http:", "https:", "<script", "<link", "@import", "url("] {
         assert!(!page.contains(outside), "{outside}");
@@ -183,9 +190,6 @@ fn the_page_is_one_file() {
         let opened =
             page.matches(&format!("<{element} ")).count() + page.matches(&format!("<{element}>")).count();
         assert_eq!(opened, page.matches(&format!("</{element}>")).count(), "{element}");
-    }
-    for cell in &smoke().cells {
-        assert!(page.contains(&cell.id));
     }
     assert!(!page.contains("NaN") && !page.contains("inf<"));
 }
@@ -207,10 +211,61 @@ fn disturbed_cells_stand_beside_the_same_undisturbed() {
     let report = job.run(&|| ()).unwrap();
     assert_eq!(report.cells.len(), 3, "they differ in more than traffic and caches");
     assert!(report.cells[1..].iter().all(|cell| cell.undisturbed == report.cells[0].id));
-    let text = gains(&report);
+    let text = faults(&report);
     assert!(text.contains("F2 weight update\n") && text.contains("2 routers\n"), "{text}");
+    assert!(text.contains("hits back, updated, s") && text.contains("alike %"), "{text}");
+    assert!(report.cells.iter().all(|cell| gains(&report).contains(&cell.id)));
     let (track, of) = TRACKS[2];
     assert_eq!(report.cells.iter().filter(|cell| of(cell)).count(), 2, "{track}");
+}
+
+#[test]
+fn faults_have_an_aftermath_where_the_same_without_is_there() {
+    let mut plans = Suite::Smoke.cells(None);
+    plans.drain(..1);
+    plans.truncate(1);
+    let plain = plans[0];
+    let two = Plan { routers: 2, ..plain };
+    plans.extend([
+        Plan { fault: Some(Fault::Takeover), ..two },
+        two,
+        Plan { fault: Some(Fault::Scale), ..plain },
+        Plan { fault: Some(Fault::Kill), routers: 4, ..plain },
+    ]);
+    let job = Job {
+        suite: "smoke",
+        cells: &plans,
+        traces: None,
+        seeds: 2,
+        threads: 2,
+        cache_aware: CacheAwareSettings::default(),
+    };
+    let report = job.run(&|| ()).unwrap();
+    let [_, takeover, beside, scale, alone] = report.cells.as_slice() else { panic!("five cells") };
+    assert_eq!(takeover.undisturbed, beside.id, "as many routers");
+    for run in &takeover.runs {
+        let after: Vec<&str> = run.aftermaths[1].recoveries.iter().map(|each| each.after.as_str()).collect();
+        assert_eq!((run.aftermaths.len(), after), (2, vec!["lost", "replaced", "lost", "replaced"]));
+        assert!(run.aftermaths[0].moved.is_none(), "the fleet stays as it is");
+        assert!(run.seeds.iter().all(|of| of.agreement.is_some()), "{}", run.contestant);
+    }
+    for run in &scale.runs {
+        assert!(run.aftermaths[0].moved.is_some_and(|moved| moved.requests > 0), "{}", run.contestant);
+        assert_eq!(run.seeds[0].agreement, None);
+    }
+    assert!(alone.runs.iter().all(|run| run.aftermaths.is_empty()), "there is nothing to compare with");
+    let text = faults(&report);
+    for column in
+        ["hits back, lost, s", "hits back, replaced, s", "hits back, out, s", "hits back, in, s", "moved %"]
+    {
+        assert!(text.contains(column) && page(&report).contains(column), "{column}: {text}");
+    }
+    is_one_file(&page(&report));
+    let again = Job { cells: &[plans[0], plans[3]], seeds: 1, threads: 1, ..job }.run(&|| ()).unwrap();
+    for (run, before) in again.cells[1].runs.iter().zip(&scale.runs) {
+        assert_eq!(run.aftermaths[0], before.aftermaths[0], "{}", run.contestant);
+    }
+    assert!(compare(&report, &report).is_ok());
 }
 
 #[test]

@@ -202,6 +202,22 @@ impl RadixCache {
         all.extend(self.nodes.iter().flatten().flat_map(|node| node.blocks.iter().copied()));
     }
 
+    /// All that is stored, parents before children.
+    pub(super) fn stored(&self) -> Vec<BlockRun> {
+        let mut nodes: Vec<(usize, &Node)> =
+            self.nodes.iter().flatten().map(|node| (self.depth(node), node)).collect();
+        nodes.sort_by_key(|(depth, _)| *depth);
+        let last_of = |id: NodeId| self.node(id).blocks.last().copied();
+        let run =
+            |node: &Node| BlockRun { parent: node.parent.and_then(last_of), hashes: node.blocks.clone() };
+        nodes.into_iter().map(|(_, node)| run(node)).collect()
+    }
+
+    /// Nodes above.
+    fn depth(&self, node: &Node) -> usize {
+        std::iter::successors(node.parent, |id| self.node(*id).parent).count()
+    }
+
     fn child(&self, sequence: &Sequence, at: usize, most: usize) -> Option<NodeId> {
         let first = sequence.block(at).filter(|_| at < most)?;
         self.heads.get(&first).copied()

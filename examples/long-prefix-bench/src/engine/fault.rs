@@ -1,10 +1,28 @@
-//! What goes wrong with an engine: it dies, pauses for new weights, or slows down.
+//! What goes wrong with an engine: a request is given up, or it dies, pauses for new weights, or slows down.
 
 use std::time::Duration;
 
-use super::{Engine, Work};
+use super::{Engine, Pass, RequestId, Work};
 
 impl Engine {
+    /// Ends a request early; what it computed stays cached.
+    pub fn abort(&mut self, id: RequestId) {
+        let waiting = self.waiting.iter().position(|live| live.id == id);
+        let running = self.running.iter().position(|live| live.id == id);
+        let live = match (waiting, running) {
+            (Some(at), _) => self.waiting.remove(at),
+            (_, Some(at)) => Some(self.running.remove(at)),
+            (None, None) => None,
+        };
+        if let Some(live) = live {
+            self.memory.borrow_mut().release(live.hold, &live.sequence);
+        }
+        // Whoever asks again is another request, also here.
+        if let Some(Pass { work: Work::Prefill { produced }, .. }) = &mut self.under_way {
+            produced.retain(|produced| produced.id != id);
+        }
+    }
+
     /// It is gone, and another one is in its place that has nothing to do and, if `forgets`, nothing cached.
     pub fn die(&mut self, forgets: bool) {
         self.under_way = None;

@@ -1,5 +1,6 @@
 //! The KV memory of an engine in blocks: what the cache holds, what live requests hold beside it, what is free.
 
+use router_core::BlockRun;
 use router_core::key::BlockHash;
 use rustc_hash::FxHashSet;
 
@@ -69,6 +70,11 @@ impl Memory {
     /// Changes of the cache since it was last asked.
     pub fn take_changes(&mut self) -> Vec<Change> {
         self.cache.take_changes()
+    }
+
+    /// All that is cached, parents before children, as an agent tells a router that it meets.
+    pub fn stored(&self) -> Vec<BlockRun> {
+        self.cache.stored()
     }
 
     /// Drops everything that is cached; no request may hold anything.

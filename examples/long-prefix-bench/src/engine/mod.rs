@@ -145,20 +145,6 @@ impl Engine {
         self.waiting.push_back(Live::new(id, sequence, expected_tokens));
     }
 
-    /// Ends a request early; what it computed stays cached.
-    pub fn abort(&mut self, id: RequestId) {
-        let waiting = self.waiting.iter().position(|live| live.id == id);
-        let running = self.running.iter().position(|live| live.id == id);
-        let live = match (waiting, running) {
-            (Some(at), _) => self.waiting.remove(at),
-            (_, Some(at)) => Some(self.running.remove(at)),
-            (None, None) => None,
-        };
-        if let Some(live) = live {
-            self.memory.borrow_mut().release(live.hold, &live.sequence);
-        }
-    }
-
     /// Begins a pass if there is work and none is under way; says when it ends.
     pub fn begin(&mut self, now: Duration) -> Option<Duration> {
         let has_work = !self.waiting.is_empty() || !self.running.is_empty();

@@ -1,6 +1,7 @@
 //! The engine beside hand-computed cases and beside the scheduler that it is a fast form of.
 
 use proptest::prelude::*;
+use rustc_hash::FxHashSet;
 use sglang_sim::{Eviction, Job, Limits as SimLimits, Namespace, RequestId as SimId, Scheduler};
 
 use super::*;
@@ -297,4 +298,36 @@ proptest! {
         }
         prop_assert_eq!(engine.memory().borrow().held_blocks(), 0);
     }
+}
+
+#[test]
+fn a_request_that_is_given_up_in_its_prefill_says_nothing_when_the_pass_ends() {
+    let mut engine = engine(1_000, 8_192, 8);
+    engine.submit(RequestId(1), sequence(&tokens(1, 640), 4), 0);
+    engine.submit(RequestId(2), sequence(&tokens(2, 640), 4), 0);
+    engine.begin(Duration::ZERO).unwrap();
+    engine.abort(RequestId(1));
+    let ids: Vec<RequestId> = engine.end().0.iter().map(|produced| produced.id).collect();
+    assert_eq!(ids, [RequestId(2)]);
+}
+
+#[test]
+fn what_is_stored_is_told_in_runs_that_follow_each_other() {
+    let mut engine = engine(1_000, 8_192, 8);
+    let long = tokens(1, 640);
+    let mut other = long[..320].to_vec();
+    other.extend(tokens(2, 320));
+    for (id, prompt) in [(1, &long), (2, &other), (3, &tokens(3, 128))] {
+        engine.submit(RequestId(id), sequence(prompt, 1), 0);
+        drain(&mut engine, Duration::ZERO);
+    }
+    let mut told = FxHashSet::default();
+    for run in engine.memory().borrow().stored() {
+        assert!(run.parent.is_none_or(|parent| told.contains(&parent)), "a parent comes first");
+        assert!(run.hashes.into_iter().all(|hash| told.insert(hash)), "each block once");
+    }
+    let mut held = FxHashSet::default();
+    engine.memory().borrow().collect(&mut held);
+    assert_eq!(told, held);
+    assert_eq!(held.len(), 10 + 5 + 2);
 }

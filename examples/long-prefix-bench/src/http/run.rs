@@ -235,6 +235,7 @@ fn outcome(
         cached_tokens: seen.cached_tokens as usize * weight,
         // Of a router that does not say what it expects there is no error.
         predicted_tokens: seen.predicted_tokens.unwrap_or(seen.cached_tokens) * weight as u64,
+        returned: None,
     };
     let evicted = counted.map_or(0.0, |(before, after)| after.evicted_tokens - before.evicted_tokens);
     Outcome {
@@ -246,6 +247,7 @@ fn outcome(
         replication: 0.0,
         retracted: seen.iter().flatten().map(|seen| seen.retractions).sum(),
         evicted_tokens: evicted as u64 * weight as u64,
+        ..Outcome::default()
     }
 }
 

@@ -109,6 +109,7 @@ mod tests {
 
     use super::*;
     use crate::engine::Limits;
+    use crate::lab::Clients;
     use crate::sequence::Hasher;
 
     fn workers() -> Vec<String> {
@@ -138,6 +139,7 @@ mod tests {
             timeout: Duration::from_secs(120),
             seed: 1,
             routers: 1,
+            clients: Clients::default(),
             fault: None,
         };
         let way = Way::sticky(&workers(), &setting).unwrap();

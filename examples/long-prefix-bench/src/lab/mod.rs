@@ -13,8 +13,8 @@ mod side;
 mod world;
 
 pub use contestant::{Contestant, Kind, contestants};
-pub use fault::Fault;
-pub use outcome::{Outcome, Request, Sample, Setting};
+pub use fault::{Fault, Moment};
+pub use outcome::{Clients, Outcome, Poll, Request, Returned, Sample, Setting};
 pub use side::LabError;
 pub(crate) use side::{MOST_BLOCKS, Side, as_time};
 pub use world::run;

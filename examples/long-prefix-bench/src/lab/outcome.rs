@@ -24,10 +24,22 @@ pub struct Setting {
     pub timeout: Duration,
     /// Seeds the routers' own randomness, and what is lost by chance.
     pub seed: u64,
-    /// Routers in front of all engines; each session stays with one.
+    /// Routers in front of all engines.
     pub routers: usize,
+    /// Which of them a request goes to.
+    pub clients: Clients,
     /// What goes wrong.
     pub fault: Option<Fault>,
+}
+
+/// How clients choose among several routers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Clients {
+    /// A session stays with one, as long as that is there.
+    #[default]
+    BySession,
+    /// Each request goes to any.
+    AtRandom,
 }
 
 /// What became of a request.
@@ -47,6 +59,26 @@ pub struct Request {
     pub cached_tokens: usize,
     /// Prompt tokens that the router expected to be.
     pub predicted_tokens: u64,
+    /// What a turn after a session's first met when it was sent.
+    pub returned: Option<Returned>,
+}
+
+/// Where a later turn of a session could have gone, and where it went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Returned {
+    /// Tokens of its prompt that were cached at an engine of the turn before, the most at any that still took requests.
+    pub held_tokens: usize,
+    /// The same of the engine that it went to.
+    pub here_tokens: usize,
+}
+
+/// One request that every router was asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Poll {
+    /// The request.
+    pub request: usize,
+    /// All would have sent it to the engine that it went to.
+    pub agreed: bool,
 }
 
 /// The fleet at one moment.
@@ -54,7 +86,7 @@ pub struct Request {
 pub struct Sample {
     /// When.
     pub at: Duration,
-    /// Uncached tokens that wait at each engine.
+    /// Uncached tokens that wait at each engine that is in the fleet.
     pub queued_tokens: Vec<usize>,
 }
 
@@ -77,4 +109,22 @@ pub struct Outcome {
     pub retracted: u64,
     /// Tokens that were evicted.
     pub evicted_tokens: u64,
+    /// Of several routers: decisions on which the others were asked too.
+    pub polls: Vec<Poll>,
+    /// When each engine joined, and when it left; empty where all are there all the time.
+    pub stays: Vec<(Duration, Duration)>,
+}
+
+impl Setting {
+    /// Engines that are in the fleet at any time.
+    pub fn engines(&self) -> usize {
+        self.workers + self.fault.map_or(0, Fault::spare_engines)
+    }
+}
+
+impl Outcome {
+    /// An engine was in the fleet at some time between these.
+    pub fn is_there(&self, engine: usize, from: Duration, until: Duration) -> bool {
+        self.stays.get(engine).is_none_or(|(joined, left)| *joined < until && *left > from)
+    }
 }

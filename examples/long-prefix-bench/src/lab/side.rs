@@ -6,9 +6,9 @@ use std::time::Duration;
 use router_core::key::{PrefixKey, Unit};
 use router_core::policy::{CacheAware, CacheAwareSettings, PolicyConfig};
 use router_core::{
-    AgentReport, Delta, Done, FleetUpdate, InFlight, Incarnation, Introduction, ReportLevel, ReportedLoad,
-    RouteError, RouteRequest, Router, SessionId, Settings, TargetId, Time, Units, Update, WorkerId,
-    WorkerProfile, Writer,
+    AgentReport, BlockRun, Delta, Done, FleetUpdate, InFlight, Incarnation, Introduction, ReportLevel,
+    ReportedLoad, RouteError, RouteRequest, Router, SessionId, Settings, TargetId, Time, Units, Update,
+    WorkerId, WorkerProfile, Writer,
 };
 
 use super::contestant::{Contestant, Rule};
@@ -41,6 +41,15 @@ pub(super) struct Seen {
     pub(super) load: ReportedLoad,
     pub(super) is_down: bool,
     pub(super) is_paused: bool,
+}
+
+/// An engine as a router meets it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Met {
+    /// Its lives before this one.
+    pub(super) lives: u64,
+    /// What its cache holds, for its agent to tell.
+    pub(super) stored: Vec<BlockRun>,
 }
 
 /// See the module.
@@ -92,7 +101,7 @@ impl Side {
             router,
             writer,
             workers: Vec::new(),
-            told: vec![Told::default(); engines],
+            told: Vec::new(),
             profile: WorkerProfile {
                 page_size: BLOCK_TOKENS as u32,
                 capacity_tokens,
@@ -104,16 +113,40 @@ impl Side {
             owner: Arc::default(),
         };
         side.put_in_force(&contestant.rule)?;
-        for engine in 0..engines {
-            side.send(Update::Fleet(FleetUpdate::Add { url: url(engine), done: Done::ignore() }))?;
+        for _ in 0..engines {
+            side.join(Met::default(), Duration::ZERO)?;
         }
-        side.turn(Duration::ZERO);
-        side.workers = side.router.snapshot().fleet.workers.iter().map(|worker| worker.id).collect();
-        for engine in 0..engines {
-            side.begin(engine)?;
-        }
-        side.turn(Duration::ZERO);
         Ok(side)
+    }
+
+    /// The next engine joins the fleet; the first one has number 0.
+    pub(super) fn join(&mut self, met: Met, now: Duration) -> Result<(), LabError> {
+        let engine = self.workers.len();
+        self.send(Update::Fleet(FleetUpdate::Add { url: url(engine), done: Done::ignore() }))?;
+        self.turn(now);
+        let snapshot = self.router.snapshot();
+        let worker = snapshot.fleet.worker_by_url(&url(engine)).ok_or(LabError::UnknownWorker)?;
+        self.workers.push(worker.id);
+        self.told.push(Told::default());
+        self.begin(engine, met, now)?;
+        self.turn(now);
+        Ok(())
+    }
+
+    /// An engine gets nothing new from now on.
+    pub(super) fn drain(&mut self, engine: usize, now: Duration) -> Result<(), LabError> {
+        let worker = self.workers[engine];
+        self.send(Update::Fleet(FleetUpdate::Drain { worker, on: true, done: Done::ignore() }))?;
+        self.turn(now);
+        Ok(())
+    }
+
+    /// An engine leaves the fleet for good.
+    pub(super) fn remove(&mut self, engine: usize, now: Duration) -> Result<(), LabError> {
+        let worker = self.workers[engine];
+        self.send(Update::Fleet(FleetUpdate::Remove { worker, done: Done::ignore() }))?;
+        self.turn(now);
+        Ok(())
     }
 
     /// Policies that only the lab has.
@@ -133,7 +166,7 @@ impl Side {
         }
     }
 
-    fn begin(&mut self, engine: usize) -> Result<(), LabError> {
+    fn begin(&mut self, engine: usize, met: Met, now: Duration) -> Result<(), LabError> {
         let worker = self.workers[engine];
         let told = FleetUpdate::Profile { worker, profile: self.profile.clone(), done: Done::ignore() };
         self.send(Update::Fleet(told))?;
@@ -143,7 +176,7 @@ impl Side {
         }
         let agent = Introduction {
             url: url(engine),
-            incarnation: Incarnation(1),
+            incarnation: Incarnation(met.lives + 1),
             profile: self.profile.clone(),
             resume: Vec::new(),
             units: Units::TOKENS,
@@ -151,15 +184,15 @@ impl Side {
             reconciles: false,
             chat_template: None,
         };
-        let (session, level, at) = (SessionId(engine as u64), ReportLevel::Full, as_time(Duration::ZERO));
+        let (session, level, at) = (SessionId(engine as u64), ReportLevel::Full, as_time(now));
         self.send(Update::Fleet(FleetUpdate::Join { agent, session, level, at, done: Done::ignore() }))?;
-        self.turn(Duration::ZERO);
-        self.baseline(engine, Duration::ZERO)
+        self.turn(now);
+        self.baseline(engine, met.stored, now)
     }
 
-    /// An engine's cache is empty.
-    fn baseline(&mut self, engine: usize, now: Duration) -> Result<(), LabError> {
-        let (seq, stored) = (self.told[engine].seq, Vec::new());
+    /// All that an engine's cache holds.
+    fn baseline(&mut self, engine: usize, stored: Vec<BlockRun>, now: Duration) -> Result<(), LabError> {
+        let seq = self.told[engine].seq;
         let baseline = AgentReport::Baseline { rank: 0, unit: Unit::Token, seq, stored, incomplete: false };
         self.report(engine, baseline, now)
     }
@@ -169,12 +202,13 @@ impl Side {
         self.send(Update::Fleet(FleetUpdate::Health { worker, reachable, reason }))
     }
 
-    /// What will be true of the engines for the next decision.
-    pub(super) fn tell_truth(&self, truth: impl Iterator<Item = (usize, u64, Duration)>) {
+    /// What will be true of the engines, in their order, for the next decision: tokens of the prompt, and time until it would begin.
+    pub(super) fn tell_truth(&self, truth: impl Iterator<Item = (u64, Duration)>) {
         let mut told = self.truth.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         told.clear();
-        told.extend(truth.map(|(engine, matched_tokens, backlog)| Truth {
-            worker: self.workers[engine],
+        // Of those that it has met.
+        told.extend(truth.zip(&self.workers).map(|((matched_tokens, backlog), worker)| Truth {
+            worker: *worker,
             matched_tokens,
             backlog_us: backlog.as_micros() as u64,
         }));
@@ -206,6 +240,20 @@ impl Side {
             Err(RouteError::AtBound | RouteError::AllTried | RouteError::NoneReady { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Where it would send a prompt now, or to whom it has to. Nothing is counted, and its next decision is what it would have been.
+    pub(super) fn would_choose(
+        &mut self,
+        key: &PrefixKey,
+        only: Option<usize>,
+        now: Duration,
+    ) -> Option<usize> {
+        self.turn(now);
+        let only = only.map(|engine| self.workers[engine]);
+        let request = RouteRequest { key: Some(key), only, ..RouteRequest::default() };
+        let explained = self.router.explain(&request, as_time(now), &mut self.rng.clone()).ok()?;
+        self.engine_of(explained.candidates.get(explained.chosen)?.target)
     }
 
     fn engine_of(&self, target: TargetId) -> Option<usize> {
@@ -264,17 +312,13 @@ impl Side {
         if self.agents {
             self.report(engine, AgentReport::NewIncarnation(Incarnation(life)), now)?;
             self.told[engine].incomplete = false;
-            self.baseline(engine, now)?;
+            self.baseline(engine, Vec::new(), now)?;
         } else {
             let (worker, reason) = (self.workers[engine], "another process".into());
             self.send(Update::Fleet(FleetUpdate::Void { worker, reason }))?;
         }
         self.turn(now);
         Ok(())
-    }
-
-    pub(super) fn has_agents(&self) -> bool {
-        self.agents
     }
 
     /// Lets time pass.

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::end_to_end;
 use super::plots::{self, Series};
 use super::regret::{Regret, TRACKS, regrets};
 use super::svg::escaped;
+use super::{end_to_end, faults};
 use crate::result::{Cell, Report, Run};
 use crate::stats::mean;
 
@@ -62,6 +62,7 @@ pub fn page(report: &Report) -> String {
         plots::shades(),
         plots::heat_map(report)
     );
+    faults::tables(&mut body, report);
     body.push_str("<h2>Cells</h2>");
     report.cells.iter().enumerate().for_each(|(place, each)| cell(&mut body, report, each, place == 0));
     contestants(&mut body, report);

@@ -1,7 +1,9 @@
 //! What happens in a run: sessions ask, routers decide, engines work, agents report, clients lose patience. What goes wrong with
-//! engines is in `trouble`.
+//! engines is in `trouble`, with routers in `routers`; in `fleet` engines come and go.
 
 mod dispatch;
+mod fleet;
+mod routers;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -15,7 +17,7 @@ use std::time::Duration;
 use router_core::{InFlight, Usage};
 use rustc_hash::FxHashSet;
 
-use super::contestant::{Caches, Contestant, Rule};
+use super::contestant::{Caches, Contestant};
 use super::fault::{Blow, Fault};
 use super::outcome::{Outcome, Request, Sample, Setting};
 use super::side::{LabError, Side, as_time};
@@ -42,8 +44,8 @@ enum Event {
     Report { engine: usize },
     /// A client leaves unless its first token has come.
     Leave { request: u32 },
-    /// Something goes wrong with an engine, or is over.
-    Blow { engine: usize, blow: Blow },
+    /// Something goes wrong with an engine or a router, or is over.
+    Blow { whom: usize, blow: Blow },
     /// Agents tell how their engines are.
     Beat,
     /// Routers check their engines, and the fleet is looked at.
@@ -56,8 +58,18 @@ struct Asking {
     turn: usize,
     /// Requests of the turn that are not over.
     open: usize,
-    /// Where it went, if it stays there.
-    engine: Option<usize>,
+}
+
+/// Whether an engine is in the fleet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Membership {
+    #[default]
+    Member,
+    /// It will join.
+    Ahead,
+    /// It finishes what it has.
+    Leaving,
+    Left,
 }
 
 /// What is wrong with an engine.
@@ -71,12 +83,15 @@ struct Condition {
     is_unknown: bool,
     /// Health checks in a row that it did not answer.
     unanswered: u32,
+    membership: Membership,
+    /// When it joined, and when it left.
+    stays: (Duration, Duration),
 }
 
 struct World<'a> {
     setting: &'a Setting,
     traffic: &'a Traffic,
-    rule: &'a Rule,
+    contestant: &'a Contestant,
     now: Duration,
     /// With a number that makes what happens at one time happen in order.
     events: BinaryHeap<Reverse<(Duration, u64, Event)>>,
@@ -85,8 +100,13 @@ struct World<'a> {
     conditions: Vec<Condition>,
     /// Each engine has a cache of its own.
     own_caches: bool,
-    sides: Vec<Side>,
+    /// The routers; nothing where one is dead.
+    sides: Vec<Option<Side>>,
+    /// Where each router has sent sessions that stay there.
+    homes: Vec<Vec<Option<usize>>>,
     rng: fastrand::Rng,
+    /// The router of each request.
+    router_of: Vec<usize>,
     /// Engines that could not serve a request.
     tried: Vec<Vec<usize>>,
     in_flight: Vec<Option<InFlight>>,
@@ -112,26 +132,35 @@ pub fn run(setting: &Setting, traffic: &Traffic, contestant: &Contestant) -> Res
         let memory = if contestant.caches == Caches::Own { memory() } else { shared.clone() };
         Engine::new(setting.limits, setting.timing, memory)
     };
+    let (engines, routers) = (setting.engines(), setting.routers.max(1));
+    let condition = |engine| Condition {
+        membership: if engine < setting.workers { Membership::Member } else { Membership::Ahead },
+        stays: (Duration::ZERO, Duration::MAX),
+        ..Condition::default()
+    };
     let side = |number: usize| {
         let seed = setting.seed ^ (number as u64) << 32;
-        Side::new(contestant, setting.workers, setting.capacity_tokens as u64, setting.most_blocks, seed)
+        let capacity_tokens = setting.capacity_tokens as u64;
+        Side::new(contestant, setting.workers, capacity_tokens, setting.most_blocks, seed).map(Some)
     };
     let mut world = World {
         setting,
         traffic,
-        rule: &contestant.rule,
+        contestant,
         now: Duration::ZERO,
         events: BinaryHeap::new(),
         numbered: 0,
-        engines: (0..setting.workers).map(engine).collect(),
-        conditions: vec![Condition::default(); setting.workers],
+        engines: (0..engines).map(engine).collect(),
+        conditions: (0..engines).map(condition).collect(),
         own_caches: contestant.caches == Caches::Own,
-        sides: (0..setting.routers.max(1)).map(side).collect::<Result<_, _>>()?,
+        sides: (0..routers).map(side).collect::<Result<_, _>>()?,
+        homes: vec![vec![None; traffic.sessions.len()]; routers],
         rng: fastrand::Rng::with_seed(setting.seed),
+        router_of: vec![0; traffic.requests.len()],
         tried: vec![Vec::new(); traffic.requests.len()],
         in_flight: traffic.requests.iter().map(|_| None).collect(),
         asking: vec![Asking::default(); traffic.sessions.len()],
-        untold: vec![Vec::new(); setting.workers],
+        untold: vec![Vec::new(); engines],
         unsent: traffic.requests.len(),
         open: 0,
         outcome: Outcome {
@@ -148,8 +177,8 @@ pub fn run(setting: &Setting, traffic: &Traffic, contestant: &Contestant) -> Res
         world.at(BEAT, Event::Beat);
     }
     if let Some(fault) = setting.fault {
-        for (at, engine, blow) in fault.blows(setting.workers, traffic.span) {
-            world.at(at, Event::Blow { engine, blow });
+        for (at, whom, blow) in fault.blows(setting.workers, routers, traffic.span) {
+            world.at(at, Event::Blow { whom, blow });
         }
     }
     while let Some(Reverse((at, _, event))) = world.events.pop() {
@@ -174,7 +203,7 @@ impl World<'_> {
             }
             Event::PassEnd { .. } => {}
             Event::Report { engine } => self.report(engine)?,
-            Event::Blow { engine, blow } => self.strike(engine, blow)?,
+            Event::Blow { whom, blow } => self.strike(whom, blow)?,
             Event::Beat => self.beat()?,
             Event::Leave { request } => self.leave(request as usize),
             Event::Tick => self.tick()?,
@@ -206,10 +235,11 @@ impl World<'_> {
 
     fn send(&mut self, request: usize) -> Result<(), LabError> {
         self.outcome.requests[request].sent = self.now;
+        self.note_return(request);
         self.unsent -= 1;
         self.open += 1;
         self.at(self.now + self.setting.timeout, Event::Leave { request: request as u32 });
-        self.dispatch(request)
+        self.reach_router(request)
     }
 
     fn begin_pass(&mut self, engine: usize) {
@@ -270,12 +300,20 @@ impl World<'_> {
         if self.in_flight[request].is_none() || self.outcome.requests[request].first.is_some() {
             return;
         }
+        self.abort(request);
+        self.in_flight[request] = None;
+        self.over(request);
+    }
+
+    /// Its engine hears that nobody waits for a request any more.
+    fn abort(&mut self, request: usize) {
         let engine = self.outcome.requests[request].engine;
+        if let Some(ends) = self.engines[engine].interrupt(self.now) {
+            self.at(ends, Event::PassEnd { engine });
+        }
         self.engines[engine].abort(RequestId(request as u32));
         self.begin_pass(engine);
         self.hear_changes(engine);
-        self.in_flight[request] = None;
-        self.over(request);
     }
 
     /// A request finds nobody, or its answer breaks off.
@@ -300,10 +338,12 @@ impl World<'_> {
 
     fn tick(&mut self) -> Result<(), LabError> {
         self.check_engines()?;
+        self.release_drained()?;
         if self.is_over() {
             return Ok(());
         }
-        let queued_tokens = self.engines.iter().map(Engine::queued_tokens).collect();
+        let present = self.present().map(|engine| self.engines[engine].queued_tokens());
+        let queued_tokens = present.collect();
         self.outcome.samples.push(Sample { at: self.now, queued_tokens });
         self.at(self.now + TICK, Event::Tick);
         Ok(())
@@ -337,6 +377,9 @@ impl World<'_> {
     fn ended(mut self) -> Outcome {
         let evicted: u64 = self.memories().map(|memory| memory.borrow().evicted_blocks()).sum();
         self.outcome.evicted_tokens = evicted * BLOCK_TOKENS as u64;
+        if self.engines.len() > self.setting.workers {
+            self.outcome.stays = self.conditions.iter().map(|condition| condition.stays).collect();
+        }
         self.outcome.retracted = self.engines.iter().map(|engine| engine.totals().retracted).sum();
         self.outcome
     }

@@ -3,7 +3,7 @@
 use router_core::policy::CacheAwareSettings;
 use sglang_sim::Timing;
 
-use super::super::contestants;
+use super::super::{Clients, contestants};
 use super::*;
 use crate::engine::Limits;
 use crate::lab::MOST_BLOCKS;
@@ -20,6 +20,7 @@ fn setting(capacity_tokens: usize) -> Setting {
         timeout: Duration::from_secs(120),
         seed: 1,
         routers: 1,
+        clients: Clients::default(),
         fault: None,
     }
 }
@@ -124,13 +125,15 @@ fn troubled(pattern: Pattern, name: &str, change: impl FnOnce(&mut Setting)) -> 
 fn whatever_goes_wrong_every_request_comes_to_an_end() {
     for fault in Fault::ALL {
         for contestant in contestants(CacheAwareSettings::default()) {
-            let (_, outcome) =
-                troubled(Pattern::Agents, contestant.name, |setting| setting.fault = Some(fault));
+            let (_, outcome) = troubled(Pattern::Agents, contestant.name, |setting| {
+                setting.fault = Some(fault);
+                setting.routers = if fault == Fault::Takeover { 2 } else { 1 };
+            });
             let over =
                 |request: &Request| request.done.is_some() || request.failed || request.first.is_none();
             assert!(outcome.requests.iter().all(over), "{}, {}", contestant.name, fault.name());
             let failed = outcome.requests.iter().filter(|request| request.failed).count();
-            if fault != Fault::Kill {
+            if fault != Fault::Kill && fault != Fault::Takeover {
                 assert_eq!(failed, 0, "{}, {}", contestant.name, fault.name());
             }
         }
@@ -201,4 +204,130 @@ fn a_ring_keeps_sessions_together_and_bounds_loads() {
     let (_, outcome) = troubled(Pattern::OnePrompt, "consistent_hash", |_| {});
     let at = |engine| outcome.requests.iter().filter(|request| request.engine == engine).count();
     assert!((0..4).all(|engine| at(engine) < 200), "{:?}", [at(0), at(1), at(2), at(3)]);
+}
+
+/// Two routers that die in turn.
+fn taken_over(name: &str, clients: Clients) -> (Traffic, Outcome) {
+    troubled(Pattern::Agents, name, |setting| {
+        (setting.fault, setting.routers, setting.clients) = (Some(Fault::Takeover), 2, clients);
+    })
+}
+
+#[test]
+fn what_a_dead_router_had_begun_fails_and_another_one_takes_the_rest() {
+    for clients in [Clients::BySession, Clients::AtRandom] {
+        for name in ["cache_aware", "cache_aware, no agents", "session_sticky", "consistent_hash"] {
+            let (_, outcome) = taken_over(name, clients);
+            let failed: Vec<_> = outcome.requests.iter().filter(|request| request.failed).collect();
+            assert!(!failed.is_empty() && failed.len() < 40, "{name}: {}", failed.len());
+            assert!(failed.iter().all(|request| request.first.is_some()), "{name}: a replica is there");
+            let again = taken_over(name, clients).1;
+            assert_eq!((outcome.requests, outcome.polls), (again.requests, again.polls), "{name}");
+        }
+    }
+}
+
+#[test]
+fn without_a_second_router_requests_fail_while_the_only_one_is_gone() {
+    let (_, outcome) =
+        troubled(Pattern::Agents, "cache_aware", |setting| setting.fault = Some(Fault::Takeover));
+    let refused = outcome.requests.iter().filter(|request| request.failed && request.first.is_none());
+    let refused: Vec<Duration> = refused.map(|request| request.sent).collect();
+    assert!(!refused.is_empty());
+    let last =
+        outcome.requests.iter().filter(|request| request.done.is_some()).map(|request| request.sent).max();
+    assert!(last > refused.iter().max().copied(), "it comes back");
+}
+
+/// Tokens that a new router did not expect to be found are what its agents have not told it.
+#[test]
+fn agents_tell_a_new_router_what_is_there() {
+    let surprises = |name| {
+        let (_, outcome) = taken_over(name, Clients::BySession);
+        let seen = outcome.requests.iter().filter(|request| request.first.is_some());
+        seen.map(|request| (request.cached_tokens as u64).saturating_sub(request.predicted_tokens))
+            .sum::<u64>()
+    };
+    let (told, untold) = (surprises("cache_aware"), surprises("cache_aware, no agents"));
+    assert_eq!(told, 0);
+    assert!(untold > 100_000, "{untold}");
+}
+
+/// A router expects no more than its index holds, also one that takes another's place.
+#[test]
+fn every_router_has_the_bound_on_its_index() {
+    const BOUND_BLOCKS: u64 = 64;
+    let most_expected = |most_blocks| {
+        let (_, outcome) = troubled(Pattern::Agents, "cache_aware", |setting| {
+            (setting.fault, setting.routers) = (Some(Fault::Takeover), 2);
+            setting.most_blocks = most_blocks;
+        });
+        outcome.requests.iter().map(|request| request.predicted_tokens).max()
+    };
+    let bound_tokens = BOUND_BLOCKS * BLOCK_TOKENS as u64;
+    assert!(most_expected(BOUND_BLOCKS) <= Some(bound_tokens));
+    assert!(most_expected(MOST_BLOCKS) > Some(bound_tokens));
+}
+
+#[test]
+fn routers_that_are_told_agree_and_those_that_are_not_do_less() {
+    let share = |name, clients| {
+        let (_, outcome) = troubled(Pattern::Agents, name, |setting| {
+            (setting.routers, setting.clients) = (2, clients);
+        });
+        assert!(outcome.polls.len() > 20);
+        outcome.polls.iter().filter(|poll| poll.agreed).count() as f64 / outcome.polls.len() as f64
+    };
+    for clients in [Clients::BySession, Clients::AtRandom] {
+        let (told, untold) = (share("cache_aware", clients), share("cache_aware, no agents", clients));
+        assert!(told > untold && untold < 0.9, "{clients:?}: {told} {untold}");
+    }
+    assert_eq!(share("prefix_hash", Clients::BySession), 1.0, "a hash is the same everywhere");
+    assert!(share("random", Clients::BySession) < 0.5);
+}
+
+#[test]
+fn clients_at_random_reach_every_router() {
+    let with_two = |clients| {
+        let (_, outcome) = troubled(Pattern::SystemPrompts, "cache_aware, no agents", |setting| {
+            (setting.routers, setting.clients) = (2, clients);
+        });
+        outcome.requests
+    };
+    assert_ne!(with_two(Clients::BySession), with_two(Clients::AtRandom));
+}
+
+#[test]
+fn engines_that_come_get_work_and_those_that_go_finish_it() {
+    for contestant in contestants(CacheAwareSettings::default()) {
+        let (traffic, outcome) =
+            troubled(Pattern::Agents, contestant.name, |setting| setting.fault = Some(Fault::Scale));
+        let name = contestant.name;
+        assert!(outcome.requests.iter().all(|request| request.done.is_some()), "{name}");
+        let [out, back] = Fault::Scale.moments(4, 1, traffic.span)[..] else { panic!("out and in") };
+        for engine in [4, 5] {
+            let (joined, left) = outcome.stays[engine];
+            assert!(joined == out.at && left > back.at && left < outcome.end, "{name}: {joined:?} {left:?}");
+            let its_own = outcome.requests.iter().filter(|request| request.engine == engine);
+            let sent: Vec<Duration> = its_own.map(|request| request.sent).collect();
+            assert!(sent.iter().all(|sent| (out.at..=back.at).contains(sent)), "{name}");
+        }
+        if ["session_sticky", "consistent_hash", "least_load", "round_robin"].contains(&name) {
+            assert!(outcome.requests.iter().any(|request| request.engine >= 4), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_ring_moves_sessions_for_nothing_that_others_leave_where_they_are() {
+    let moved = |name, fault| {
+        let (_, outcome) = troubled(Pattern::Chat, name, |setting| setting.fault = fault);
+        let returned = outcome.requests.iter().filter_map(|request| request.returned);
+        let lost = returned.map(|of| of.held_tokens.saturating_sub(of.here_tokens));
+        lost.filter(|lost| *lost > 0).count()
+    };
+    assert_eq!(moved("session_sticky", None), 0);
+    assert_eq!(moved("session_sticky", Some(Fault::Scale)), 0, "those that leave take nothing any more");
+    assert_eq!(moved("pooled cache", Some(Fault::Scale)), 0, "everything is everywhere");
+    assert!(moved("consistent_hash", Some(Fault::Scale)) > 0);
 }
