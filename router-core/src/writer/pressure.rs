@@ -44,6 +44,11 @@ impl Pressure {
         self.tail.leaves(tokens, 0);
     }
 
+    /// The cache is empty: what was found in it says nothing about what it will hold.
+    pub(super) fn empty(&mut self) {
+        self.tail = Tail::default();
+    }
+
     /// Tokens evicted per token stored, at most 1.
     pub(super) fn share(self) -> f32 {
         if self.stored == 0 { 0.0 } else { (self.evicted as f32 / self.stored as f32).min(1.0) }

@@ -127,6 +127,7 @@ impl Roster {
             rank.gate.close();
             rank.unreconciled = Units::default();
             rank.evidence.void();
+            rank.pressure.empty();
             rank.retention = Retention::default();
             self.slots.retired.push_back(old);
         }
