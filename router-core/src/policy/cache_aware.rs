@@ -1,16 +1,17 @@
 //! `cache_aware`: where the first token is expected soonest, each miss charged with what it costs others too.
 //!
 //! ```text
-//! cost(t) = backlog(t) + (1 + λ(t)) · prefill(t) + decode_delay(t)
+//! cost(t)    = backlog(t) + (1 + λ(t)) · prefill(t) + decode_delay(t)
 //! prefill(t) = prefill_time(prompt, retention(t) · matched(t))
-//! λ(t)    = min(arrivals(t) · prefill(t) + tail_reuse(t), miss_penalty · (1 + stiffness · eviction_pressure(t)))
+//! λ(t)       = miss_penalty · min((1 + stiffness) · others(t), 1 + stiffness · eviction_pressure(t))
+//! others(t)  = arrivals(t) · prefill(t) + tail_reuse(t)
 //! ```
 //! A miss costs its prefill now. Those pay too who come to the target while it runs, and wait; and whoever would have found what it
 //! pushes out. `λ` is that second price. How many come is the target's own rate of late, and the fleet's mean where that says little; what
-//! is pushed out is worth the share of such that is asked for again, and nothing where the room is full of what nobody wants. Neither sees
-//! that every spill makes the next one more likely: so `λ` may be higher near the capacity limit, by the target's eviction pressure.
-//! A match is worth the share of such that responses found there lately: where running contexts fill the memory, what is
-//! matched is gone before its turn. Evidence: `docs/policy.md`.
+//! is pushed out is worth the share of such that is asked for again, and nothing where the room is full of what nobody wants.
+//! One request for one is the full price. Near the capacity limit every spill makes the next one more likely: the full price grows with
+//! the target's eviction pressure. A match is worth the share of such that responses found there lately: where running
+//! contexts fill the memory, what is matched is gone before its turn. Evidence: `docs/policy.md`.
 
 use super::{ArrivalRate, Candidate, Choice, Policy, Reason, View};
 
@@ -41,7 +42,7 @@ const TIE_SHARE: f64 = 0.01;
 const COSTS_KEPT: usize = 128;
 
 /// Requests that the fleet's mean counts for, beside those that a target got: of fewer, a target's own rate is chance.
-const PRIOR_REQUESTS: f64 = 10.0;
+const PRIOR_REQUESTS: f64 = 3.0;
 
 impl Default for CacheAwareSettings {
     fn default() -> Self {
@@ -58,12 +59,11 @@ impl CacheAware {
     /// The cost of one candidate, in microseconds, where a target gets so many requests a second on average.
     fn cost_us(&self, view: &View<'_>, candidate: &Candidate, mean_per_s: f64) -> f64 {
         let settings = &self.settings;
-        let most =
-            settings.miss_penalty * (1.0 + settings.stiffness * f64::from(candidate.eviction_pressure));
         let prefill_us = candidate.prefill.compared_us(view.prompt_tokens, candidate.retained_tokens());
-        let lambda = (expected_per_s(candidate, mean_per_s) * prefill_us * 1e-6
-            + f64::from(candidate.tail_reuse))
-        .min(most);
+        let others =
+            expected_per_s(candidate, mean_per_s) * prefill_us * 1e-6 + f64::from(candidate.tail_reuse);
+        let most = 1.0 + settings.stiffness * f64::from(candidate.eviction_pressure);
+        let lambda = settings.miss_penalty * ((1.0 + settings.stiffness) * others).min(most);
         let running = candidate.load.in_flight.saturating_sub(candidate.load.in_prefill);
         candidate.backlog_us() + (1.0 + lambda) * prefill_us + running as f64 * settings.decode_delay_us
     }
@@ -188,9 +188,9 @@ mod tests {
         let mut all = [candidate(0), candidate(1)];
         all[0].matched_tokens = 8_000;
         all[0].load.backlog_us = 1_200_000;
-        // The prefill of 0.86 s is charged twice as long as nothing is known of the room.
+        // The prefill of 0.86 s is charged twice where all that it pushes out would be asked for again.
         assert_eq!(choose(&all, 8_000).index, 0);
-        all[1].tail_reuse = 0.1;
+        all[1].tail_reuse = 0.05;
         assert_eq!(choose(&all, 8_000), Choice { index: 1, reason: Reason::Spill });
         // While it runs, one more request comes.
         let busy = ArrivalRate { requests: 36.0, seconds: 30.0 };
@@ -205,8 +205,8 @@ mod tests {
     fn a_few_requests_say_little_about_a_rate() {
         let mut one = candidate(0);
         one.arrivals = ArrivalRate { requests: 0.0, seconds: 30.0 };
-        assert!(expected_per_s(&one, 0.1) > 0.07);
-        assert!(expected_per_s(&one, 10.0) < 0.4);
+        assert!(expected_per_s(&one, 0.05) > 0.03);
+        assert!(expected_per_s(&one, 10.0) < 0.2);
         one.arrivals.requests = 300.0;
         assert!((expected_per_s(&one, 10.0) - 10.0).abs() < 1e-9);
         assert_eq!(expected_per_s(&one, 0.0), 0.0);
