@@ -187,7 +187,7 @@ mod tests {
     fn a_copy_costs_what_others_wait_and_lose_for_it() {
         let mut all = [candidate(0), candidate(1)];
         all[0].matched_tokens = 8_000;
-        all[0].load.backlog_us = 1_200_000;
+        all[0].load.backlog_us = 1_400_000;
         // The prefill of 0.86 s is charged twice where all that it pushes out would be asked for again.
         assert_eq!(choose(&all, 8_000).index, 0);
         all[1].tail_reuse = 0.05;
