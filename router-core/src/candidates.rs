@@ -378,6 +378,8 @@ fn candidate(
         capacity_tokens: capacity_tokens(settings, target),
         prefill: target.prefill,
         eviction_pressure: target.eviction_pressure,
+        tail_reuse: target.tail_reuse,
+        arrivals: target.arrivals,
         retention: target.retention,
         claimed_tokens: target.claimed_tokens,
         identity: target.identity(),

@@ -7,6 +7,7 @@ use crate::accuracy::Accuracy;
 use crate::cache_kind::CacheKind;
 use crate::chat::ChatTemplate;
 use crate::load::{LoadCounters, ReportedLoad};
+use crate::policy::ArrivalRate;
 use crate::report::{SessionId, Units};
 use crate::time::Time;
 use crate::timing::PrefillModel;
@@ -182,6 +183,11 @@ pub struct Target {
     pub claimed_tokens: u64,
     /// Share of stored tokens that something was evicted for lately, 0 to 1. Near 1 every miss pushes out something else.
     pub eviction_pressure: f32,
+    /// Tokens that requests found there after they had not been used for half as long as what will go next, per token evicted, lately. Near 0
+    /// the room is full of what nobody asks for again, or empty.
+    pub tail_reuse: f32,
+    /// Requests that this router sends there, lately.
+    pub arrivals: ArrivalRate,
     /// Share of the tokens expected to be cached that responses found lately, 0 to 1, of those that had once been there: what claims on it are
     /// worth.
     pub retention: f32,

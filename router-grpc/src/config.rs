@@ -44,10 +44,10 @@ pub struct RouterConfig {
     /// How requests are routed
     #[arg(long, env = "ESPALIER_POLICY", value_enum, default_value_t = PolicyName::CacheAware)]
     pub policy: PolicyName,
-    /// cache_aware: how many further times a cache miss is charged
+    /// cache_aware: how many further times a cache miss is charged at most
     #[arg(long, env = "ESPALIER_MISS_PENALTY", default_value_t = 1.0)]
     pub miss_penalty: f64,
-    /// cache_aware: how much the miss penalty grows where every miss evicts something
+    /// cache_aware: how much more that is where every miss evicts something
     #[arg(long, env = "ESPALIER_STIFFNESS", default_value_t = 3.0)]
     pub stiffness: f64,
     /// threshold: least share of a prompt that a match must cover to be followed

@@ -1,24 +1,28 @@
-//! `cache_aware`: where the first token is expected soonest, each miss charged more than once.
+//! `cache_aware`: where the first token is expected soonest, each miss charged with what it costs others too.
 //!
 //! ```text
-//! cost(t) = backlog(t) + (1 + λ(t)) · prefill_time(prompt, retention(t) · matched(t)) + decode_delay(t)
-//! λ(t)    = miss_penalty · (1 + stiffness · eviction_pressure(t))
+//! cost(t)    = backlog(t) + (1 + λ(t)) · prefill(t) + decode_delay(t)
+//! prefill(t) = prefill_time(prompt, retention(t) · matched(t))
+//! λ(t)       = miss_penalty · min((1 + stiffness) · others(t), 1 + stiffness · eviction_pressure(t))
+//! others(t)  = arrivals(t) · prefill(t) + tail_reuse(t)
 //! ```
-//! A miss costs its prefill now and again later, because what it writes pushes something out and duplicates a prefix that
-//! another worker holds; `λ` is that second price. Near the capacity limit every spill makes the next one more likely, so
-//! the price grows with the target's eviction pressure. A match is worth the share of such that responses found there lately: where
-//! running contexts fill the memory, what is matched is gone before its turn. Evidence: `docs/policy.md`.
+//! A miss costs its prefill now. Those pay too who come to the target while it runs, and wait; and whoever would have found what it
+//! pushes out. `λ` is that second price. How many come is the target's own rate of late, and the fleet's mean where that says little; what
+//! is pushed out is worth the share of such that is asked for again, and nothing where the room is full of what nobody wants.
+//! One request for one is the full price. Near the capacity limit every spill makes the next one more likely: the full price grows with
+//! the target's eviction pressure. A match is worth the share of such that responses found there lately: where running
+//! contexts fill the memory, what is matched is gone before its turn. Evidence: `docs/policy.md`.
 
-use super::{Candidate, Choice, Policy, Reason, View};
+use super::{ArrivalRate, Candidate, Choice, Policy, Reason, View};
 
 /// Settings of [`CacheAware`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct CacheAwareSettings {
-    /// `λ` at no eviction pressure: how many further times a miss is charged.
+    /// Most of `λ` at no eviction pressure: how many further times a miss is charged at most.
     pub miss_penalty: f64,
-    /// How much faster `λ` grows under pressure; 0 turns the growth off.
+    /// How much more that is under pressure; 0 turns the growth off.
     pub stiffness: f64,
     /// Price of one running request, in microseconds: what it costs those beside it over a hundred decode steps or so, not what it adds to
     /// one (`docs/benchmark.md`).
@@ -37,6 +41,9 @@ const TIE_SHARE: f64 = 0.01;
 /// Costs that are not calculated twice: those of all candidates that a decision usually has.
 const COSTS_KEPT: usize = 128;
 
+/// Requests that the fleet's mean counts for, beside those that a target got: of fewer, a target's own rate is chance.
+const PRIOR_REQUESTS: f64 = 3.0;
+
 impl Default for CacheAwareSettings {
     fn default() -> Self {
         Self { miss_penalty: 1.0, stiffness: 3.0, decode_delay_us: 20_000.0 }
@@ -49,12 +56,14 @@ impl CacheAware {
         Self { settings }
     }
 
-    /// The cost of one candidate, in microseconds.
-    fn cost_us(&self, view: &View<'_>, candidate: &Candidate) -> f64 {
+    /// The cost of one candidate, in microseconds, where a target gets so many requests a second on average.
+    fn cost_us(&self, view: &View<'_>, candidate: &Candidate, mean_per_s: f64) -> f64 {
         let settings = &self.settings;
-        let lambda =
-            settings.miss_penalty * (1.0 + settings.stiffness * f64::from(candidate.eviction_pressure));
         let prefill_us = candidate.prefill.compared_us(view.prompt_tokens, candidate.retained_tokens());
+        let others =
+            expected_per_s(candidate, mean_per_s) * prefill_us * 1e-6 + f64::from(candidate.tail_reuse);
+        let most = 1.0 + settings.stiffness * f64::from(candidate.eviction_pressure);
+        let lambda = settings.miss_penalty * ((1.0 + settings.stiffness) * others).min(most);
         let running = candidate.load.in_flight.saturating_sub(candidate.load.in_prefill);
         candidate.backlog_us() + (1.0 + lambda) * prefill_us + running as f64 * settings.decode_delay_us
     }
@@ -73,10 +82,11 @@ impl Policy for CacheAware {
         if view.candidates.len() == 1 {
             return Choice { index: 0, reason: Reason::Only };
         }
+        let mean_per_s = mean_per_s(view);
         let mut kept = [0.0; COSTS_KEPT];
         let mut least = f64::INFINITY;
         for (at, candidate) in view.candidates.iter().enumerate() {
-            let cost = self.cost_us(view, candidate);
+            let cost = self.cost_us(view, candidate, mean_per_s);
             least = least.min(cost);
             if let Some(kept) = kept.get_mut(at) {
                 *kept = cost;
@@ -86,7 +96,7 @@ impl Policy for CacheAware {
         // Among equals the one with the longer match leaves more room elsewhere.
         let (mut index, mut best, mut tied, mut longest) = (0, (0, 0), 0, 0);
         for (at, candidate) in view.candidates.iter().enumerate() {
-            let cost = kept.get(at).copied().unwrap_or_else(|| self.cost_us(view, candidate));
+            let cost = kept.get(at).copied().unwrap_or_else(|| self.cost_us(view, candidate, mean_per_s));
             longest = longest.max(candidate.matched_tokens);
             if cost > equal || (tied > 0 && candidate.matched_tokens < best.0) {
                 continue;
@@ -112,8 +122,25 @@ impl Policy for CacheAware {
     }
 
     fn cost(&self, view: &View<'_>, candidate: &Candidate) -> Option<f64> {
-        Some(self.cost_us(view, candidate) / 1e3)
+        Some(self.cost_us(view, candidate, mean_per_s(view)) / 1e3)
     }
+}
+
+/// Requests a second that a target gets on average.
+fn mean_per_s(view: &View<'_>) -> f64 {
+    let mut all = ArrivalRate::default();
+    for candidate in view.candidates {
+        all.requests += candidate.arrivals.requests;
+        all.seconds += candidate.arrivals.seconds;
+    }
+    all.per_s()
+}
+
+/// Requests a second that this one is expected to get: its own rate, as far as there is enough of it, and the mean beyond that.
+fn expected_per_s(candidate: &Candidate, mean_per_s: f64) -> f64 {
+    let (requests, seconds) = (candidate.arrivals.requests, candidate.arrivals.seconds);
+    let usual = f64::from(seconds) * mean_per_s;
+    mean_per_s * (f64::from(requests) + PRIOR_REQUESTS) / (usual + PRIOR_REQUESTS)
 }
 
 #[cfg(test)]
@@ -154,6 +181,35 @@ mod tests {
         // A quarter of it saves less than the queue costs.
         all[0].retention = 0.25;
         assert_eq!(choose(&all, 8_000), Choice { index: 1, reason: Reason::Spill });
+    }
+
+    #[test]
+    fn a_copy_costs_what_others_wait_and_lose_for_it() {
+        let mut all = [candidate(0), candidate(1)];
+        all[0].matched_tokens = 8_000;
+        all[0].load.backlog_us = 1_400_000;
+        // The prefill of 0.86 s is charged twice where all that it pushes out would be asked for again.
+        assert_eq!(choose(&all, 8_000).index, 0);
+        all[1].tail_reuse = 0.05;
+        assert_eq!(choose(&all, 8_000), Choice { index: 1, reason: Reason::Spill });
+        // While it runs, one more request comes.
+        let busy = ArrivalRate { requests: 36.0, seconds: 30.0 };
+        (all[0].arrivals, all[1].arrivals) = (busy, busy);
+        assert_eq!(choose(&all, 8_000).index, 0);
+        // But to the other one.
+        all[1].arrivals.requests = 0.0;
+        assert_eq!(choose(&all, 8_000).index, 1);
+    }
+
+    #[test]
+    fn a_few_requests_say_little_about_a_rate() {
+        let mut one = candidate(0);
+        one.arrivals = ArrivalRate { requests: 0.0, seconds: 30.0 };
+        assert!(expected_per_s(&one, 0.05) > 0.03);
+        assert!(expected_per_s(&one, 10.0) < 0.2);
+        one.arrivals.requests = 300.0;
+        assert!((expected_per_s(&one, 10.0) - 10.0).abs() < 1e-9);
+        assert_eq!(expected_per_s(&one, 0.0), 0.0);
     }
 
     #[test]

@@ -89,12 +89,33 @@ pub struct Candidate {
     pub prefill: PrefillModel,
     /// See [`Target::eviction_pressure`](crate::Target::eviction_pressure).
     pub eviction_pressure: f32,
+    /// See [`Target::tail_reuse`](crate::Target::tail_reuse).
+    pub tail_reuse: f32,
+    /// See [`Target::arrivals`](crate::Target::arrivals).
+    pub arrivals: ArrivalRate,
     /// See [`Target::retention`](crate::Target::retention).
     pub retention: f32,
     /// Tokens claimed to be cached there.
     pub claimed_tokens: u64,
     /// Names the target for rendezvous hashing; equal in all routers.
     pub identity: u64,
+}
+
+/// Requests that were sent somewhere, and the seconds in which they were: both count less the longer ago they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ArrivalRate {
+    /// Requests.
+    pub requests: f32,
+    /// Seconds.
+    pub seconds: f32,
+}
+
+impl ArrivalRate {
+    /// Requests a second.
+    pub fn per_s(self) -> f64 {
+        if self.seconds > 0.0 { f64::from(self.requests) / f64::from(self.seconds) } else { 0.0 }
+    }
 }
 
 /// A policy's answer.
@@ -253,6 +274,8 @@ pub(crate) mod testing {
             capacity_tokens: 1 << 20,
             prefill: PrefillModel::default(),
             eviction_pressure: 0.0,
+            tail_reuse: f32::INFINITY,
+            arrivals: ArrivalRate::default(),
             retention: 1.0,
             claimed_tokens: 0,
             identity: u64::from(worker).wrapping_mul(0x9E37_79B9_7F4A_7C15),

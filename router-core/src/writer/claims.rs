@@ -18,7 +18,7 @@ use crate::time::Time;
 pub(crate) struct ClaimTable {
     index: Index,
     slots: Vec<SlotClaims>,
-    block_tokens: BlockTokens,
+    pub(super) block_tokens: BlockTokens,
     /// Buffers of one operation.
     steps: Vec<Step>,
     splits: Vec<Split>,
@@ -370,7 +370,7 @@ impl ClaimTable {
 }
 
 impl BlockTokens {
-    fn of(self, kind: BlockKind) -> u64 {
+    pub(super) fn of(self, kind: BlockKind) -> u64 {
         match kind.unit() {
             Unit::Token => self.token,
             Unit::Text => self.text,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::arrivals::Arrivals;
 use super::evidence::Evidence;
 use super::gate::Gate;
 use super::pressure::Pressure;
@@ -75,6 +76,7 @@ pub(crate) struct Rank {
     /// Of the KV tokens that were reported to be in use, those beyond the prompts that this router had in flight.
     pub(crate) foreign_used_tokens: u64,
     pub(crate) evidence: Evidence,
+    pub(crate) arrivals: Arrivals,
     pub(crate) pressure: Pressure,
     pub(crate) retention: Retention,
     /// The number of the last delta told to be applied.
@@ -147,6 +149,7 @@ impl Rank {
             foreign_waiting_tokens: 0,
             foreign_used_tokens: 0,
             evidence: Evidence::default(),
+            arrivals: Arrivals::default(),
             pressure: Pressure::default(),
             retention: Retention::default(),
             acked: None,

@@ -6,6 +6,7 @@
 
 mod agents;
 mod aging;
+mod arrivals;
 mod blocks;
 mod bounds;
 mod claim;
@@ -24,6 +25,7 @@ mod members;
 mod pressure;
 mod reconciled;
 mod retention;
+mod reuse;
 mod roster;
 mod slots;
 #[cfg(test)]

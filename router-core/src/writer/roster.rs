@@ -127,6 +127,7 @@ impl Roster {
             rank.gate.close();
             rank.unreconciled = Units::default();
             rank.evidence.void();
+            rank.pressure.empty();
             rank.retention = Retention::default();
             self.slots.retired.push_back(old);
         }
@@ -243,7 +244,7 @@ impl Roster {
                 false => self.published.fleet.accuracies.clone(),
             };
             let accuracies_at = if due { now } else { self.published.accuracies_at };
-            let fleet = Arc::new(self.fleet(claimed_tokens, accuracies));
+            let fleet = Arc::new(self.fleet(now, claimed_tokens, accuracies));
             self.published = Published {
                 fleet,
                 at: now,
@@ -279,7 +280,12 @@ impl Roster {
         self.published.at + targets * FIGURES_AGE_PER_TARGET
     }
 
-    fn fleet(&mut self, claimed_tokens: impl Fn(Slot) -> u64, accuracies: Arc<[Accuracy]>) -> Fleet {
+    fn fleet(
+        &mut self,
+        now: Time,
+        claimed_tokens: impl Fn(Slot) -> u64,
+        accuracies: Arc<[Accuracy]>,
+    ) -> Fleet {
         let targets = self.ranks().count();
         let mut fleet = Fleet {
             workers: Vec::with_capacity(self.workers.len()),
@@ -290,7 +296,8 @@ impl Roster {
         for member in &mut self.workers {
             let worker = member.publish();
             fleet.has_pools |= worker.role != Role::Unified;
-            for (rank, state) in member.ranks.iter().enumerate() {
+            for (rank, state) in member.ranks.iter_mut().enumerate() {
+                state.arrivals.watch(now);
                 let slot = usize::from(state.slot.0);
                 if slot >= fleet.by_slot.len() {
                     fleet.by_slot.resize(slot + 1, u32::MAX);
@@ -305,6 +312,8 @@ impl Roster {
                     doubtful: state.doubtful,
                     claimed_tokens: claimed_tokens(state.slot),
                     eviction_pressure: state.pressure.share(),
+                    tail_reuse: state.pressure.tail_reuse(),
+                    arrivals: state.arrivals.rate(now),
                     retention: state.retention.share(),
                     prefill: state.prefill,
                     reported: state.reported,

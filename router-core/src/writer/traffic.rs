@@ -19,7 +19,7 @@ impl State {
         // A target that has moved since the decision: what was claimed and learned then is void, and stays so.
         let in_place = self.roster.rank(traffic.target).is_some_and(|rank| rank.tenure == traffic.tenure);
         match traffic.event {
-            TrafficEvent::Routed if in_place && self.settings.predict => self.predict(traffic),
+            TrafficEvent::Routed if in_place => self.arrive(traffic),
             TrafficEvent::Prefilled { at } if in_place && self.has_witness(traffic) => {
                 self.await_witness(traffic, at)
             }
@@ -77,6 +77,19 @@ impl State {
 
     fn is_open(&self, target: TargetId, ordinal: u64) -> bool {
         self.open.get(&target).is_some_and(|decisions| decisions.contains_key(&ordinal))
+    }
+
+    /// A request is on its way: what it finds at its target is measured before anything of it is claimed.
+    fn arrive(&mut self, traffic: &Traffic) {
+        let reused = self.claims.tail_tokens(traffic.slot, traffic.key.hashes(), traffic.decided_at);
+        if let Some(rank) = self.roster.figures_mut(traffic.target) {
+            rank.arrivals.count(traffic.decided_at);
+            rank.pressure.reused(reused);
+            self.dirty = true;
+        }
+        if self.settings.predict {
+            self.predict(traffic);
+        }
     }
 
     fn predict(&mut self, traffic: &Traffic) {

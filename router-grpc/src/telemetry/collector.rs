@@ -96,6 +96,11 @@ fn encode_targets(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
     let pressure: Vec<_> =
         targets().map(|target| (labels(target), f64::from(target.eviction_pressure))).collect();
     gauges(encoder, "espalier_eviction_pressure", "Tokens evicted per token stored, at most 1", &pressure)?;
+    let reuse: Vec<_> = targets().map(|target| (labels(target), f64::from(target.tail_reuse))).collect();
+    let help = "Tokens found in the older half of the cache per token evicted";
+    gauges(encoder, "espalier_tail_reuse", help, &reuse)?;
+    let arrivals: Vec<_> = targets().map(|target| (labels(target), target.arrivals.per_s())).collect();
+    gauges(encoder, "espalier_target_arrivals_per_second", "Requests sent there each second", &arrivals)?;
     let retention: Vec<_> = targets().map(|target| (labels(target), f64::from(target.retention))).collect();
     gauges(encoder, "espalier_retention", "Share of claimed tokens that responses found cached", &retention)
 }

@@ -18,7 +18,7 @@ use crate::{
     Accuracy, AgentReport, BlockRun, CacheKind, ChatTemplate, Delta, Done, EventKind, FleetError,
     FleetUpdate, InFlight, Incarnation, Introduction, JoinError, Joined, MispredictionCause, NoTemplate,
     NotRendered, Notice, Query, ReportLevel, RouteError, RouteRequest, Router, SessionEnd, SessionId,
-    SetDigest, Settings, TargetId, Time, Units, Update, Usage, WorkerId, WorkerProfile, WorkerState,
+    SetDigest, Settings, Target, TargetId, Time, Units, Update, Usage, WorkerId, WorkerProfile, WorkerState,
 };
 
 /// Tokens in a block of the tests' key space.
@@ -493,6 +493,45 @@ fn claims_are_worth_what_responses_find_of_them() {
     drop(waiting);
     story.send(Update::Fleet(FleetUpdate::Void { worker, reason: "another process".into() }));
     assert_eq!(retention(&story), 1.0, "of another life nothing is known");
+}
+
+#[test]
+fn room_is_worth_what_requests_find_in_its_tail() {
+    let mut story = Story::with_workers(1);
+    let target = |story: &Story| story.router.snapshot().fleet.targets[0].clone();
+    story.serve(&prompt(1, 40), 0);
+    assert_eq!(target(&story).tail_reuse, 0.0);
+    story.pass(Duration::from_secs(10));
+    story.serve(&prompt(2, 40), 0);
+    story.serve(&prompt(2, 40), 160);
+    assert_eq!(target(&story).tail_reuse, 0.0, "it was used just now");
+    story.pass(Duration::from_secs(2));
+    story.serve(&prompt(1, 40), 160);
+    assert!(target(&story).tail_reuse > 1.0, "it would have gone first");
+    for other in 100..200 {
+        story.serve(&prompt(other, 40), 0);
+    }
+    let Target { tail_reuse, arrivals, .. } = target(&story);
+    assert!(tail_reuse > 0.0 && tail_reuse < 0.02, "{tail_reuse}");
+    assert!(arrivals.requests > 80.0 && arrivals.seconds < 15.0, "{arrivals:?}");
+    story.pass(Duration::from_secs(300));
+    story.serve(&prompt(1, 40), 0);
+    let arrivals = target(&story).arrivals;
+    assert!(arrivals.requests < 1.1 && arrivals.seconds > 29.0, "{arrivals:?}");
+}
+
+#[test]
+fn a_router_that_predicts_nothing_measures_all_the_same() {
+    let profile = WorkerProfile { capacity_tokens: 4_000, ..WorkerProfile::default() };
+    let mut story = Story::with(1, profile, |settings| settings.predict = false);
+    let worker = story.router.snapshot().fleet.workers[0].id;
+    story.join(worker, 1, 1, Vec::new()).unwrap();
+    let hashes = story.hashes(&prompt(1, 40));
+    story.baseline(worker, 1, 0, vec![stored(None, &hashes)]);
+    story.pass(Duration::from_secs(2));
+    story.serve(&prompt(1, 40), 160);
+    let target = story.router.snapshot().fleet.targets[0].clone();
+    assert!(target.tail_reuse > 1.0 && target.arrivals.requests > 0.0, "{target:?}");
 }
 
 #[test]
