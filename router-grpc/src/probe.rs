@@ -360,6 +360,16 @@ mod tests {
         assert!(!never_up.failed(true, 2));
     }
 
+    /// The agent reads the same capture, in its own tests.
+    #[test]
+    fn a_captured_engine_is_plain() {
+        let captured = include_str!("../../worker-agent/tests/fixtures/server_info.json");
+        let read = profile(&serde_json::from_str(captured).unwrap());
+        assert_eq!((read.page_size, read.dp_size, read.capacity_tokens), (16, 1, 1024));
+        assert!(read.evicts_lru && read.tells_evictions());
+        assert_eq!(read.cache_kind, CacheKind::Full);
+    }
+
     #[test]
     fn a_description_is_read_tolerantly() {
         let info = serde_json::json!({"served_model_name": "m", "model_path": "/models/m", "page_size": 16, "dp_size": 2,

@@ -4,7 +4,10 @@
 //! the passing events without reading the rest of them. A chat's answer follows the chat, by whichever API it came, where that was
 //! rendered as the engine does it. What is not understood, or too long, is not claimed.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
+use memchr::memchr;
 use router_core::Router;
 use router_core::key::{PrefixKey, Salt};
 
@@ -47,6 +50,8 @@ enum SoFar {
     Last(Events, Bytes),
     /// A stream whose events tell what is new: the texts as they stand in JSON, and where the last one begins.
     Texts(Events, Vec<u8>, usize),
+    /// Ollama's answers, in one line or in many that tell what is new: what follows the last line's end, and the text so far.
+    Lines(Vec<u8>, String),
     /// It is not understood, or too long.
     Lost,
 }
@@ -108,6 +113,7 @@ impl Generated {
     pub(crate) fn look(&mut self, data: &Bytes, streaming: bool) {
         if let SoFar::Nothing = self.so_far {
             self.so_far = match (streaming, self.route) {
+                (_, RouteKind::OllamaChat) => SoFar::Lines(Vec::new(), String::new()),
                 (false, _) => SoFar::Whole(Whole::default()),
                 (true, RouteKind::Generate) => SoFar::Last(Events::default(), Bytes::new()),
                 (true, _) => SoFar::Texts(Events::default(), Vec::new(), 0),
@@ -143,6 +149,21 @@ impl Generated {
                     }
                 }
                 texts.len()
+            }
+            SoFar::Lines(rest, text) => {
+                let mut data = &data[..];
+                while let Some(end) = memchr(b'\n', data) {
+                    rest.extend_from_slice(&data[..end]);
+                    data = &data[end + 1..];
+                    let Some(new) = said::line(rest) else {
+                        self.so_far = SoFar::Lost;
+                        return;
+                    };
+                    text.push_str(&new);
+                    rest.clear();
+                }
+                rest.extend_from_slice(data);
+                rest.len() + text.len()
             }
         };
         if kept > MOST_BYTES {
@@ -191,6 +212,7 @@ fn text_generated(route: RouteKind, so_far: SoFar) -> Option<Vec<u8>> {
         }
         (RouteKind::Generate, SoFar::Whole(body)) => answer::text(answer::native(body.bytes())?.text?)?,
         (_, SoFar::Whole(body)) => said::only_text(route, body.bytes())?,
+        (_, SoFar::Lines(rest, text)) => Cow::Owned(text.clone() + &said::line(rest)?),
         (_, SoFar::Texts(_, texts, last)) => {
             let json = [b"\"", &texts[..*last], b"\""].concat();
             return Some(answer::text(&json)?.into_owned().into_bytes());

@@ -341,7 +341,7 @@ async fn chats_by_other_apis_that_the_engine_evicts_are_no_longer_claimed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_responses_api_makes_of_items_is_what_the_engine_caches() {
+async fn items_of_the_responses_api_are_claimed_as_they_are_rendered_and_cached() {
     let model = model(TOOLS);
     let sim = engine(model.path(), 65_536).await;
     let (router, agents) = router(&[&sim]).await;

@@ -145,7 +145,8 @@ impl EvictionPolicy {
     }
 }
 /// What an engine's cache keeps of a prefix beside the KV of full attention. Where it is more than nothing, a prefix of which all blocks
-/// are stored may be of no use, because what is beside is evicted by itself: what follows only for a full cache MUST NOT be inferred.
+/// are stored may be of no use, because what is beside is evicted by itself: what follows only for a full cache MUST NOT be inferred, nor for a
+/// kind that the receiver does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum CacheKind {

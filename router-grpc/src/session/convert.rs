@@ -65,6 +65,7 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
         return invalid(format!("Hello.model and Hello.engine_version have at most {MOST_NAME_BYTES} bytes"));
     }
     let models = if hello.model.is_empty() { Vec::new() } else { vec![Arc::from(&*hello.model)] };
+    let kind = WireCacheKind::try_from(hello.cache_kind);
     let knows_hash = hello.schemes.iter().any(|scheme| scheme == SCHEME);
     Ok(Greeting {
         url: url.into(),
@@ -76,12 +77,13 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
             page_size: hello.page_size,
             capacity_tokens: hello.capacity_tokens,
             usage_on_request: None,
-            evicts_lru: hello.eviction_policy() == EvictionPolicy::Lru,
-            cache_kind: match hello.cache_kind() {
-                WireCacheKind::Unspecified => CacheKind::Unknown,
-                WireCacheKind::Full => CacheKind::Full,
-                WireCacheKind::SlidingWindow => CacheKind::SlidingWindow,
-                WireCacheKind::RecurrentState => CacheKind::RecurrentState,
+            // A kind that only a later agent knows: nothing may follow from what is evicted there.
+            evicts_lru: hello.eviction_policy() == EvictionPolicy::Lru && kind.is_ok(),
+            cache_kind: match kind {
+                Ok(WireCacheKind::Unspecified) | Err(_) => CacheKind::Unknown,
+                Ok(WireCacheKind::Full) => CacheKind::Full,
+                Ok(WireCacheKind::SlidingWindow) => CacheKind::SlidingWindow,
+                Ok(WireCacheKind::RecurrentState) => CacheKind::RecurrentState,
             },
             role: role(hello.role()),
             bootstrap_port: u16::try_from(hello.bootstrap_port).ok().filter(|port| *port > 0),
@@ -242,4 +244,33 @@ fn hashes(values: &[u64]) -> Result<Vec<BlockHash>, Status> {
 
 fn reply(message: Reply) -> CoordinatorMessage {
     CoordinatorMessage { message: Some(message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile_of(cache_kind: i32) -> WorkerProfile {
+        let said = Hello {
+            protocol_version: PROTOCOL_VERSION,
+            worker_url: "http://worker:30000".to_owned(),
+            incarnation: 1,
+            dp_size: 1,
+            page_size: 16,
+            eviction_policy: EvictionPolicy::Lru.into(),
+            cache_kind,
+            ..Hello::default()
+        };
+        hello(&said).unwrap().profile
+    }
+
+    #[test]
+    fn of_a_kind_of_cache_that_is_not_known_nothing_is_inferred() {
+        for kind in [WireCacheKind::Unspecified, WireCacheKind::Full] {
+            assert!(profile_of(kind.into()).tells_evictions());
+        }
+        for kind in [WireCacheKind::SlidingWindow.into(), WireCacheKind::RecurrentState.into(), 4, -1] {
+            assert!(!profile_of(kind).tells_evictions(), "{kind}");
+        }
+    }
 }

@@ -47,9 +47,24 @@ impl SystemPlace {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
-    // Checked against SGLang's own `detect_inline_system_support`.
+    /// As SGLang's own `detect_inline_system_support` finds of the fixtures' templates.
+    #[test]
+    fn it_finds_what_the_engine_finds() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let read = |name: &str| std::fs::read_to_string(fixtures.join(name)).unwrap();
+        let captured: serde_json::Value = serde_json::from_str(&read("other_apis.json")).unwrap();
+        let found = captured["later_system_in_place"].as_object().unwrap();
+        assert!(found.len() > 5);
+        for (name, in_place) in found {
+            let place = if in_place == true { SystemPlace::Own } else { SystemPlace::First };
+            assert_eq!(SystemPlace::of(&read(&format!("{name}.jinja"))), place, "{name}");
+        }
+    }
+
     #[test]
     fn a_template_shows_whether_it_takes_later_messages_of_the_system() {
         let each = "{% for message in messages %}{{ message.role }}{{ message.content }}{% endfor %}";

@@ -42,7 +42,7 @@ struct Item<'a> {
     content: [Part<'a>; 1],
 }
 
-/// An answer of Ollama's API, or a line of one.
+/// A line of an answer of Ollama's API.
 #[derive(Deserialize)]
 struct Line {
     message: Content,
@@ -70,14 +70,16 @@ pub(crate) fn only_text(route: RouteKind, body: &[u8]) -> Option<Cow<'_, str>> {
             let Response { output: [Item { content: [part] }] } = serde_json::from_slice(body).ok()?;
             part.text_of("output_text").map(Cow::Owned)
         }
-        RouteKind::OllamaChat => {
-            // A stream is lines of the same, and its last one has no text.
-            let lines = serde_json::Deserializer::from_slice(body).into_iter::<Line>();
-            let texts = lines.map(|line| line.map(|line| line.message.content));
-            texts.collect::<Result<String, _>>().ok().map(Cow::Owned)
-        }
         _ => answer::only_text(body, route == RouteKind::Chat),
     }
+}
+
+/// The text of a line of Ollama's API: of a whole answer, or what is new; none in an empty one.
+pub(crate) fn line(line: &[u8]) -> Option<String> {
+    if line.trim_ascii().is_empty() {
+        return Some(String::new());
+    }
+    serde_json::from_slice(line).ok().map(|line: Line| line.message.content)
 }
 
 /// What an event of a stream tells of the text.
@@ -131,7 +133,7 @@ static DELTA: Needle = LazyLock::new(|| Finder::new("\"delta\":\""));
 
 #[cfg(test)]
 mod tests {
-    use RouteKind::{Messages, OllamaChat, Responses};
+    use RouteKind::{Messages, Responses};
 
     use super::*;
 
@@ -142,10 +144,10 @@ mod tests {
         let response = br#"{"id":"resp_1","tools":[{"text":"no"}],"output":[{"id":"msg_1","content":[{"annotations":[],"text":"a\"b","type":"output_text","logprobs":null}],"role":"assistant","type":"message"}],"text":{"format":{"type":"text"}}}"#;
         assert_eq!(only_text(Responses, response).as_deref(), Some("a\"b"));
         let whole =
-            br#"{"model":"m","message":{"role":"assistant","content":"ab","images":null},"done":true}"#;
-        assert_eq!(only_text(OllamaChat, whole).as_deref(), Some("ab"));
-        let lines = b"{\"message\":{\"content\":\"a\"}}\n{\"message\":{\"content\":\"b\"}}\n{\"message\":{\"content\":\"\"},\"done\":true}\n";
-        assert_eq!(only_text(OllamaChat, lines).as_deref(), Some("ab"));
+            br#"{"model":"m","message":{"role":"assistant","content":"a\nb","images":null},"done":true}"#;
+        assert_eq!(line(whole).as_deref(), Some("a\nb"));
+        assert_eq!(line(b"\r").as_deref(), Some(""));
+        assert_eq!((line(br#"{"error":"no"}"#), line(b"{\"message\"")), (None, None));
     }
 
     #[test]
@@ -160,8 +162,6 @@ mod tests {
             (Responses, br#"{"output":[{"type":"reasoning","summary":[]},{"content":[{"type":"output_text","text":"a"}]}]}"#),
             (Responses, br#"{"output":[{"type":"function_call","name":"f","arguments":"{}"}]}"#),
             (Responses, br#"{"output":[],"status":"queued"}"#),
-            (OllamaChat, br#"{"error":"no"}"#),
-            (OllamaChat, b"{\"message\":{\"content\":\"a\"}}\n{\"message\""),
         ] {
             assert_eq!(only_text(route, body), None, "{}", body.escape_ascii());
         }

@@ -83,7 +83,7 @@ fn inference(worker: &Worker, settings: &Settings) -> &'static str {
             "off: the model has sliding windows, which are evicted apart from its other KV, so that a short answer does not tell what was evicted (cache kind sliding_window)"
         }
         () if worker.profile.cache_kind == CacheKind::RecurrentState => {
-            "off: the model has recurrent state, which is evicted apart from its KV, so that a short answer does not tell what was evicted (cache kind recurrent_state)"
+            "off: the model has recurrent state (or the engine was given --max-mamba-cache-size), which is evicted apart from its KV, so that a short answer does not tell what was evicted (cache kind recurrent_state)"
         }
         () if !settings.correct_from_responses => "from counts alone: --disable-response-correction",
         () if names_blocks => "of what the agent does not name",

@@ -143,6 +143,9 @@ fn settle_last(
     Ok(None)
 }
 
+/// The variable that templates read the effort from.
+const EFFORT: &str = "reasoning_effort";
+
 fn kwargs(given: Option<Value>, effort: Option<Effort>) -> Result<(Vec<(String, Value)>, bool), RenderError> {
     let mut kwargs: Vec<(String, Value)> = Vec::new();
     let effort = match effort {
@@ -151,7 +154,7 @@ fn kwargs(given: Option<Value>, effort: Option<Effort>) -> Result<(Vec<(String, 
         Some(Effort::Share(share)) if (0.0..=0.99).contains(&share) => Some(Value::from(share)),
         Some(_) => return Err(RenderError::Form),
     };
-    kwargs.extend(effort.clone().map(|effort| ("reasoning_effort".to_owned(), effort)));
+    kwargs.extend(effort.clone().map(|effort| (EFFORT.to_owned(), effort)));
     if let Some(given) = given.filter(|given| !given.is_none()) {
         if given.kind() != minijinja::value::ValueKind::Map {
             return Err(RenderError::Form);
@@ -162,7 +165,10 @@ fn kwargs(given: Option<Value>, effort: Option<Effort>) -> Result<(Vec<(String, 
             if RESERVED.contains(&name) {
                 return Err(RenderError::Fields);
             }
-            kwargs.retain(|(known, _)| known != name);
+            // No other name can be there already.
+            if name == EFFORT {
+                kwargs.retain(|(known, _)| known != name);
+            }
             kwargs.push((name.to_owned(), value));
         }
     }

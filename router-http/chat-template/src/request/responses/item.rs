@@ -1,11 +1,14 @@
 //! One item of a request's input.
 
+use std::collections::BTreeMap;
+
 use minijinja::Value;
 use minijinja::value::ValueKind;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use super::turns;
 use crate::RenderError;
 use crate::request::message::{Call, Content, Message, Part, fields};
 
@@ -78,7 +81,13 @@ fn nothing() -> Option<Output> {
 pub(super) fn message(item: &RawValue) -> Result<Option<Message>, RenderError> {
     let Kind { kind } = read(item)?;
     match kind.as_deref() {
-        None | Some("message") => said(read(item)?).map(Some),
+        None | Some("message") => {
+            let message = said(read(item)?)?;
+            if turns::is_thought(&message) && !is_bare(item)? {
+                return Err(RenderError::Items);
+            }
+            Ok(Some(message))
+        }
         Some("function_call") => {
             let called: Called = read(item)?;
             let arguments = arguments(called.arguments.as_ref())?;
@@ -97,6 +106,12 @@ pub(super) fn message(item: &RawValue) -> Result<Option<Message>, RenderError> {
 
 fn read<'a, T: Deserialize<'a>>(item: &'a RawValue) -> Result<T, RenderError> {
     serde_json::from_str(item.get()).map_err(|_| RenderError::Form)
+}
+
+/// It has no members but those that reasoning has. SGLang takes it for more than a thought then, whatever they are.
+fn is_bare(item: &RawValue) -> Result<bool, RenderError> {
+    let members: BTreeMap<String, IgnoredAny> = read(item)?;
+    Ok(members.keys().all(|name| ["role", "reasoning_content"].contains(&name.as_str())))
 }
 
 fn said(mut message: Message) -> Result<Message, RenderError> {

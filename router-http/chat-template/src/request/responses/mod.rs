@@ -143,6 +143,27 @@ mod tests {
         assert_eq!(of_items(SystemPlace::Own, items).unwrap(), expected);
     }
 
+    /// Were each item copied with all before it, this would take minutes.
+    #[test]
+    fn a_turn_may_be_long() {
+        const ITEMS: usize = 60_000;
+        let text = "x".repeat(32);
+        for (item, between) in [
+            (json!({"role": "assistant", "content": text}), "\\n\\n"),
+            (json!({"type": "reasoning", "summary": [{"type": "summary_text", "text": text}]}), "\\n"),
+        ] {
+            let items =
+                format!(r#"[{},{{"role":"user","content":"u"}}]"#, vec![item.to_string(); ITEMS].join(","));
+            let messages = of_items(SystemPlace::Own, &items).unwrap();
+            assert!(messages.contains(&vec![&*text; ITEMS].join(between)));
+        }
+        let names: serde_json::Map<String, Json> = (0..ITEMS).map(|i| (format!("n{i}"), json!(i))).collect();
+        let body = json!({"model": "m", "input": "u", "chat_template_kwargs": names, "reasoning": {"effort": "low"}});
+        let api = Api::Responses(SystemPlace::Own);
+        let chat = Chat::read(api, body.to_string().as_bytes(), ContentFormat::Parts).unwrap();
+        assert!(chat.kwargs.len() > ITEMS);
+    }
+
     #[test]
     fn it_must_be_known_where_the_system_speaks_only_if_it_does_not_speak_first() {
         let later = r#"[{"role":"system","content":"a"},{"role":"user","content":"u"},{"role":"developer","content":"b"}]"#;
@@ -172,6 +193,8 @@ mod tests {
         let cut = json!({"type": "function_call", "call_id": "1", "name": "f", "arguments": "{\"a\":"});
         let image = json!({"role": "user", "content": [{"type": "input_image", "image_url": "u"}]});
         let of_developer = json!({"type": "reasoning", "role": "developer", "content": [{"text": "a"}]});
+        // SGLang would take a thought with further members for more than one.
+        let marked = json!({"role": "assistant", "reasoning_content": "r", "extra": 1});
         let typed = json!({"properties": {"p": {"type": "varchar"}}});
         for (fields, reason) in [
             (json!({"previous_response_id": "resp_1"}), RenderError::History),
@@ -181,6 +204,7 @@ mod tests {
             (json!({"input": [{"type": "item_reference", "id": "x"}]}), RenderError::Items),
             (json!({"input": [packed]}), RenderError::Items),
             (json!({"input": [of_developer]}), RenderError::Items),
+            (json!({"input": [marked, {"role": "user", "content": "u"}]}), RenderError::Items),
             (json!({"input": [image]}), RenderError::Parts),
             (json!({"input": [cut]}), RenderError::Form),
             (json!({"input": []}), RenderError::Form),

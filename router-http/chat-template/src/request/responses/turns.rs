@@ -25,7 +25,7 @@ fn goes_on(last: &Message, next: &Message) -> bool {
 }
 
 /// It has reasoning and nothing else.
-fn is_thought(message: &Message) -> bool {
+pub(super) fn is_thought(message: &Message) -> bool {
     message.reasoning_content.is_some()
         && message.content.is_none()
         && message.tool_calls.is_none()
@@ -48,10 +48,10 @@ fn take(last: &mut Message, other: Message) {
         last.tool_calls.get_or_insert_default().extend(calls);
     }
     if let Some(reasoning) = other.reasoning_content.filter(|text| !text.is_empty()) {
-        last.reasoning_content = Some(match last.reasoning_content.take().filter(|text| !text.is_empty()) {
-            Some(before) => format!("{before}\n{reasoning}"),
-            None => reasoning,
-        });
+        match &mut last.reasoning_content {
+            Some(before) if !before.is_empty() => before.extend(["\n", &reasoning]),
+            before => *before = Some(reasoning),
+        }
     }
 }
 
@@ -60,7 +60,11 @@ fn joined(before: Option<Content>, added: Option<Content>) -> Option<Content> {
     let Some(added) = added.filter(|added| !is_nothing(added)) else { return before };
     Some(match (before.filter(|before| !is_nothing(before)), added) {
         (None, added) => added,
-        (Some(Content::Text(before)), Content::Text(added)) => Content::Text([before, added].join(BETWEEN)),
+        // In place: a turn may have as many items as a body can hold.
+        (Some(Content::Text(mut before)), Content::Text(added)) => {
+            before.extend([BETWEEN, &added]);
+            Content::Text(before)
+        }
         (Some(before), added) => {
             let mut parts = before.into_parts();
             parts.extend(added.into_parts());
