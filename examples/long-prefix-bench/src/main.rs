@@ -135,7 +135,12 @@ fn named(suite: Suite, traces: Option<&Path>, only: Option<&str>) -> Result<Vec<
     let mut cells = suite.cells(traces);
     cells.retain(|plan| only.is_none_or(|only| plan.id().contains(only)));
     if cells.is_empty() {
-        return Err("no cell has such a name; run without --only to see all names".into());
+        let all = "run without --only to see all names";
+        return Err(match traces {
+            Some(_) => format!("no cell has such a name; {all}").into(),
+            None => format!("no cell has such a name; {all}, and with --traces DIR to have those of traces")
+                .into(),
+        });
     }
     Ok(cells)
 }
