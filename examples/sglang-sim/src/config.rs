@@ -65,6 +65,9 @@ pub struct SimConfig {
     /// New tokens in one prefill pass.
     #[arg(long, default_value_t = 8192)]
     pub chunked_prefill_size: usize,
+    /// Plans a pass when the one before it is over, not while it is computed.
+    #[arg(long)]
+    pub disable_overlap_schedule: bool,
     /// Requests in the running batch of each rank.
     #[arg(long, default_value_t = 256)]
     pub max_running_requests: usize,
@@ -265,6 +268,7 @@ impl SimConfig {
             decode_log_interval: self.decode_log_interval,
             steps_per_token: self.token_weight,
             eviction: self.radix_eviction_policy.tuned(self.radix_eviction_policy_config.unwrap_or_default()),
+            overlap_schedule: !self.disable_overlap_schedule,
         }
     }
 

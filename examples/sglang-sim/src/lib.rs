@@ -5,10 +5,10 @@
 //! changes of it are published as real KV events over ZeroMQ. Times follow [`Timing`], divided by `time_scale`.
 //!
 //! Where it departs from SGLang 0.5.23:
-//! * Scheduling: no overlap step (a step's results count when it ends, not one step later); memory for outputs is reserved
-//!   with one fixed ratio instead of one that decays and is estimated anew; a full batch is tried again at every pass; no
-//!   budget of `max_prefill_tokens` beside the chunk's; no mixed chunks, priorities, cache-aware policies or deduplication
-//!   within a batch; no queue limits and no timeouts; waiting tokens all count as uncached.
+//! * Scheduling: memory for outputs is reserved with one fixed ratio instead of one that decays and is estimated anew; a full
+//!   batch is tried again at every pass; no budget of `max_prefill_tokens` beside the chunk's; no mixed chunks, priorities,
+//!   cache-aware policies or deduplication within a batch; no queue limits and no timeouts; waiting tokens all count as uncached.
+//!   A request that is aborted leaves the pass under way at once, and all that it was to compute counts as computed.
 //! * Cache: no host or storage tiers, sliding windows, state-space layers, bigrams, LoRA or log probabilities; prompt and output of a
 //!   request that was put back may be one node, except under the policy `priority`. A request's `priority` is for that policy alone.
 //! * Events: the `default` format only.

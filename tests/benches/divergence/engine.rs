@@ -36,7 +36,7 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// An idle engine whose agent tells so many routers.
-    pub(crate) fn new(space: &KeySpace, tell: Option<Tell>, routers: usize) -> Self {
+    pub(crate) fn new(space: &KeySpace, tell: Option<Tell>, routers: usize, overlap_schedule: bool) -> Self {
         let limits = Limits {
             page_size: PAGE_TOKENS,
             max_total_tokens: CAPACITY_TOKENS,
@@ -46,6 +46,7 @@ impl Engine {
             decode_log_interval: 1,
             steps_per_token: 1,
             eviction: Eviction::Lru,
+            overlap_schedule,
         };
         let mirror = Mirror::new(PAGE_TOKENS as u32, MOST_PAGES);
         let views = tell.map_or_else(Vec::new, |tell| {

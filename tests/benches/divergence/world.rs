@@ -33,6 +33,8 @@ pub(crate) struct Setting {
     pub(crate) kind: Kind,
     pub(crate) level: Level,
     pub(crate) routers: usize,
+    /// Engines plan ahead, as they do by default.
+    pub(crate) overlap_schedule: bool,
     pub(crate) engines: usize,
     pub(crate) requests: usize,
     pub(crate) seed: u64,
@@ -83,7 +85,7 @@ pub(crate) fn run(setting: Setting) -> Result<Figures, Fault> {
     let sides = (0..setting.routers).map(|side| Side::new(setting.level, setting.engines, side as u64));
     let sides = sides.collect::<Result<Vec<_>, _>>()?;
     let space = sides[0].router.key_space(Unit::Token).clone();
-    let engine = || Engine::new(&space, setting.level.tells(), setting.routers);
+    let engine = || Engine::new(&space, setting.level.tells(), setting.routers, setting.overlap_schedule);
     let mut world = World {
         setting,
         now: Duration::ZERO,

@@ -116,6 +116,8 @@ impl WorkersRole {
             chunked_prefill_size: limits.chunk_tokens / scale,
             max_running_requests: limits.max_running,
             token_weight: scale,
+            // The lab's engine plans a step when the one before it is over.
+            disable_overlap_schedule: true,
             // As it is recommended for real engines: evictions are published when they happen.
             decode_log_interval: 1,
             stream_interval: STREAM_INTERVAL / scale,

@@ -70,6 +70,7 @@ impl Server {
             "enable_metrics": true,
             "enable_cache_report": true,
             "decode_log_interval": config.decode_log_interval,
+            "disable_overlap_schedule": config.disable_overlap_schedule,
             "load_snapshot_publish_interval": 15,
             "disaggregation_mode": config.disaggregation_mode.name(),
             "disaggregation_bootstrap_port": ports.bootstrap.unwrap_or(config.disaggregation_bootstrap_port),

@@ -25,6 +25,8 @@ pub struct Limits {
     pub steps_per_token: usize,
     /// What goes first where memory is short.
     pub eviction: Eviction,
+    /// A pass is planned, and what it needs evicted, while the one before it is computed: SGLang's default.
+    pub overlap_schedule: bool,
 }
 
 /// A request for a rank.

@@ -28,6 +28,8 @@ pub(super) struct Live {
     pub(super) retractions: u32,
     /// Decode steps since its last token.
     steps: usize,
+    /// Tokens that come of passes whose result is still to come.
+    expected: usize,
 }
 
 impl Live {
@@ -43,6 +45,7 @@ impl Live {
             found: None,
             retractions: 0,
             steps: 0,
+            expected: 0,
         }
     }
 
@@ -58,6 +61,21 @@ impl Live {
     /// Tokens to be computed before it decodes.
     pub(super) fn to_prefill(&self) -> usize {
         self.prefill_end.saturating_sub(self.hold.computed())
+    }
+
+    /// Its prompt is computed, and more is to come than the passes under way bring.
+    pub(super) fn is_decoding(&self) -> bool {
+        !self.is_prefilling() && !self.is_ending()
+    }
+
+    /// Its last token comes of the pass under way.
+    pub(super) fn is_ending(&self) -> bool {
+        self.expected > 0 && self.produced() + self.expected >= self.output_tokens
+    }
+
+    /// Tokens that its next one follows.
+    pub(super) fn context(&self) -> usize {
+        self.tokens.len() + self.expected
     }
 
     /// Tokens produced so far.
@@ -87,8 +105,20 @@ impl Live {
         due
     }
 
+    /// A pass has been planned that brings its next token.
+    pub(super) fn expect_token(&mut self) {
+        self.expected += 1;
+    }
+
+    /// It leaves the running batch and waits again; what passes under way bring is lost.
+    pub(super) fn put_back(&mut self) {
+        self.retractions += 1;
+        self.expected = 0;
+    }
+
     /// Its next token.
     pub(super) fn produce(&mut self) -> Produced {
+        self.expected -= 1;
         let token = crate::tokenizer::next_token(&self.tokens);
         self.tokens.push(token);
         Produced {

@@ -140,9 +140,21 @@ impl Memory {
         debug_assert!(self.cached() + self.private <= self.capacity, "there was room for it");
     }
 
-    /// Puts the whole pages that a request has computed into the cache.
-    pub(super) fn store(&mut self, hold: &mut Hold, owner: &Owner, tokens: &[u32]) {
-        let whole = self.cut(hold.computed);
+    /// The cache has the whole pages among so many tokens of a request.
+    pub(super) fn has_stored(&self, hold: &Hold, computed: usize) -> bool {
+        self.cut(computed) <= hold.cached
+    }
+
+    /// Puts the whole pages that a request has computed into the cache, if it does not have them.
+    pub(super) fn store_new(&mut self, hold: &mut Hold, owner: &Owner, tokens: &[u32]) {
+        if !self.has_stored(hold, hold.computed) {
+            self.store(hold, owner, tokens, hold.computed);
+        }
+    }
+
+    /// Puts the whole pages among the first `computed` tokens of a request into the cache, and makes them its youngest.
+    pub(super) fn store(&mut self, hold: &mut Hold, owner: &Owner, tokens: &[u32], computed: usize) {
+        let whole = self.cut(computed);
         let stored = self.insert(owner, &tokens[..whole], hold.stored);
         hold.stored = hold.stored.max(whole);
         // What another request had stored meanwhile is kept once; either way it is the cache's now.
@@ -169,7 +181,8 @@ impl Memory {
     /// Ends a hold; what was computed stays cached, up to its last whole page.
     pub(super) fn release(&mut self, mut hold: Hold, owner: &Owner, tokens: &[u32]) {
         if hold.computed > 0 {
-            self.store(&mut hold, owner, tokens);
+            let computed = hold.computed;
+            self.store(&mut hold, owner, tokens, computed);
         }
         self.give_up(&mut hold);
     }
@@ -204,7 +217,7 @@ mod tests {
         assert_eq!((memory.held(), memory.available(), hold.is_full()), (48, 16, false));
         memory.grow(&mut hold, 7);
         assert_eq!(memory.held(), 48, "the page had room");
-        memory.store(&mut hold, &owner, &tokens);
+        memory.store(&mut hold, &owner, &tokens, 40);
         assert_eq!((memory.cached(), memory.held(), memory.evictable()), (32, 48, 0));
         memory.release(hold, &owner, &tokens);
         assert_eq!((memory.cached(), memory.held(), memory.evictable()), (32, 0, 32));

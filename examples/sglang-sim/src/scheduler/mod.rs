@@ -3,15 +3,19 @@
 //! A pure state machine: [`Scheduler::step`] does one pass and says how long it takes and what came of it; whoever drives it
 //! decides whether that time is real. What it simplifies against SGLang is listed at the head of the crate.
 
+mod batch;
 mod job;
 mod live;
 mod memory;
+mod plan;
+mod settle;
 
 use std::collections::VecDeque;
 
 use crate::events::{CacheEvent, LoadStat};
 use crate::radix::Namespace;
 use crate::timing::Timing;
+use batch::Batch;
 pub use job::{Job, Limits, Pause, Produced, RequestId, Step, Totals};
 use live::Live;
 use memory::Memory;
@@ -24,25 +28,13 @@ pub struct Scheduler {
     memory: Memory,
     waiting: VecDeque<Live>,
     running: Vec<Live>,
+    /// Planned while the batch before it was computed.
+    ahead: Option<Batch>,
     passes: usize,
     decode_steps: usize,
     paused: Option<Pause>,
     totals: Totals,
 }
-
-/// One request's part of a prefill pass.
-#[derive(Clone, Copy, Debug)]
-struct Chunk {
-    /// Its place in the running batch.
-    index: usize,
-    tokens: usize,
-}
-
-/// Passes between two touches of what waiting requests have cached.
-const TOUCH_PASSES: usize = 32;
-
-/// Waiting requests that are touched, from the head of the queue.
-const MOST_TOUCHED: usize = 128;
 
 impl Scheduler {
     /// An idle rank with an empty cache.
@@ -53,6 +45,7 @@ impl Scheduler {
             memory: Memory::new(limits.page_size, limits.max_total_tokens, limits.eviction),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            ahead: None,
             passes: 0,
             decode_steps: 0,
             paused: None,
@@ -83,6 +76,10 @@ impl Scheduler {
     /// Stops scheduling until [`resume`](Self::resume); returns the requests that this ended.
     pub fn pause(&mut self, pause: Pause) -> Vec<RequestId> {
         self.paused = Some(pause);
+        if pause != Pause::InPlace {
+            // Nobody whom it was planned for is there any more.
+            self.ahead = None;
+        }
         match pause {
             Pause::Abort => {
                 let live = self.running.iter().chain(&self.waiting).map(|live| live.id);
@@ -133,13 +130,16 @@ impl Scheduler {
     }
 
     /// One pass: prefill if anything can be admitted or is half prefilled, else a decode step.
+    ///
+    /// Under [`Limits::overlap_schedule`] it was planned at the beginning of the step before, and the next one is planned, its
+    /// memory made room for, before the result of this one counts: what the next one evicts is published when this one ends.
     pub fn step(&mut self) -> Step {
-        self.passes += 1;
-        if self.passes.is_multiple_of(TOUCH_PASSES) {
-            self.touch_waiting();
+        let ahead = self.ahead.take().filter(|batch| self.concerns_anybody(batch));
+        let Some(batch) = ahead.or_else(|| self.plan()) else { return Step::default() };
+        if self.limits.overlap_schedule {
+            self.ahead = self.plan();
         }
-        let chunks = self.plan_prefill();
-        let mut step = if chunks.is_empty() { self.decode() } else { self.prefill(&chunks) };
+        let mut step = self.settle(batch);
         step.publish |= self.is_idle();
         step
     }
@@ -187,155 +187,10 @@ impl Scheduler {
         self.memory.evictable()
     }
 
-    /// Keeps what waiting requests will find from being evicted before their turn; the first of them ends up youngest.
-    fn touch_waiting(&mut self) {
-        let head = self.waiting.len().min(MOST_TOUCHED);
-        for live in self.waiting.range(..head).rev() {
-            self.memory.touch(&live.owner.namespace, live.matchable());
-        }
-    }
-
-    /// Fills a prefill pass; admits what it has room for.
-    fn plan_prefill(&mut self) -> Vec<Chunk> {
-        let mut budget = self.limits.chunked_prefill_size;
-        let mut chunks = Vec::new();
-        // A request that was cut goes on before anyone new.
-        for index in 0..self.running.len() {
-            if self.running[index].is_prefilling() {
-                chunks.extend(self.cut(index, &mut budget));
-            }
-        }
-        while budget > 0 && self.running.len() < self.limits.max_running_requests && self.admit() {
-            chunks.extend(self.cut(self.running.len() - 1, &mut budget));
-        }
-        chunks
-    }
-
-    /// As much of a request's prompt as the budget and the memory allow.
-    fn cut(&self, index: usize, budget: &mut usize) -> Option<Chunk> {
-        let (live, page) = (&self.running[index], self.limits.page_size);
-        let (computed, rest) = (live.hold.computed(), live.to_prefill());
-        let mut tokens = rest.min(*budget).min(self.memory.available());
-        if tokens < rest {
-            // A cut is made at the end of a page, and ends the pass.
-            tokens = (computed + tokens) / page * page - computed;
-            *budget = 0;
-        } else {
-            *budget -= tokens;
-        }
-        (tokens > 0).then_some(Chunk { index, tokens })
-    }
-
-    /// Moves the first waiting request to the running batch, if its tokens fit.
-    fn admit(&mut self) -> bool {
-        let Some(mut live) = self.waiting.pop_front() else { return false };
-        live.hold = self.memory.hold(&live.owner.namespace, live.matchable());
-        live.prefill_end = live.tokens.len();
-        let reserved: f64 = self.running.iter().map(|live| live.reserved(&self.memory)).sum();
-        let needed = self.memory.whole_pages(live.to_prefill()) + live.most_to_come() + self.limits.page_size;
-        if !self.running.is_empty() && needed as f64 + reserved > self.memory.available() as f64 {
-            self.memory.give_up(&mut live.hold);
-            self.waiting.push_front(live);
-            return false;
-        }
-        if live.found.is_none() {
-            let found = live.hold.computed();
-            live.found = Some(found);
-            self.totals.prompt_tokens += live.owner.prompt_len as u64;
-            self.totals.cached_tokens += found as u64;
-        }
-        self.running.push(live);
-        true
-    }
-
-    fn prefill(&mut self, chunks: &[Chunk]) -> Step {
-        let mut step = Step { prefill: true, publish: true, ..Step::default() };
-        // Asked for in one piece, with a page for each request that may begin one.
-        let extend: usize = chunks.iter().map(|chunk| chunk.tokens).sum();
-        self.memory.make_room(extend + chunks.len() * self.limits.page_size);
-        let mut computed = 0;
-        for chunk in chunks {
-            let live = &mut self.running[chunk.index];
-            if !live.received {
-                step.duration += self.timing.prefill(chunk.tokens, live.hold.computed());
-                computed += chunk.tokens;
-            }
-            self.memory.grow(&mut live.hold, chunk.tokens);
-            if !live.is_prefilling() {
-                step.produced.push(live.produce());
-            }
-        }
-        // Stored when the pass is over: requests of one batch do not find each other's pages.
-        for chunk in chunks {
-            let live = &mut self.running[chunk.index];
-            self.memory.store(&mut live.hold, &live.owner, &live.tokens);
-        }
-        self.totals.prefilled_tokens += computed as u64;
-        self.totals.prefill_busy_us += step.duration.as_micros() as u64;
-        self.finish(&step.produced);
-        step
-    }
-
-    fn decode(&mut self) -> Step {
-        let mut step = Step::default();
-        while self.decode_pages() * self.limits.page_size > self.memory.available() && self.running.len() > 1
-        {
-            self.retract();
-        }
-        self.memory.make_room(self.decode_pages() * self.limits.page_size);
-        let (mut batch, mut context) = (0, 0);
-        for live in self.running.iter_mut().filter(|live| !live.is_prefilling()) {
-            batch += 1;
-            context += live.tokens.len();
-            if live.decode(self.limits.steps_per_token) {
-                // The KV of the token produced last is computed now.
-                self.memory.grow(&mut live.hold, 1);
-                step.produced.push(live.produce());
-            }
-        }
-        if batch == 0 {
-            return step;
-        }
-        step.duration = self.timing.decode(batch, context);
-        self.decode_steps += 1;
-        step.publish = self.decode_steps.is_multiple_of(self.limits.decode_log_interval.max(1));
-        self.finish(&step.produced);
-        step
-    }
-
-    /// Pages that the next decode step begins.
-    fn decode_pages(&self) -> usize {
-        let steps_per_token = self.limits.steps_per_token;
-        let begins = |live: &&Live| live.is_due(steps_per_token) && live.hold.is_full();
-        self.running.iter().filter(|live| !live.is_prefilling()).filter(begins).count()
-    }
-
-    /// Lets go of the requests that have produced their last token.
-    fn finish(&mut self, produced: &[Produced]) {
-        self.totals.output_tokens += produced.len() as u64;
-        for done in produced.iter().filter(|produced| produced.last) {
-            if let Some(at) = self.running.iter().position(|live| live.id == done.id) {
-                let live = self.running.remove(at);
-                self.release(live);
-                self.totals.finished += 1;
-            }
-        }
-    }
-
-    /// Puts back the running request that loses least: the fewest outputs, the longest prompt among those.
-    fn retract(&mut self) {
-        let loss = |live: &Live| (live.produced(), usize::MAX - live.owner.prompt_len);
-        let Some(at) = (0..self.running.len()).min_by_key(|index| loss(&self.running[*index])) else {
-            return;
-        };
-        let live = self.running.remove(at);
-        self.put_back(live);
-    }
-
     /// Puts a running request at the head of the queue; what is not cached of it is computed again.
     fn put_back(&mut self, mut live: Live) {
         self.memory.give_up(&mut live.hold);
-        live.retractions += 1;
+        live.put_back();
         self.waiting.push_front(live);
         self.totals.retracted += 1;
     }
@@ -362,11 +217,21 @@ mod tests {
             decode_log_interval: 40,
             steps_per_token: 1,
             eviction: Eviction::Lru,
+            overlap_schedule: false,
         }
     }
 
     fn scheduler() -> Scheduler {
         Scheduler::new(limits(), Timing::default())
+    }
+
+    fn overlapping(limits: Limits) -> Scheduler {
+        Scheduler::new(Limits { overlap_schedule: true, ..limits }, Timing::default())
+    }
+
+    /// One that overlaps and one that does not.
+    fn both() -> [Scheduler; 2] {
+        [scheduler(), overlapping(limits())]
     }
 
     fn job(id: u64, prompt: Vec<u32>, output_tokens: usize) -> Job {
@@ -453,42 +318,152 @@ mod tests {
 
     #[test]
     fn memory_is_never_exceeded_and_comes_back() {
-        let mut scheduler = scheduler();
-        for id in 0..60 {
-            scheduler.submit(job(
-                id,
-                prompt(id as u32 % 7, 200 + 37 * (id as usize % 9)),
-                1 + id as usize * 5,
-            ));
+        for mut scheduler in both() {
+            for id in 0..60 {
+                scheduler.submit(job(
+                    id,
+                    prompt(id as u32 % 7, 200 + 37 * (id as usize % 9)),
+                    1 + id as usize * 5,
+                ));
+            }
+            let mut finished = 0;
+            while scheduler.has_work() {
+                finished += scheduler.step().produced.iter().filter(|produced| produced.last).count();
+                let used = scheduler.evictable_tokens() + scheduler.memory.held();
+                assert!(used <= limits().max_total_tokens, "{used}");
+            }
+            assert_eq!(finished, 60);
+            assert_eq!(scheduler.memory.held(), 0);
+            assert!(scheduler.totals().evicted_tokens > 0);
         }
-        let mut finished = 0;
-        while scheduler.has_work() {
-            finished += scheduler.step().produced.iter().filter(|produced| produced.last).count();
-            let used = scheduler.evictable_tokens() + scheduler.memory.held();
-            assert!(used <= limits().max_total_tokens, "{used}");
-        }
-        assert_eq!(finished, 60);
-        assert_eq!(scheduler.memory.held(), 0);
-        assert!(scheduler.totals().evicted_tokens > 0);
     }
 
     #[test]
     fn without_memory_the_running_are_put_back_and_still_finish() {
-        let mut scheduler = scheduler();
-        for id in 0..8 {
-            scheduler.submit(job(id, prompt(id as u32, 100), 1_500));
+        for mut scheduler in both() {
+            for id in 0..8 {
+                scheduler.submit(job(id, prompt(id as u32, 100), 1_500));
+            }
+            let (produced, _) = drain(&mut scheduler);
+            assert!(scheduler.totals().retracted > 0);
+            for id in 0..8 {
+                let own = produced.iter().filter(|produced| produced.id == RequestId(id)).count();
+                assert_eq!(own, 1_500, "no token is lost or produced twice");
+            }
+            let most = produced.iter().map(|produced| produced.retractions).max();
+            let last: u32 =
+                produced.iter().filter(|produced| produced.last).map(|produced| produced.retractions).sum();
+            assert!(most > Some(0));
+            assert_eq!(u64::from(last), scheduler.totals().retracted);
         }
-        let (produced, _) = drain(&mut scheduler);
-        assert!(scheduler.totals().retracted > 0);
-        for id in 0..8 {
-            let own = produced.iter().filter(|produced| produced.id == RequestId(id)).count();
-            assert_eq!(own, 1_500, "no token is lost or produced twice");
+    }
+
+    /// Kinds of the events that a step leaves to be published: removals, stores.
+    fn kinds(scheduler: &mut Scheduler) -> (usize, usize) {
+        let events = scheduler.take_events();
+        let removed = events.iter().filter(|event| matches!(event, CacheEvent::Removed { .. })).count();
+        let stored = events.iter().filter(|event| matches!(event, CacheEvent::Stored { .. })).count();
+        (removed, stored)
+    }
+
+    /// While something decodes, what a prefill evicts is told when the step before it ends, and what it stores when it does.
+    #[test]
+    fn with_overlap_evictions_are_told_before_the_prefill_that_needs_them() {
+        for (overlap_schedule, told) in [(true, [(1, 0), (0, 1)]), (false, [(1, 1), (0, 0)])] {
+            let limits = Limits { max_total_tokens: 1_024, overlap_schedule, ..limits() };
+            let mut scheduler = Scheduler::new(limits, Timing::default());
+            serve(&mut scheduler, job(1, prompt(1, 480), 1));
+            scheduler.submit(job(2, prompt(2, 160), 100));
+            scheduler.step();
+            scheduler.step();
+            scheduler.take_events();
+            scheduler.submit(job(3, prompt(3, 480), 2));
+            let steps = [(); 2].map(|()| (scheduler.step(), kinds(&mut scheduler)));
+            assert_eq!(steps.each_ref().map(|(_, kinds)| *kinds), told, "overlap {overlap_schedule}");
+            let prefill = steps.each_ref().map(|(step, _)| step.prefill);
+            assert_eq!(prefill, if overlap_schedule { [false, true] } else { [true, false] });
         }
-        let most = produced.iter().map(|produced| produced.retractions).max();
-        let last: u32 =
-            produced.iter().filter(|produced| produced.last).map(|produced| produced.retractions).sum();
-        assert!(most > Some(0));
-        assert_eq!(u64::from(last), scheduler.totals().retracted);
+    }
+
+    /// On an idle rank nothing ends before the prefill does.
+    #[test]
+    fn on_an_idle_rank_evictions_are_told_with_what_is_stored() {
+        for overlap_schedule in [true, false] {
+            let limits = Limits { max_total_tokens: 1_024, overlap_schedule, ..limits() };
+            let mut scheduler = Scheduler::new(limits, Timing::default());
+            serve(&mut scheduler, job(1, prompt(1, 480), 1));
+            serve(&mut scheduler, job(2, prompt(2, 480), 1));
+            scheduler.take_events();
+            scheduler.submit(job(3, prompt(3, 480), 2));
+            assert!(scheduler.step().prefill);
+            assert_eq!(kinds(&mut scheduler), (1, 1), "overlap {overlap_schedule}");
+        }
+    }
+
+    /// Planned before the one before it is over, a prefill cannot find what that one computes, but for the chunks of one prompt.
+    #[test]
+    fn with_overlap_what_is_being_computed_is_not_found_yet() {
+        for (overlap_schedule, found) in [(true, 0), (false, 496)] {
+            let limits = Limits { max_running_requests: 2, overlap_schedule, ..limits() };
+            let mut scheduler = Scheduler::new(limits, Timing::default());
+            scheduler.submit(job(1, prompt(1, 512), 1));
+            scheduler.submit(job(2, prompt(1, 512), 1));
+            let (produced, _) = drain(&mut scheduler);
+            assert_eq!(produced[1].cached_tokens, found, "overlap {overlap_schedule}");
+        }
+        let mut scheduler = overlapping(limits());
+        scheduler.submit(job(1, prompt(1, 600), 1));
+        scheduler.submit(job(2, prompt(1, 600), 1));
+        assert_eq!(
+            drain(&mut scheduler).0[1].cached_tokens,
+            512,
+            "the first chunk is found, the second is not"
+        );
+    }
+
+    /// The step after its last token is not planned for a request whose end is known.
+    #[test]
+    fn with_overlap_no_step_is_wasted_and_none_is_missing() {
+        let steps = both().map(|mut scheduler| {
+            for id in 0..5 {
+                scheduler.submit(job(id, prompt(id as u32, 90), 3 + 7 * id as usize));
+            }
+            let (mut produced, steps) = drain(&mut scheduler);
+            produced.sort_by_key(|produced| produced.id);
+            assert!(scheduler.ahead.is_none());
+            (produced.iter().map(|produced| (produced.id, produced.token)).collect::<Vec<_>>(), steps.len())
+        });
+        assert_eq!(steps[0], steps[1]);
+    }
+
+    /// A pass that was planned for somebody who is gone does not take time from those who come.
+    #[test]
+    fn with_overlap_an_abort_takes_its_pass_with_it() {
+        let mut scheduler = overlapping(limits());
+        scheduler.submit(job(1, prompt(1, 600), 50));
+        scheduler.step();
+        assert!(scheduler.ahead.is_some());
+        assert!(scheduler.abort(RequestId(1)));
+        assert_eq!((scheduler.is_idle(), scheduler.memory.held()), (true, 0));
+        scheduler.submit(job(2, prompt(2, 100), 2));
+        let step = scheduler.step();
+        assert!(step.prefill);
+        assert_eq!(step.produced.iter().map(|produced| produced.id).collect::<Vec<_>>(), [RequestId(2)]);
+    }
+
+    #[test]
+    fn with_overlap_a_pause_drops_what_was_planned() {
+        for pause in [Pause::Retract, Pause::Abort] {
+            let mut scheduler = overlapping(limits());
+            scheduler.submit(job(1, prompt(1, 100), 5));
+            scheduler.step();
+            scheduler.pause(pause);
+            assert!(scheduler.flush(), "nothing holds memory");
+            scheduler.resume();
+            let (produced, _) = drain(&mut scheduler);
+            assert_eq!(produced.len(), if pause == Pause::Retract { 4 } else { 0 });
+            assert_eq!(scheduler.memory.held(), 0);
+        }
     }
 
     #[test]
