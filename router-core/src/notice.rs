@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::fleet::TargetId;
+use crate::key::{BlockHash, Unit};
 use crate::report::SessionId;
 use crate::time::Time;
 
@@ -36,6 +37,18 @@ pub enum Notice {
         rank: u32,
         /// For people.
         reason: Arc<str>,
+    },
+    /// The router has come to claim a prompt, or a prompt with its answer, for a rank by itself, whose agent wants to tell of what is not
+    /// predicted. Of no use later: it may be dropped.
+    Predicted {
+        /// The session to tell.
+        session: SessionId,
+        /// The rank.
+        rank: u32,
+        /// What the hash is of.
+        unit: Unit,
+        /// The last block of it; all before it are claimed, too.
+        last: BlockHash,
     },
     /// What was found to differ has been put right.
     Reconciled {

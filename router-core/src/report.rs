@@ -33,6 +33,9 @@ pub struct Introduction {
     pub units: Units,
     /// It can find the difference of the claims on its blocks and what is held (channel 4 of `docs/routing.md`).
     pub reconciles: bool,
+    /// At [`ReportLevel::Removals`] it tells of stores that were not predicted, and is to be told what was
+    /// ([`Notice::Predicted`](crate::Notice::Predicted)).
+    pub wants_predictions: bool,
     /// The template that the engine renders chats with.
     pub chat_template: Option<Arc<dyn ChatTemplate>>,
 }

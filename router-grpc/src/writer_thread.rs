@@ -98,6 +98,9 @@ impl Listeners {
             Notice::Reconciled { target: _, false_claims, missing } => {
                 self.metrics.reconciled(false_claims, missing);
             }
+            Notice::Predicted { session, rank, unit, last } => {
+                self.sessions.predicted(session, rank, unit, last);
+            }
             Notice::SessionEnded { session, why } => self.sessions.end(session, why),
             Notice::UnknownParents { target: _, runs } => {
                 self.metrics.unknown_parents.inc_by(runs);

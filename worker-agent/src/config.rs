@@ -140,6 +140,13 @@ pub(crate) struct Settings {
     pub(crate) routers: Vec<String>,
 }
 
+impl Settings {
+    /// Others send work to the engine, too, so that a router does not know all of it by itself.
+    pub(crate) fn wants_predictions(&self) -> bool {
+        self.routers.len() > 1
+    }
+}
+
 impl AgentConfig {
     /// Checks the configuration without starting anything, and finds all that is wrong with it at once.
     pub fn check(&self) -> Result<(), ConfigErrors> {

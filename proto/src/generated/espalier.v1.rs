@@ -291,7 +291,7 @@ pub mod agent_message {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CoordinatorMessage {
-    #[prost(oneof = "coordinator_message::Message", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "coordinator_message::Message", tags = "1, 2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<coordinator_message::Message>,
 }
 /// Nested message and enum types in `CoordinatorMessage`.
@@ -308,6 +308,8 @@ pub mod coordinator_message {
         SetReportLevel(super::SetReportLevel),
         #[prost(message, tag = "5")]
         Symbols(super::Symbols),
+        #[prost(message, tag = "6")]
+        Predicted(super::Predicted),
     }
 }
 /// Who the agent speaks for. MUST be the first message, and MUST NOT be sent again.
@@ -376,6 +378,10 @@ pub struct Hello {
     /// What the engine's cache keeps beside the KV of full attention. Blocks that are reported are those of full attention in any case.
     #[prost(enumeration = "CacheKind", tag = "21")]
     pub cache_kind: i32,
+    /// At level REMOVALS the coordinator SHOULD say what it predicts, in Predicted, so that the agent can tell it of other stores: others
+    /// send work to the engine, too.
+    #[prost(bool, tag = "22")]
+    pub wants_predictions: bool,
 }
 /// How an engine turns chats into prompts: by a template, as the `transformers` library renders it. Coordinators that cannot use it, or
 /// do not know of it, go on without; it is not refused.
@@ -590,6 +596,20 @@ pub struct Symbols {
     /// 12 bytes each, little-endian: the wrapping sum of the hashes, and the wrapping sum of their tags.
     #[prost(bytes = "vec", tag = "6")]
     pub symbols: ::prost::alloc::vec::Vec<u8>,
+}
+/// Prompts, and prompts with their answers, that the coordinator has come to claim for a rank by its own routing, each named by the
+/// hash of its last whole block. The agent takes these blocks and all before them as known. At level REMOVALS it tells of other blocks that are
+/// stored, in `stored` of a Delta, once the coordinator has had time to name them: after a quarter of a second at least. A unit of
+/// which nothing has been named in a session is one that the coordinator does not use, and gets no such stores. Naming is a help, not an
+/// account: a prompt that is not named is told of, and one whose request came to nothing is found by reconciliation.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Predicted {
+    #[prost(uint32, tag = "1")]
+    pub rank: u32,
+    #[prost(enumeration = "KeyUnit", tag = "2")]
+    pub unit: i32,
+    #[prost(fixed64, repeated, tag = "3")]
+    pub last: ::prost::alloc::vec::Vec<u64>,
 }
 /// Everything of the rank up to this sequence number has been applied.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -107,8 +107,16 @@ impl State {
     ) -> Result<Joined, JoinError> {
         self.consider(&agent)?;
         let worker = self.enlist(&agent, at)?;
-        let (units, reconciles) = (agent.units, agent.reconciles);
-        let fresh = Session { id: session, level, units, reconciles, since: at, last_report: at, open: true };
+        let fresh = Session {
+            id: session,
+            level,
+            units: agent.units,
+            reconciles: agent.reconciles,
+            wants_predictions: agent.wants_predictions,
+            since: at,
+            last_report: at,
+            open: true,
+        };
         let Some(member) = self.roster.get_mut(worker) else {
             return Err(FleetError::UnknownWorker(worker).into());
         };

@@ -50,6 +50,7 @@ pub(crate) struct Session {
     /// The units it names blocks in.
     pub(crate) units: Units,
     pub(crate) reconciles: bool,
+    pub(crate) wants_predictions: bool,
     /// When it began to speak for the worker.
     pub(crate) since: Time,
     pub(crate) last_report: Time,
@@ -101,6 +102,14 @@ impl Member {
     /// An agent also tells what is stored.
     pub(crate) fn reports_stores(&self) -> bool {
         self.session.is_some_and(|session| session.open && session.level == ReportLevel::Full)
+    }
+
+    /// The session that is to be told what is predicted.
+    pub(super) fn told_predictions(&self) -> Option<SessionId> {
+        let wants = |session: &Session| {
+            session.open && session.wants_predictions && session.level == ReportLevel::Removals
+        };
+        self.session.filter(wants).map(|session| session.id)
     }
 
     pub(super) fn publish(&mut self) -> Arc<Worker> {

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use super::claim::Source;
+use super::member::Member;
 use super::{LEASES_KEPT, OpenDecision, State};
 use crate::fleet::TargetId;
 use crate::index::Origin;
 use crate::key::Unit;
+use crate::notice::Notice;
 use crate::time::Time;
 use crate::update::{Traffic, TrafficEvent};
 
@@ -94,6 +96,7 @@ impl State {
 
     fn predict(&mut self, traffic: &Traffic) {
         self.claim_prompt(traffic, traffic.decided_at, Source::Predicted { by: traffic.ordinal });
+        self.tell_prediction(traffic);
         let decision =
             OpenDecision { tenure: traffic.tenure, key: traffic.key.clone(), decided_at: traffic.decided_at };
         self.open.entry(traffic.target).or_default().insert(traffic.ordinal, decision);
@@ -126,6 +129,18 @@ impl State {
         let hears = self.hears_stores(traffic.target, traffic.key.kind());
         if self.settings.predict && self.settings.correct_from_responses && !hears {
             self.claim_prompt(traffic, at, Source::Confirmed { at });
+            self.tell_prediction(traffic);
+        }
+    }
+
+    /// Names what is claimed to the agent, so that it need not tell of it.
+    fn tell_prediction(&mut self, traffic: &Traffic) {
+        let TargetId { worker, rank } = traffic.target;
+        let Some(session) = self.roster.get(worker).and_then(Member::told_predictions) else { return };
+        let unit = traffic.key.kind().named();
+        let unit = unit.filter(|unit| self.roster.reports_exactly(traffic.target, *unit));
+        if let (Some(unit), Some(last)) = (unit, traffic.key.hashes().last().copied()) {
+            self.notices.push(Notice::Predicted { session, rank, unit, last });
         }
     }
 

@@ -39,6 +39,7 @@ pub(crate) fn join(router: &Router, worker: usize, at: Time) -> Update {
         units: router_core::Units::TOKENS,
         reconcile: Vec::new(),
         reconciles: false,
+        wants_predictions: false,
         chat_template: None,
     };
     let (session, level) = (SessionId(worker as u64), ReportLevel::Full);

@@ -6,7 +6,7 @@ use chat_template::Source;
 use espalier_proto::coordinator_message::Message as Reply;
 use espalier_proto::{
     Ack, Baseline, CacheKind as WireCacheKind, ChatTemplate as WireTemplate, CoordinatorMessage,
-    Delta as WireDelta, EvictionPolicy, Hello, KeySpace as WireKeySpace, KeyUnit, Load,
+    Delta as WireDelta, EvictionPolicy, Hello, KeySpace as WireKeySpace, KeyUnit, Load, Predicted,
     ReportLevel as WireLevel, ResumePoint, Resync, SetFingerprint, Symbols, Welcome, WorkerRole as WireRole,
 };
 use router_core::key::{BlockHash, KeySpace, SCHEME, Unit};
@@ -38,6 +38,8 @@ pub(super) struct Greeting {
     /// What the agent can translate to, with a hash that is known here.
     pub(super) units: Units,
     pub(super) reconciles: bool,
+    /// It is to be told what is predicted.
+    pub(super) wants_predictions: bool,
 }
 
 pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
@@ -95,6 +97,7 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
         },
         units: hello.units().filter(|_| knows_hash).filter_map(unit).collect(),
         reconciles: hello.sketch_version == SKETCH_VERSION,
+        wants_predictions: hello.wants_predictions,
     })
 }
 
@@ -166,6 +169,11 @@ pub(super) fn symbols(
     symbols: Vec<u8>,
 ) -> CoordinatorMessage {
     reply(Reply::Symbols(Symbols { rank, unit: wire_unit(unit).into(), round, blocks, first, symbols }))
+}
+
+/// The last blocks of prompts that are claimed by prediction.
+pub(super) fn predicted(rank: u32, unit: Unit, last: Vec<u64>) -> CoordinatorMessage {
+    reply(Reply::Predicted(Predicted { rank, unit: wire_unit(unit).into(), last }))
 }
 
 pub(super) fn delta(delta: WireDelta) -> Result<Delta, Status> {

@@ -8,6 +8,7 @@ mod account;
 mod chat_templates;
 mod convert;
 mod opening;
+mod predictions;
 mod reports;
 mod rounds;
 
@@ -22,7 +23,7 @@ use espalier_proto::agent_message::Message;
 use espalier_proto::agent_server::Agent;
 use espalier_proto::{AgentMessage, CoordinatorMessage};
 use prost::Message as _;
-use router_core::key::Unit;
+use router_core::key::{BlockHash, Unit};
 use router_core::{AgentReport, Delta, ReportLevel, Router, SessionEnd, SessionId, Update};
 use router_http::{Clock, bearer};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -35,6 +36,7 @@ pub(crate) use self::account::Account;
 pub(crate) use self::chat_templates::ChatTemplates;
 pub(crate) use self::convert::role;
 use self::opening::{Opened, PATIENCE};
+use self::predictions::{Predicted, Predictions, WAITING};
 use self::reports::Reports;
 use self::rounds::Rounds;
 use crate::events::EventHub;
@@ -59,6 +61,7 @@ struct Open {
     outbox: Outbox,
     /// Ranks that have lost something.
     needs: mpsc::UnboundedSender<u32>,
+    predictions: mpsc::Sender<Predicted>,
     account: Arc<Account>,
     /// Ends it, with what its agent is told. Dropped, it ends because its agent does not read.
     end: oneshot::Sender<Status>,
@@ -70,6 +73,7 @@ struct Told {
     ended: oneshot::Receiver<Status>,
     /// Unbounded, and still few: a rank that has lost something is not doubted again before it is whole.
     needed: mpsc::UnboundedReceiver<u32>,
+    predicted: mpsc::Receiver<Predicted>,
 }
 
 /// The service.
@@ -105,8 +109,9 @@ impl Sessions {
     fn enter(&self, session: SessionId, outbox: Outbox, account: Arc<Account>) -> Told {
         let (end, ended) = oneshot::channel();
         let (needs, needed) = mpsc::unbounded_channel();
-        self.lock().insert(session, Open { outbox, needs, account, end });
-        Told { ended, needed }
+        let (predictions, predicted) = mpsc::channel(WAITING);
+        self.lock().insert(session, Open { outbox, needs, predictions, account, end });
+        Told { ended, needed, predicted }
     }
 
     /// What is known of an open session.
@@ -146,6 +151,13 @@ impl Sessions {
         if let Some(open) = self.lock().get(&session) {
             // One that is ending begins anew.
             let _ = open.needs.send(rank);
+        }
+    }
+
+    pub(crate) fn predicted(&self, session: SessionId, rank: u32, unit: Unit, last: BlockHash) {
+        if let Some(open) = self.lock().get(&session) {
+            // What finds no room is told by the agent.
+            let _ = open.predictions.try_send(Predicted { rank, unit, last });
         }
     }
 
@@ -219,6 +231,7 @@ impl AgentService {
         let interval = self.terms.reconcile_interval.filter(|_| opened.reconciles);
         let mut rounds =
             Rounds::new((worker, bounds.dp_size, bounds.units), interval, self.reconciling.clone());
+        let mut predictions = Predictions::new(Duration::from_millis(self.terms.batch_interval_ms.into()));
         // A rank that is to be reconciled begins with a delta: only then are its claims those of a known moment.
         let mut to_begin = opened.unreconciled;
         loop {
@@ -231,6 +244,14 @@ impl AgentService {
                 Some(rank) = told.needed.recv() => {
                     rounds.need(rank);
                     rounds.step(self, outbox).await;
+                    continue;
+                }
+                Some(predicted) = told.predicted.recv() => {
+                    predictions.add(predicted);
+                    continue;
+                }
+                () = sleep_until(predictions.due()) => {
+                    predictions.send(outbox);
                     continue;
                 }
                 message = inbound.next() => message,

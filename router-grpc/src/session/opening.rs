@@ -63,7 +63,7 @@ impl AgentService {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let greeting = convert::hello(&hello)?;
-        let Greeting { url, incarnation, profile, max_level, units, reconciles } = greeting;
+        let Greeting { url, incarnation, profile, max_level, units, reconciles, wants_predictions } = greeting;
         let mut level = self.terms.level.min(max_level);
         let spaces: Vec<_> = match level {
             ReportLevel::Counts => Vec::new(),
@@ -79,8 +79,17 @@ impl AgentService {
             chat_template.and_then(|offered| self.template(&url, convert::chat_template(offered)));
         let reconciles = reconciles && level > ReportLevel::Counts;
         let (reconcile, units) = (Vec::new(), Units::default());
-        let mut agent =
-            Introduction { url, incarnation, profile, resume, reconcile, units, reconciles, chat_template };
+        let mut agent = Introduction {
+            url,
+            incarnation,
+            profile,
+            resume,
+            reconcile,
+            units,
+            reconciles,
+            wants_predictions,
+            chat_template,
+        };
         let considered = self.consider(&agent).await?;
         let welcome = convert::welcome(&self.terms, level, &spaces, (&considered, fingerprint));
         (agent.resume, agent.reconcile) = (considered.resume, considered.reconcile);

@@ -87,10 +87,12 @@ impl Level {
         }
     }
 
-    /// Which blocks agents tell of.
-    pub(crate) fn tells(self) -> Option<Tell> {
+    /// Which blocks agents tell each of so many routers of.
+    pub(crate) fn tells(self, routers: usize) -> Option<Tell> {
         match self {
             Self::None | Self::Responses | Self::Counts => None,
+            // A router that is not alone says what it predicts, and is told of the rest.
+            Self::Removals | Self::Often | Self::Paced if routers > 1 => Some(Tell::Unpredicted),
             Self::Removals | Self::Often | Self::Paced => Some(Tell::Removals),
             Self::Full => Some(Tell::All),
         }

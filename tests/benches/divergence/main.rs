@@ -124,7 +124,7 @@ fn report(plan: &Plan, case: Case, measured: &[(Level, Cell)]) {
     }
     let streamed = median(&all(Level::Full, Figures::streamed_bytes_per_1k));
     let streamed = Reference { name: "token ids streamed", value: streamed };
-    for level in Level::ALL.into_iter().filter(|level| level.tells().is_some()) {
+    for level in Level::ALL.into_iter().filter(|level| level.tells(case.routers).is_some()) {
         let row = format!("bytes per 1,000 prompt tokens, {name}, {}, beside ids", level.name());
         plan.row(&row, "B", &all(level, Figures::bytes_per_1k), streamed, Better::Less, None);
     }

@@ -11,7 +11,7 @@ use prost::Message as _;
 use router_core::key::{BlockHash, PrefixKey, Unit};
 use router_core::reconcile::{Decoder, Encoder, Progress, Symbol};
 use router_core::{
-    AgentReport, BlockRun, Delta, Done, FleetUpdate, InFlight, Incarnation, Introduction, Query,
+    AgentReport, BlockRun, Delta, Done, FleetUpdate, InFlight, Incarnation, Introduction, Notice, Query,
     RouteRequest, Router, SessionId, Settings, TargetId, Time, Update, VouchedClaims, WorkerId,
     WorkerProfile, Writer,
 };
@@ -19,7 +19,7 @@ use worker_agent::translate::{BlockView, Run, ViewDelta, runs};
 
 use crate::Error;
 use crate::engine::{CAPACITY_TOKENS, PAGE_TOKENS};
-use crate::level::Level;
+use crate::world::Setting;
 
 /// Bytes of a message's frame: gRPC's five, and the nine of HTTP/2.
 const FRAME_BYTES: u64 = 14;
@@ -38,6 +38,8 @@ pub(crate) struct Side {
     workers: Vec<WorkerId>,
     /// The next delta of each engine's agent.
     next_seq: Vec<u64>,
+    /// What was claimed by prediction on each engine, and is to be named.
+    predicted: Vec<Vec<u64>>,
     rng: fastrand::Rng,
     pub(crate) bytes: u64,
     pub(crate) reports: u64,
@@ -46,7 +48,9 @@ pub(crate) struct Side {
 
 impl Side {
     /// A router in front of ready engines with empty caches, whose agents have joined where the level has agents.
-    pub(crate) fn new(level: Level, engines: usize, seed: u64) -> Result<Self, Fault> {
+    pub(crate) fn new(setting: Setting, seed: u64) -> Result<Self, Fault> {
+        let Setting { level, engines, routers, .. } = setting;
+        let wants_predictions = routers > 1;
         let settings = Settings { correct_from_responses: level.hears_responses(), ..Settings::new(0x5EED) };
         let (router, writer) = Router::new(settings);
         let mut side = Self {
@@ -54,6 +58,7 @@ impl Side {
             writer,
             workers: Vec::new(),
             next_seq: vec![1; engines],
+            predicted: vec![Vec::new(); engines],
             rng: fastrand::Rng::with_seed(seed),
             bytes: 0,
             reports: 0,
@@ -90,6 +95,7 @@ impl Side {
                 units: router_core::Units::TOKENS,
                 reconcile: Vec::new(),
                 reconciles: true,
+                wants_predictions,
                 chat_template: None,
             };
             let session = SessionId(engine as u64);
@@ -215,7 +221,24 @@ impl Side {
 
     /// Lets the writer apply what has come.
     pub(crate) fn turn(&mut self, now: Time) {
-        self.writer.turn(now);
+        for notice in self.writer.turn(now) {
+            if let Notice::Predicted { session: SessionId(engine), last, .. } = notice {
+                self.predicted[engine as usize].push(last.get());
+            }
+        }
+    }
+
+    /// Names to an engine's agent what has been predicted since the last time.
+    pub(crate) fn predicted(&mut self, engine: usize) -> Vec<u64> {
+        let last = std::mem::take(&mut self.predicted[engine]);
+        if !last.is_empty() {
+            let unit = proto::KeyUnit::Token.into();
+            let predicted = proto::Predicted { rank: 0, unit, last: last.clone() };
+            let message = coordinator_message::Message::Predicted(predicted);
+            let message = proto::CoordinatorMessage { message: Some(message) };
+            self.bytes += message.encoded_len() as u64 + FRAME_BYTES;
+        }
+        last
     }
 
     /// The blocks claimed for an engine.

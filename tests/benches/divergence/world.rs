@@ -17,6 +17,9 @@ use crate::workload::{Kind, Request, Session, Workload};
 /// Time between two reports of an agent: the coordinator's default.
 const REPORT_EVERY: Duration = Duration::from_millis(50);
 
+/// Reports in the time that a router has to name what it predicts, as agents have it.
+const REPORTS_TO_NAME: u64 = 5;
+
 /// Time between two signs of life of an agent, and between two of its counts: a third of its lease, and more often than that
 /// nobody needs to know how full a cache is.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
@@ -75,6 +78,7 @@ struct World {
     live: HashMap<(usize, RequestId), Live>,
     rng: fastrand::Rng,
     sent: usize,
+    reports_made: u64,
     figures: Figures,
     /// Bytes of events and of reports, reports and their time, when the warm-up ended.
     before: Option<(u64, u64, u64, f64)>,
@@ -82,10 +86,10 @@ struct World {
 
 /// Runs to the end of the last request.
 pub(crate) fn run(setting: Setting) -> Result<Figures, Fault> {
-    let sides = (0..setting.routers).map(|side| Side::new(setting.level, setting.engines, side as u64));
+    let sides = (0..setting.routers).map(|side| Side::new(setting, side as u64));
     let sides = sides.collect::<Result<Vec<_>, _>>()?;
     let space = sides[0].router.key_space(Unit::Token).clone();
-    let engine = || Engine::new(&space, setting.level.tells(), setting.routers, setting.overlap_schedule);
+    let engine = || Engine::new(&space, setting.level.tells(setting.routers), setting.routers, setting.overlap_schedule);
     let mut world = World {
         setting,
         now: Duration::ZERO,
@@ -96,6 +100,7 @@ pub(crate) fn run(setting: Setting) -> Result<Figures, Fault> {
         live: HashMap::new(),
         rng: fastrand::Rng::with_seed(setting.seed),
         sent: 0,
+        reports_made: 0,
         figures: Figures::default(),
         before: None,
     };
@@ -242,7 +247,14 @@ impl World {
             self.before = Some(self.so_far());
         }
         let now = as_time(self.now);
+        self.reports_made += 1;
         for (number, engine) in self.engines.iter_mut().enumerate() {
+            for (view, side) in engine.views.iter_mut().zip(&mut self.sides) {
+                side.predicted(number).into_iter().for_each(|last| view.predicted(last));
+                if self.reports_made.is_multiple_of(REPORTS_TO_NAME) {
+                    view.ripen();
+                }
+            }
             for (view, side) in engine.views.iter_mut().zip(&mut self.sides) {
                 side.changed(number, view.take_delta(), now)?;
             }

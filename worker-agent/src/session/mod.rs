@@ -6,6 +6,7 @@
 
 mod convert;
 mod outbox;
+mod predictions;
 mod reconcile;
 mod stream;
 mod terms;
@@ -22,13 +23,16 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::lock;
 use crate::config::{Level, Settings};
 use crate::engine::{Health, Life, Request};
-use convert::SymbolBatch;
+use convert::{PredictedPrompts, SymbolBatch};
 use outbox::{Limits, Outbox};
 use stream::{End, SessionError};
 
 /// A session shorter than this counts as a failed attempt.
 const STEADY: Duration = Duration::from_secs(1);
 const FIRST_DELAY: Duration = Duration::from_millis(100);
+
+/// Predictions that wait for the writer, which looks at them with every report.
+const MOST_PREDICTED: usize = 65_536;
 
 /// The connection to one router, through all its sessions.
 pub(crate) struct Link {
@@ -66,6 +70,8 @@ struct Desk {
     wanted: Level,
     /// Symbols that came and were not looked at yet: of a rank and unit the latest.
     symbols: Vec<SymbolBatch>,
+    /// What the router said that it predicts, until it is looked at; no more than is kept of it.
+    predicted: Vec<PredictedPrompts>,
     /// Symbols have come.
     came: Arc<Notify>,
 }
@@ -105,7 +111,13 @@ impl Link {
     ) -> Self {
         let url = settings.routers[index].clone();
         let wanted = settings.config.report_level;
-        let desk = Desk { outboxes: Vec::new(), wanted, symbols: Vec::new(), came: Arc::default() };
+        let desk = Desk {
+            outboxes: Vec::new(),
+            wanted,
+            symbols: Vec::new(),
+            predicted: Vec::new(),
+            came: Arc::default(),
+        };
         let desk = Arc::new(Mutex::new(desk));
         Self { index, url, settings, engine, counters, shutdown, memory: None, desk }
     }
@@ -192,9 +204,18 @@ impl Desk {
         }
     }
 
+    /// The router has named what it predicts. What finds no room is told of when it is stored.
+    fn put_predicted(&mut self, prompts: PredictedPrompts) {
+        let waiting: usize = self.predicted.iter().map(|prompts| prompts.last.len()).sum();
+        if waiting + prompts.last.len() <= MOST_PREDICTED {
+            self.predicted.push(prompts);
+        }
+    }
+
     /// Clears the desk of what an earlier life was told; what the router wants stays.
     fn begin_life(&mut self, ranks: usize, limits: Limits) {
         self.symbols.clear();
+        self.predicted.clear();
         self.outboxes.truncate(ranks);
         self.outboxes.iter_mut().for_each(Outbox::begin_life);
         self.outboxes.resize_with(ranks, || Outbox::new(limits));

@@ -113,8 +113,11 @@ impl Writer<'_> {
         let view = view_of(cache.views(self.index), unit)?;
         let parent = |hash: &BlockHash| view.parent_of_held(hash.get());
         let removed = difference.theirs.iter().filter(|hash| parent(hash).is_none()).map(|hash| hash.get());
+        let removed = removed.collect();
         let held = difference.ours.iter().filter_map(|hash| Some((parent(hash)?, hash.get())));
-        let change = ViewDelta { cleared: false, removed: removed.collect(), stored: runs(held.collect()) };
+        let held: Vec<_> = held.collect();
+        view.count_these_as_told(held.iter().map(|(_, hash)| *hash));
+        let change = ViewDelta { cleared: false, removed, stored: runs(held) };
         let seq = outbox.last_seq() + 1;
         let Some(message) = convert::reconciled((rank, unit), seq, change, incomplete, round) else {
             outbox.owe_baseline();
@@ -134,8 +137,8 @@ impl Writer<'_> {
     }
 }
 
-fn view_of(views: &mut [BlockView], unit: Unit) -> Option<&BlockView> {
-    views.iter().find(|view| view.space().unit() == unit)
+pub(super) fn view_of(views: &mut [BlockView], unit: Unit) -> Option<&mut BlockView> {
+    views.iter_mut().find(|view| view.space().unit() == unit)
 }
 
 fn decode(mut decoder: Decoder, bytes: &[u8]) -> (Decoder, Result<Progress, SketchError>) {

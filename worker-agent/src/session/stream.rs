@@ -70,7 +70,8 @@ impl Link {
         let max_level =
             if life.info.events.is_empty() { Level::Counts } else { self.settings.config.report_level };
         let resume = self.resume_points(&life);
-        let hello = convert::hello(&life, &self.settings.advertised, max_level, resume);
+        let wants_predictions = self.settings.wants_predictions();
+        let hello = convert::hello(&life, &self.settings.advertised, max_level, (resume, wants_predictions));
         self.counters.count(&hello);
         out.send(hello).await.map_err(|_| SessionError::Closed)?;
 
@@ -93,6 +94,7 @@ impl Link {
             let mut desk = lock(&desk);
             desk.wanted = terms.level.min(max_level);
             desk.symbols.clear();
+            desk.predicted.clear();
         }
         let counters = Arc::clone(&self.counters);
         let writer = Writer::new(self, life, terms, max_level, out);
@@ -168,6 +170,7 @@ async fn read(inbound: &mut Inbound, desk: &Mutex<Desk>, counters: &RouterCounte
             }
             Incoming::Level(level) => desk.wanted = level,
             Incoming::Symbols(batch) => desk.put(batch),
+            Incoming::Predicted(prompts) => desk.put_predicted(prompts),
             Incoming::Welcome(_) => tracing::warn!("a second Welcome was ignored"),
             Incoming::Unknown => {}
         }

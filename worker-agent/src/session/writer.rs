@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::convert::{Completeness, Outgoing};
+use super::predictions::Predictions;
 use super::reconcile::Rounds;
 use super::stream::{End, SessionError};
 use super::terms::Terms;
@@ -28,6 +29,7 @@ pub(super) struct Writer<'a> {
     pub(super) terms: Terms,
     max_level: Level,
     counts_interval: Duration,
+    pub(super) predictions: Predictions,
     pub(super) counters: Arc<RouterCounters>,
     lives: watch::Receiver<Option<Arc<Life>>>,
     health: watch::Receiver<Health>,
@@ -83,6 +85,7 @@ impl<'a> Writer<'a> {
             max_level: if terms.spaces.is_empty() { Level::Counts } else { max_level },
             terms,
             counts_interval: link.settings.config.counts_interval,
+            predictions: Predictions::new(link.settings.wants_predictions()),
             counters: Arc::clone(&link.counters),
             lives,
             health,
@@ -127,6 +130,7 @@ impl<'a> Writer<'a> {
             let now = Instant::now();
             if now >= flush_due {
                 flush_due = now + self.terms.batch_interval;
+                self.learn_predictions(now);
                 for rank in 0..self.ranks.len() {
                     self.flush(rank).await?;
                 }
@@ -195,7 +199,11 @@ impl<'a> Writer<'a> {
             return;
         }
         let raised = self.level.is_none_or(|before| level > before);
-        let tell = if level == Level::Full { Tell::All } else { Tell::Removals };
+        let tell = match level {
+            Level::Full => Tell::All,
+            _ if self.predictions.wanted() => Tell::Unpredicted,
+            _ => Tell::Removals,
+        };
         for (rank, outbox) in self.life.ranks.iter().zip(&mut desk.outboxes) {
             let mut cache = lock(&rank.cache);
             if level == Level::Counts {

@@ -11,6 +11,7 @@
 mod run;
 mod text;
 mod tokens;
+mod unpredicted;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use self::run::push_block;
 use self::text::TextCutter;
 use self::tokens::TokenCutter;
+use self::unpredicted::Unpredicted;
 use crate::mirror::{Change, Mirror, PageId};
 use crate::tokenizer::Vocabulary;
 
@@ -30,6 +32,8 @@ pub use self::run::{Run, runs};
 pub enum Tell {
     /// Removals only: every block that was ever held counts as known to the coordinator.
     Removals,
+    /// Removals, and stores that the coordinator has not [named](BlockView::predicted).
+    Unpredicted,
     /// Stores and removals.
     All,
 }
@@ -76,6 +80,7 @@ pub struct BlockView {
     told: usize,
     /// Blocks of which something may have to be told, in the order in which they first changed.
     queue: Vec<u64>,
+    unpredicted: Unpredicted,
     cleared: bool,
     /// Deltas that tell of stores still, whatever else is told.
     telling: u32,
@@ -114,6 +119,13 @@ struct Block {
     queued: bool,
 }
 
+impl Block {
+    /// It is held, and nobody has told of it or is about to.
+    fn is_untold(&self) -> bool {
+        self.pages > 0 && !self.told && !self.queued
+    }
+}
+
 impl BlockView {
     /// The view of `mirror` in a key space of tokens. Nothing of it has been told yet.
     pub fn new(space: KeySpace, tell: Tell, mirror: &Mirror) -> Result<Self, TranslateError> {
@@ -139,6 +151,7 @@ impl BlockView {
             held: 0,
             told: 0,
             queue: Vec::new(),
+            unpredicted: Unpredicted::default(),
             cleared: false,
             telling: 0,
             buckets: Box::new([0; BUCKETS]),
@@ -218,10 +231,44 @@ impl BlockView {
         self.queue.len()
     }
 
+    /// The coordinator claims the prompt that ends with this block by its own routing: it need not be told of it.
+    pub fn predicted(&mut self, last: u64) {
+        if self.tell != Tell::Unpredicted {
+            return;
+        }
+        self.unpredicted.use_it();
+        if self.parent_of_held(last).is_some() {
+            self.know(last);
+        } else {
+            self.unpredicted.name(last);
+        }
+    }
+
+    /// A quarter of a second or more has passed: what was stored before the last call, and has not been named, is to be told.
+    pub fn ripen(&mut self) {
+        for hash in self.unpredicted.ripen() {
+            if let Some(block) = self.blocks.get_mut(&hash).filter(|block| block.is_untold()) {
+                block.queued = true;
+                self.queue.push(hash);
+            }
+        }
+    }
+
+    /// These blocks have been told in another way.
+    pub fn count_these_as_told(&mut self, hashes: impl IntoIterator<Item = u64>) {
+        for hash in hashes {
+            if let Some(block) = self.blocks.get_mut(&hash).filter(|block| block.pages > 0 && !block.told) {
+                block.told = true;
+                self.told += 1;
+            }
+        }
+    }
+
     /// Takes what is to be told; from now on it counts as told. Of blocks that went only the topmost are named: what hangs below
     /// went with them.
     pub fn take_delta(&mut self) -> ViewDelta {
-        let tells_stores = self.tells_stores();
+        // What is not to be told has not been queued.
+        let tells_stores = self.tells_stores() || self.tell == Tell::Unpredicted;
         let mut delta = ViewDelta { cleared: std::mem::take(&mut self.cleared), ..ViewDelta::default() };
         self.telling = if delta.cleared { TELLING_AFTER_CLEAR } else { self.telling.saturating_sub(1) };
         let mut removed: Vec<(u64, u64)> = Vec::new();
@@ -254,6 +301,7 @@ impl BlockView {
     pub fn count_as_told(&mut self) {
         self.cleared = false;
         self.queue.clear();
+        self.unpredicted.forget_stored();
         self.blocks.retain(|_, block| {
             block.told = true;
             block.queued = false;
@@ -275,6 +323,7 @@ impl BlockView {
         }
         self.blocks.clear();
         self.queue.clear();
+        self.unpredicted.clear();
         self.held = 0;
         self.told = 0;
         self.buckets.fill(0);
@@ -323,15 +372,40 @@ impl BlockView {
             return;
         }
         self.held += 1;
-        if !tells_stores && !block.told {
-            block.told = true;
-            self.told += 1;
-        }
-        if !block.told && !std::mem::replace(&mut block.queued, true) {
-            self.queue.push(hash);
-        }
         let bucket = &mut self.buckets[(hash >> 56) as usize];
         *bucket = bucket.wrapping_add(hash as u16);
+        if !block.is_untold() {
+            return;
+        }
+        if tells_stores {
+            block.queued = true;
+            self.queue.push(hash);
+        } else if self.tell == Tell::Removals {
+            block.told = true;
+            self.told += 1;
+        } else {
+            self.await_name(hash);
+        }
+    }
+
+    /// The coordinator may have named a block that is stored now, or may do so soon.
+    fn await_name(&mut self, hash: u64) {
+        if self.unpredicted.stored(hash) {
+            self.know(hash);
+        } else if self.unpredicted.waiting() > 2 * self.held + 1024 {
+            let blocks = &self.blocks;
+            self.unpredicted.retain(|hash| blocks.get(&hash).is_some_and(|block| block.is_untold()));
+        }
+    }
+
+    /// The coordinator knows a block and all before it.
+    fn know(&mut self, last: u64) {
+        let mut at = last;
+        while let Some(block) = self.blocks.get_mut(&at).filter(|block| block.pages > 0 && !block.told) {
+            block.told = true;
+            self.told += 1;
+            at = block.parent;
+        }
     }
 
     fn release(&mut self, hash: u64) {

@@ -182,6 +182,7 @@ impl Side {
             units: Units::TOKENS,
             reconcile: Vec::new(),
             reconciles: false,
+            wants_predictions: false,
             chat_template: None,
         };
         let (session, level, at) = (SessionId(engine as u64), ReportLevel::Full, as_time(now));

@@ -127,6 +127,7 @@ impl Story {
             reconcile: Vec::new(),
             units,
             reconciles: false,
+            wants_predictions: false,
             chat_template: None,
         }
     }

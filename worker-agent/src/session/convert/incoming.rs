@@ -22,6 +22,7 @@ pub(in crate::session) enum Incoming {
     },
     Level(Level),
     Symbols(SymbolBatch),
+    Predicted(PredictedPrompts),
     /// From a newer coordinator.
     Unknown,
 }
@@ -37,6 +38,15 @@ pub(in crate::session) struct SymbolBatch {
     /// Number of the first symbol.
     pub(in crate::session) first: u32,
     pub(in crate::session) bytes: Vec<u8>,
+}
+
+/// What the coordinator claims by its own routing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::session) struct PredictedPrompts {
+    pub(in crate::session) rank: u32,
+    pub(in crate::session) unit: Unit,
+    /// The last block of each.
+    pub(in crate::session) last: Vec<u64>,
 }
 
 /// The answer to Hello, not yet checked.
@@ -85,6 +95,12 @@ pub(super) fn incoming(message: Option<Message>) -> Incoming {
                 first: symbols.first,
                 bytes: symbols.symbols,
             }),
+            None => Incoming::Unknown,
+        },
+        Some(Message::Predicted(predicted)) => match unit(predicted.unit()) {
+            Some(unit) => {
+                Incoming::Predicted(PredictedPrompts { rank: predicted.rank, unit, last: predicted.last })
+            }
             None => Incoming::Unknown,
         },
         None => Incoming::Unknown,

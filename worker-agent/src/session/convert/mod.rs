@@ -15,7 +15,7 @@ use crate::config::Level;
 use crate::engine::{EngineRole, Eviction, Health, Life, LoadReading, State};
 use crate::translate::{BlockView, Run, ViewDelta};
 pub(super) use call::{Inbound, open, outdated};
-pub(super) use incoming::{Incoming, ResumePoint, SymbolBatch, WantedSpace, Welcome};
+pub(super) use incoming::{Incoming, PredictedPrompts, ResumePoint, SymbolBatch, WantedSpace, Welcome};
 
 /// Most bytes of hashes in one message, so that it stays under 1 MiB whatever else it carries.
 const MAX_PART_BYTES: usize = 900_000;
@@ -49,7 +49,12 @@ impl Outgoing {
     }
 }
 
-pub(super) fn hello(life: &Life, worker_url: &str, max_level: Level, resume: Vec<ResumePoint>) -> Outgoing {
+pub(super) fn hello(
+    life: &Life,
+    worker_url: &str,
+    max_level: Level,
+    (resume, wants_predictions): (Vec<ResumePoint>, bool),
+) -> Outgoing {
     let info = &life.info;
     let point = |point: ResumePoint| proto::ResumePoint {
         rank: point.rank,
@@ -93,6 +98,7 @@ pub(super) fn hello(life: &Life, worker_url: &str, max_level: Level, resume: Vec
         max_level: to_level(max_level).into(),
         resume: resume.into_iter().map(point).collect(),
         sketch_version: SKETCH_VERSION,
+        wants_predictions,
         chat_template: life.chat_template.as_ref().ok().map(|template| chat_template(template)),
         agent: concat!("worker-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
     }))
