@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use router_core::key::{KeySpace, Salt, Unit};
 use worker_agent::events::{Event, Medium, Removed, Stored, TokenIds};
 use worker_agent::mirror::Mirror;
-use worker_agent::translate::{BUCKETS, BlockView, Tell, TranslateError, ViewDelta, runs};
+use worker_agent::translate::{BUCKETS, BlockView, Run, Tell, TranslateError, ViewDelta, runs};
 
 /// A path of the cache: its salt and all its tokens.
 type Path = (String, Vec<u32>);
@@ -296,6 +296,75 @@ proptest! {
         prop_assert_eq!((stats.unknown_removals, stats.cut_off_pages, stats.conflicting_pages), (0, 0, 0));
     }
 
+    /// What a coordinator has named and what it was told are together what the engine holds, whenever it names a prompt, and whatever others
+    /// send.
+    #[test]
+    fn what_is_named_and_what_is_told_are_all_there_is(
+        sizes in prop_oneof![Just((1_u32, 1_u32)), Just((2, 4)), Just((4, 4)), Just((8, 2))],
+        ops in proptest::collection::vec((op(), 0..4_u8), 1..120),
+    ) {
+        let (page, block) = sizes;
+        let space = KeySpace::new(Unit::Token, block, 7).unwrap();
+        let mut engine =
+            Engine { page: page as usize, device: BTreeSet::new(), host: BTreeSet::new(), events: Vec::new() };
+        let mut mirror = Mirror::new(page, 100_000);
+        let mut view = BlockView::new(space.clone(), Tell::Unpredicted, &mirror).unwrap();
+        let mut coordinator = Coordinator::default();
+        let (mut prompts, mut told_stores) = (0, 0);
+        for (op, naming) in ops {
+            // It claims what it sends when it sends it, and names it before the engine has stored it, or just after.
+            let held = engine.held().cloned().collect::<HashSet<Path>>();
+            engine.run(&op);
+            let sent = engine.held().filter(|path| !held.contains(*path)).max_by_key(|path| path.1.len()).cloned();
+            let own = sent.filter(|_| matches!(op, Op::Store { .. }) && naming < 3);
+            let key = own.map(|(salt, tokens)| space.key_of_tokens(Salt::new("", &salt, ""), &tokens));
+            let hashes: Vec<u64> = key.iter().flat_map(|key| key.hashes()).map(|hash| hash.get()).collect();
+            if hashes.is_empty() {
+                if !matches!(op, Op::Store { .. } | Op::Batch | Op::Report) {
+                    // What goes is published before more is sent, so that a name cannot outlive what it names.
+                    let changes = mirror.apply(&std::mem::take(&mut engine.events));
+                    view.follow(&mirror, &changes);
+                    coordinator.apply(view.take_delta());
+                }
+            } else {
+                let (last, changed) = (*hashes.last().unwrap(), std::mem::take(&mut engine.events));
+                if naming == 0 {
+                    view.predicted(last);
+                }
+                let changes = mirror.apply(&changed);
+                view.follow(&mirror, &changes);
+                if naming > 0 {
+                    view.predicted(last);
+                }
+                coordinator.store(0, &hashes);
+                prompts += 1;
+            }
+            match op {
+                Op::Batch => {
+                    let changes = mirror.apply(&std::mem::take(&mut engine.events));
+                    view.follow(&mirror, &changes);
+                }
+                Op::Report => {
+                    view.ripen();
+                    let delta = view.take_delta();
+                    told_stores += delta.stored.len();
+                    coordinator.apply(delta);
+                }
+                _ => {}
+            }
+        }
+        let changes = mirror.apply(&std::mem::take(&mut engine.events));
+        view.follow(&mirror, &changes);
+        view.ripen();
+        view.ripen();
+        coordinator.apply(view.take_delta());
+        if prompts > 0 {
+            prop_assert_eq!(coordinator.blocks(), engine.blocks(&space));
+        } else {
+            prop_assert_eq!(told_stores, 0);
+        }
+    }
+
     /// Events in any order and with any contradictions never make the mirror claim a page that was not stored, and never
     /// leave a view that disagrees with one built anew.
     #[test]
@@ -414,6 +483,137 @@ fn where_only_removals_are_told_every_removal_is() {
         told += delta.stored.len() as i64;
     }
     assert!((1..97).contains(&told), "{told} of 98 are told");
+}
+
+/// A mirror with the view of a coordinator that says what it predicts: pages and blocks of two tokens.
+struct Predicting {
+    mirror: Mirror,
+    view: BlockView,
+}
+
+impl Predicting {
+    fn new() -> Self {
+        let mirror = Mirror::new(2, 1_000);
+        let space = KeySpace::new(Unit::Token, 2, 7).unwrap();
+        Self { view: BlockView::new(space, Tell::Unpredicted, &mirror).unwrap(), mirror }
+    }
+
+    fn happen(&mut self, events: &[Event]) {
+        let changes = self.mirror.apply(events);
+        self.view.follow(&self.mirror, &changes);
+    }
+
+    /// The engine stores the pages of a prompt from a place on.
+    fn store(&mut self, prompt: &[u32], from: usize) {
+        let engine_hash = |end: usize| Engine::hash(&(String::new(), prompt[..end].to_vec()));
+        self.happen(&[Event::Stored(Stored {
+            hashes: (from + 2..=prompt.len()).step_by(2).map(engine_hash).collect(),
+            parent: (from > 0).then(|| engine_hash(from)),
+            tokens: TokenIds::Narrow(prompt[from..].to_vec()),
+            page_size: 2,
+            lora_id: None,
+            lora_name: None,
+            cache_salt: None,
+            medium: None,
+        })]);
+    }
+
+    fn blocks(&self, prompt: &[u32]) -> Vec<u64> {
+        let key = self.view.space().key_of_tokens(Salt::default(), prompt);
+        key.hashes().iter().map(|hash| hash.get()).collect()
+    }
+
+    fn name(&mut self, prompt: &[u32]) {
+        let last = *self.blocks(prompt).last().unwrap();
+        self.view.predicted(last);
+    }
+
+    /// What is told once the coordinator has had its time.
+    fn told(&mut self) -> ViewDelta {
+        self.view.ripen();
+        self.view.ripen();
+        self.view.take_delta()
+    }
+}
+
+#[test]
+fn what_a_coordinator_names_it_is_not_told() {
+    let mut all = Predicting::new();
+    let (before, after, foreign) = ([1, 2, 3, 4, 5, 6], [9, 2, 3, 4, 5, 6], [7, 2, 3, 4]);
+    all.name(&before);
+    all.store(&before[..4], 0);
+    all.store(&before, 4);
+    all.store(&after, 0);
+    all.store(&foreign, 0);
+    all.view.ripen();
+    assert!(!all.view.has_changes(), "there is time yet");
+    all.name(&after);
+    let told = all.told();
+    let run = |parent, hashes: &[u64]| Run { parent, hashes: hashes.to_vec() };
+    assert_eq!(told.stored, [run(0, &all.blocks(&foreign))], "the first chunk of a named prompt neither");
+    // What follows a named prompt is told below it: an answer, or another's longer prompt.
+    let longer = [1, 2, 3, 4, 5, 6, 70, 80, 71, 81];
+    all.store(&longer, 6);
+    let blocks = all.blocks(&longer);
+    assert_eq!(all.told().stored, [run(blocks[2], &blocks[3..])]);
+    assert_eq!(all.told(), ViewDelta::default(), "once");
+}
+
+#[test]
+fn what_comes_back_is_told_unless_it_is_named_again() {
+    let mut all = Predicting::new();
+    let prompt = [1, 2, 3, 4];
+    let first = all.blocks(&prompt)[0];
+    let engine_hash = |end: usize| Engine::hash(&(String::new(), prompt[..end].to_vec()));
+    let evicted = Event::Removed(Removed { hashes: vec![engine_hash(2), engine_hash(4)], medium: None });
+    for named in [true, false, true] {
+        if named {
+            all.name(&prompt);
+        }
+        all.store(&prompt, 0);
+        assert_eq!(all.told().stored.is_empty(), named);
+        all.happen(&[evicted.clone()]);
+        assert_eq!(all.told().removed, [first]);
+    }
+    // Gone before anybody was told of it: who has named it, or is about to, believes that it is held.
+    all.store(&prompt, 0);
+    all.happen(&[evicted]);
+    let told = all.told();
+    assert_eq!((told.removed, told.stored.len()), (vec![first], 0));
+}
+
+#[test]
+fn a_coordinator_that_names_nothing_of_a_key_space_is_told_of_no_stores_until_it_does() {
+    let mut all = Predicting::new();
+    all.store(&[1, 2, 3, 4], 0);
+    assert_eq!(all.told(), ViewDelta::default());
+    all.name(&[5, 6]);
+    let told = all.told();
+    assert_eq!(told.stored, [Run { parent: 0, hashes: all.blocks(&[1, 2, 3, 4]) }]);
+}
+
+#[test]
+fn a_clear_takes_what_was_named_with_it() {
+    let mut all = Predicting::new();
+    all.name(&[1, 2, 3, 4]);
+    all.happen(&[Event::Cleared]);
+    all.store(&[1, 2, 3, 4], 0);
+    let told = all.view.take_delta();
+    assert_eq!((told.cleared, told.stored.len()), (true, 1), "whoever hears of it forgets what it predicted");
+}
+
+#[test]
+fn what_is_found_by_comparing_is_not_told_again() {
+    let mut all = Predicting::new();
+    all.name(&[8, 9]);
+    all.store(&[1, 2, 3, 4], 0);
+    let blocks = all.blocks(&[1, 2, 3, 4]);
+    all.view.count_these_as_told(blocks);
+    assert_eq!(all.told(), ViewDelta::default());
+    all.store(&[8, 9], 0);
+    all.store(&[3, 4], 0);
+    all.view.count_as_told();
+    assert_eq!(all.told(), ViewDelta::default(), "nor what a baseline has said");
 }
 
 #[test]

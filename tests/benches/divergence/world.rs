@@ -89,7 +89,9 @@ pub(crate) fn run(setting: Setting) -> Result<Figures, Fault> {
     let sides = (0..setting.routers).map(|side| Side::new(setting, side as u64));
     let sides = sides.collect::<Result<Vec<_>, _>>()?;
     let space = sides[0].router.key_space(Unit::Token).clone();
-    let engine = || Engine::new(&space, setting.level.tells(setting.routers), setting.routers, setting.overlap_schedule);
+    let engine = || {
+        Engine::new(&space, setting.level.tells(setting.routers), setting.routers, setting.overlap_schedule)
+    };
     let mut world = World {
         setting,
         now: Duration::ZERO,

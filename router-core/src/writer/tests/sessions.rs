@@ -255,3 +255,43 @@ fn nothing_follows_from_counts_of_an_engine_that_evicts_by_another_rule() {
         assert_eq!(story.claimed(worker), 50, "{profile:?}");
     }
 }
+
+#[test]
+fn an_agent_that_wants_to_know_is_told_what_is_predicted() {
+    let named = |notices: &[Notice]| -> Vec<(u64, BlockHash)> {
+        let of = |notice: &Notice| match notice {
+            Notice::Predicted { session, rank: 0, unit: Unit::Token, last } => Some((session.0, *last)),
+            _ => None,
+        };
+        notices.iter().filter_map(of).collect()
+    };
+    for (level, wants_predictions, expected) in [
+        (ReportLevel::Removals, true, true),
+        (ReportLevel::Removals, false, false),
+        (ReportLevel::Full, true, false),
+        (ReportLevel::Counts, true, false),
+    ] {
+        let mut story = Story::with_workers(1);
+        let worker = story.router.snapshot().fleet.workers[0].id;
+        let agent = Introduction { wants_predictions, ..story.introduction(worker, 1, Vec::new()) };
+        let (session, at) = (SessionId(7), story.now);
+        story.ask(|done| Update::Fleet(FleetUpdate::Join { agent, session, level, at, done })).unwrap();
+        story.baseline(worker, 7, 0, Vec::new());
+        let mut other = story.route(&prompt(2, 4));
+        let last = *story.hashes(&prompt(2, 4)).last().unwrap();
+        let predicted = if expected { vec![(7, last)] } else { Vec::new() };
+        assert_eq!(named(&story.turn()), predicted, "{level:?}");
+        other.first_token(story.now);
+        other.usage(Usage { prompt_tokens: 17, cached_tokens: 0 }, true);
+        assert_eq!(named(&story.turn()), [], "once");
+        let answer: Vec<u32> = prompt(2, 4).into_iter().chain(100..109).collect();
+        other.generated(story.key(&answer), story.now);
+        other.complete(story.now);
+        let last = *story.hashes(&answer).last().unwrap();
+        let predicted = if expected { vec![(7, last)] } else { Vec::new() };
+        assert_eq!(named(&story.turn()), predicted, "and its answer");
+        story.report(worker, 7, AgentReport::Left);
+        let _third = story.route(&prompt(3, 4));
+        assert_eq!(named(&story.turn()), []);
+    }
+}
