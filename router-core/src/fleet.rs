@@ -83,7 +83,7 @@ pub struct Declaration {
 pub enum ReportLevel {
     /// Counts and load.
     Counts,
-    /// Removed blocks too.
+    /// Removed blocks too, and stored ones that were not [predicted](crate::Notice::Predicted) where the agent asks what was.
     Removals,
     /// Removed and stored blocks.
     Full,

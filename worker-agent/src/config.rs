@@ -56,7 +56,7 @@ pub struct AgentConfig {
 pub enum Level {
     /// Counts and load only.
     Counts,
-    /// Removed blocks too.
+    /// Removed blocks too; of several routers each is also told of stored blocks that it could not have predicted.
     Removals,
     /// Removed and stored blocks.
     Full,

@@ -572,7 +572,7 @@ fn what_comes_back_is_told_unless_it_is_named_again() {
         }
         all.store(&prompt, 0);
         assert_eq!(all.told().stored.is_empty(), named);
-        all.happen(&[evicted.clone()]);
+        all.happen(std::slice::from_ref(&evicted));
         assert_eq!(all.told().removed, [first]);
     }
     // Gone before anybody was told of it: who has named it, or is about to, believes that it is held.

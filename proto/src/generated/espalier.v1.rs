@@ -84,7 +84,7 @@ pub enum ReportLevel {
     Unspecified = 0,
     /// Counts and load only.
     Counts = 1,
-    /// Removed blocks, exactly.
+    /// Removed blocks, exactly; and stored ones that the coordinator could not have predicted, as far as it says what it predicts.
     Removals = 2,
     /// Removed and stored blocks.
     Full = 3,

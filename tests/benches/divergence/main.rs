@@ -119,7 +119,8 @@ fn report(plan: &Plan, case: Case, measured: &[(Level, Cell)]) {
     }
     let bytes = all(Level::Removals, Figures::bytes_per_1k);
     let row = format!("bytes per 1,000 prompt tokens, {name}, removals");
-    if kind == Kind::MultiTurn {
+    // Behind several routers each has to be told what the others send.
+    if kind == Kind::MultiTurn && case.routers == 1 {
         plan.bound(&row, "B", &bytes, 20.0);
     }
     let streamed = median(&all(Level::Full, Figures::streamed_bytes_per_1k));

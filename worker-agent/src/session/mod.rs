@@ -5,6 +5,7 @@
 //! a baseline instead.
 
 mod convert;
+mod level;
 mod outbox;
 mod predictions;
 mod reconcile;

@@ -17,8 +17,8 @@ use super::{Desk, Link, RouterCounters, convert};
 use crate::cache::lock;
 use crate::config::Level;
 use crate::engine::{Health, Life};
-use crate::mirror::{Doubt, Mirror};
-use crate::translate::{BlockView, Tell, TranslateError, ViewDelta, runs};
+use crate::mirror::Doubt;
+use crate::translate::{BlockView, ViewDelta, runs};
 
 /// Time without changes after which a rank's set is described once more.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -27,17 +27,17 @@ const SETTLE: Duration = Duration::from_millis(500);
 pub(super) struct Writer<'a> {
     pub(super) index: usize,
     pub(super) terms: Terms,
-    max_level: Level,
+    pub(super) max_level: Level,
     counts_interval: Duration,
     pub(super) predictions: Predictions,
     pub(super) counters: Arc<RouterCounters>,
     lives: watch::Receiver<Option<Arc<Life>>>,
     health: watch::Receiver<Health>,
     pub(super) life: Arc<Life>,
-    link: &'a mut Link,
+    pub(super) link: &'a mut Link,
     pub(super) desk: Arc<Mutex<Desk>>,
     /// The level that is really served; `None` until that is decided.
-    level: Option<Level>,
+    pub(super) level: Option<Level>,
     ranks: Vec<Reported>,
     /// Comparisons under way.
     pub(super) rounds: Rounds,
@@ -189,56 +189,6 @@ impl<'a> Writer<'a> {
             self.send(delta).await?;
         }
         Ok(())
-    }
-
-    /// Serves the level that is wanted now. Views are opened and closed as it needs.
-    fn apply_level(&mut self) {
-        let mut desk = lock(&self.desk);
-        let level = desk.wanted.min(self.max_level);
-        if Some(level) == self.level {
-            return;
-        }
-        let raised = self.level.is_none_or(|before| level > before);
-        let tell = match level {
-            Level::Full => Tell::All,
-            _ if self.predictions.wanted() => Tell::Unpredicted,
-            _ => Tell::Removals,
-        };
-        for (rank, outbox) in self.life.ranks.iter().zip(&mut desk.outboxes) {
-            let mut cache = lock(&rank.cache);
-            if level == Level::Counts {
-                cache.close_views(self.index);
-                outbox.owe_baseline();
-            } else if raised {
-                // Its sizes were checked when the key space was accepted.
-                let opened = cache.open_views(self.index, |mirror| self.views(tell, mirror));
-                debug_assert!(opened.is_ok(), "an accepted key space fits the engine's pages");
-                outbox.owe_baseline();
-            } else {
-                cache.views(self.index).iter_mut().for_each(|view| view.set_tell(tell));
-            }
-        }
-        drop(desk);
-        self.set_level(level);
-    }
-
-    /// A view of a rank in every key space of the session.
-    fn views(&self, tell: Tell, mirror: &Mirror) -> Result<Vec<BlockView>, TranslateError> {
-        let view = |space: &KeySpace| match (space.unit(), &self.life.vocabulary) {
-            (Unit::Text, Ok(vocabulary)) => {
-                Ok(BlockView::of_text(space.clone(), Arc::clone(vocabulary), tell, mirror))
-            }
-            _ => BlockView::new(space.clone(), tell, mirror),
-        };
-        self.terms.spaces.iter().map(view).collect()
-    }
-
-    fn set_level(&mut self, level: Level) {
-        self.level = Some(level);
-        let fingerprint = self.terms.fingerprint();
-        let view = fingerprint.filter(|_| level > Level::Counts).map(|fingerprint| (fingerprint, level));
-        self.link.remember(&self.life).view = view;
-        *lock(&self.counters.level) = Some(level);
     }
 
     /// Sends what changed of one rank, or all of it.

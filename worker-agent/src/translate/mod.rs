@@ -231,39 +231,6 @@ impl BlockView {
         self.queue.len()
     }
 
-    /// The coordinator claims the prompt that ends with this block by its own routing: it need not be told of it.
-    pub fn predicted(&mut self, last: u64) {
-        if self.tell != Tell::Unpredicted {
-            return;
-        }
-        self.unpredicted.use_it();
-        if self.parent_of_held(last).is_some() {
-            self.know(last);
-        } else {
-            self.unpredicted.name(last);
-        }
-    }
-
-    /// A quarter of a second or more has passed: what was stored before the last call, and has not been named, is to be told.
-    pub fn ripen(&mut self) {
-        for hash in self.unpredicted.ripen() {
-            if let Some(block) = self.blocks.get_mut(&hash).filter(|block| block.is_untold()) {
-                block.queued = true;
-                self.queue.push(hash);
-            }
-        }
-    }
-
-    /// These blocks have been told in another way.
-    pub fn count_these_as_told(&mut self, hashes: impl IntoIterator<Item = u64>) {
-        for hash in hashes {
-            if let Some(block) = self.blocks.get_mut(&hash).filter(|block| block.pages > 0 && !block.told) {
-                block.told = true;
-                self.told += 1;
-            }
-        }
-    }
-
     /// Takes what is to be told; from now on it counts as told. Of blocks that went only the topmost are named: what hangs below
     /// went with them.
     pub fn take_delta(&mut self) -> ViewDelta {
@@ -385,26 +352,6 @@ impl BlockView {
             self.told += 1;
         } else {
             self.await_name(hash);
-        }
-    }
-
-    /// The coordinator may have named a block that is stored now, or may do so soon.
-    fn await_name(&mut self, hash: u64) {
-        if self.unpredicted.stored(hash) {
-            self.know(hash);
-        } else if self.unpredicted.waiting() > 2 * self.held + 1024 {
-            let blocks = &self.blocks;
-            self.unpredicted.retain(|hash| blocks.get(&hash).is_some_and(|block| block.is_untold()));
-        }
-    }
-
-    /// The coordinator knows a block and all before it.
-    fn know(&mut self, last: u64) {
-        let mut at = last;
-        while let Some(block) = self.blocks.get_mut(&at).filter(|block| block.pages > 0 && !block.told) {
-            block.told = true;
-            self.told += 1;
-            at = block.parent;
         }
     }
 

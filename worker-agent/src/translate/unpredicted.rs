@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashSet;
 
+use super::{BlockView, Tell};
+
 /// Prompts that are remembered until they are stored; the oldest are forgotten, and told when they are.
 const MOST_NAMED: usize = 65_536;
 
@@ -82,5 +84,60 @@ impl Unpredicted {
         self.forget_stored();
         self.named.clear();
         self.in_order.clear();
+    }
+}
+
+impl BlockView {
+    /// The coordinator claims the prompt that ends with this block by its own routing: it need not be told of it.
+    pub fn predicted(&mut self, last: u64) {
+        if self.tell != Tell::Unpredicted {
+            return;
+        }
+        self.unpredicted.use_it();
+        if self.parent_of_held(last).is_some() {
+            self.know(last);
+        } else {
+            self.unpredicted.name(last);
+        }
+    }
+
+    /// A quarter of a second or more has passed: what was stored before the last call, and has not been named, is to be told.
+    pub fn ripen(&mut self) {
+        for hash in self.unpredicted.ripen() {
+            if let Some(block) = self.blocks.get_mut(&hash).filter(|block| block.is_untold()) {
+                block.queued = true;
+                self.queue.push(hash);
+            }
+        }
+    }
+
+    /// These blocks have been told in another way.
+    pub fn count_these_as_told(&mut self, hashes: impl IntoIterator<Item = u64>) {
+        for hash in hashes {
+            if let Some(block) = self.blocks.get_mut(&hash).filter(|block| block.pages > 0 && !block.told) {
+                block.told = true;
+                self.told += 1;
+            }
+        }
+    }
+
+    /// The coordinator may have named a block that is stored now, or may do so soon.
+    pub(super) fn await_name(&mut self, hash: u64) {
+        if self.unpredicted.stored(hash) {
+            self.know(hash);
+        } else if self.unpredicted.waiting() > 2 * self.held + 1024 {
+            let blocks = &self.blocks;
+            self.unpredicted.retain(|hash| blocks.get(&hash).is_some_and(|block| block.is_untold()));
+        }
+    }
+
+    /// The coordinator knows a block and all before it.
+    fn know(&mut self, last: u64) {
+        let mut at = last;
+        while let Some(block) = self.blocks.get_mut(&at).filter(|block| block.pages > 0 && !block.told) {
+            block.told = true;
+            self.told += 1;
+            at = block.parent;
+        }
     }
 }
