@@ -279,6 +279,7 @@ proptest! {
             decode_log_interval: 1,
             steps_per_token: 1,
             eviction: Eviction::Lru,
+            host: None,
         };
         prop_assert_eq!(by_the_lab(&cases, limits), by_the_simulator(&cases, limits));
     }

@@ -50,7 +50,7 @@ impl Scheduler {
         Self {
             limits,
             timing,
-            memory: Memory::new(limits.page_size, limits.max_total_tokens, limits.eviction),
+            memory: Memory::new(limits.page_size, limits.max_total_tokens, limits.eviction, limits.host),
             waiting: VecDeque::new(),
             running: Vec::new(),
             passes: 0,
@@ -135,6 +135,7 @@ impl Scheduler {
     /// One pass: prefill if anything can be admitted or is half prefilled, else a decode step.
     pub fn step(&mut self) -> Step {
         self.passes += 1;
+        self.memory.acknowledge_copies();
         if self.passes.is_multiple_of(TOUCH_PASSES) {
             self.touch_waiting();
         }
@@ -146,6 +147,10 @@ impl Scheduler {
 
     /// Cache changes since it was last asked.
     pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        if self.is_idle() {
+            // No pass is to come that would.
+            self.memory.acknowledge_copies();
+        }
         self.memory.take_events()
     }
 
@@ -177,9 +182,14 @@ impl Scheduler {
         self.memory.paths()
     }
 
-    /// Tokens in the cache.
+    /// Tokens in the cache, on the device.
     pub fn cached_tokens(&self) -> usize {
         self.memory.cached()
+    }
+
+    /// Tokens on the host.
+    pub fn host_tokens(&self) -> usize {
+        self.memory.on_host()
     }
 
     /// Tokens in the cache that no live request holds.
@@ -238,9 +248,11 @@ impl Scheduler {
             self.waiting.push_front(live);
             return false;
         }
+        self.memory.load_back(&mut live.hold);
         if live.found.is_none() {
             let found = live.hold.computed();
             live.found = Some(found);
+            live.found_on_host = live.hold.loaded();
             self.totals.prompt_tokens += live.owner.prompt_len as u64;
             self.totals.cached_tokens += found as u64;
         }
@@ -270,6 +282,8 @@ impl Scheduler {
             let live = &mut self.running[chunk.index];
             self.memory.store(&mut live.hold, &live.owner, &live.tokens);
         }
+        // Layer by layer while those before compute.
+        step.duration = step.duration.max(self.timing.load_back(self.memory.take_loaded()));
         self.totals.prefilled_tokens += computed as u64;
         self.totals.prefill_busy_us += step.duration.as_micros() as u64;
         self.finish(&step.produced);
@@ -351,7 +365,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::radix::Eviction;
+    use crate::radix::{Eviction, HostTier, WritePolicy};
 
     fn limits() -> Limits {
         Limits {
@@ -362,6 +376,7 @@ mod tests {
             decode_log_interval: 40,
             steps_per_token: 1,
             eviction: Eviction::Lru,
+            host: None,
         }
     }
 
@@ -408,6 +423,26 @@ mod tests {
         assert_eq!(serve(&mut scheduler, job(1, prompt(1, 96), 1)), 0);
         assert_eq!(serve(&mut scheduler, job(2, prompt(1, 96), 1)), 80);
         assert_eq!(serve(&mut scheduler, job(3, prompt(1, 100), 1)), 96);
+    }
+
+    #[test]
+    fn what_was_evicted_to_the_host_is_found_and_takes_the_time_of_its_way_back() {
+        let host = HostTier { capacity_tokens: 8_192, write_policy: WritePolicy::WriteThrough };
+        let limits = Limits { host: Some(host), chunked_prefill_size: 4_096, ..limits() };
+        let timing = Timing { load_back_tokens_per_s: 100.0, ..Timing::default() };
+        let mut scheduler = Scheduler::new(limits, timing);
+        for first in 1..=4 {
+            assert_eq!(serve(&mut scheduler, job(u64::from(first), prompt(first, 2_000), 1)), 0);
+        }
+        assert_eq!((scheduler.cached_tokens(), scheduler.host_tokens()), (4_000, 8_000));
+        scheduler.submit(job(5, prompt(1, 2_000), 1));
+        let step = scheduler.step();
+        let produced = step.produced[0];
+        assert_eq!((produced.cached_tokens, produced.cached_on_host), (1_984, 1_984));
+        assert_eq!(step.duration, Duration::from_secs_f64(19.84));
+        scheduler.submit(job(6, prompt(1, 2_000), 1));
+        let produced = scheduler.step().produced[0];
+        assert_eq!((produced.cached_tokens, produced.cached_on_host), (1_984, 0), "it is on the device now");
     }
 
     /// 65 prompt tokens and 40 outputs leave 104 tokens with KV, of which 96 are whole pages.
