@@ -339,7 +339,7 @@ pub struct Hello {
     /// Tokens in one of the engine's pages; MUST be at least 1.
     #[prost(uint32, tag = "9")]
     pub page_size: u32,
-    /// KV tokens one rank can hold; 0 when unknown.
+    /// KV tokens that the device of one rank can hold; 0 when unknown.
     #[prost(uint64, tag = "10")]
     pub capacity_tokens: u64,
     #[prost(enumeration = "EvictionPolicy", tag = "11")]
@@ -376,6 +376,17 @@ pub struct Hello {
     /// What the engine's cache keeps beside the KV of full attention. Blocks that are reported are those of full attention in any case.
     #[prost(enumeration = "CacheKind", tag = "21")]
     pub cache_kind: i32,
+    /// Where the engine keeps what leaves its device, to use it from there; absent if it does not. It MUST come with an eviction_policy other than
+    /// LRU. Blocks are held while any tier has them that the engine tells of.
+    #[prost(message, optional, tag = "22")]
+    pub lower_tier: ::core::option::Option<LowerTier>,
+}
+/// Memory below an engine's device: of its host, or storage.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LowerTier {
+    /// KV tokens of one rank that may be there and not on its device; 0 when unknown.
+    #[prost(uint64, tag = "1")]
+    pub capacity_tokens: u64,
 }
 /// How an engine turns chats into prompts: by a template, as the `transformers` library renders it. Coordinators that cannot use it, or
 /// do not know of it, go on without; it is not refused.
@@ -510,10 +521,10 @@ pub struct Baseline {
 pub struct Counts {
     #[prost(uint32, tag = "1")]
     pub rank: u32,
-    /// Tokens evicted since the engine started.
+    /// Tokens evicted since the engine started: gone from the last tier that had them.
     #[prost(uint64, tag = "2")]
     pub evicted_tokens_total: u64,
-    /// Tokens in the prefix cache now.
+    /// Tokens in the prefix cache now, on whichever tier, and once if on several.
     #[prost(uint64, tag = "3")]
     pub cached_tokens: u64,
 }

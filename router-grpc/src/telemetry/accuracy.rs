@@ -23,14 +23,20 @@ fn encode_caches(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fm
     let rows: Vec<_> = workers()
         .map(|(url, profile)| ([("worker", url)], f64::from(u8::from(profile.tells_evictions()))))
         .collect();
-    let help = "1 where an eviction tells of others, because the engine evicts the least recently used leaf first and its cache is of \
-                full attention alone";
+    let help = "1 where an eviction tells of others, because the engine evicts the least recently used leaf first, keeps nothing of \
+                it elsewhere, and its cache is of full attention alone";
     gauges(encoder, "espalier_infers_evictions", help, &rows)?;
     let rows: Vec<_> = workers()
         .map(|(url, profile)| ([("worker", url), ("kind", profile.cache_kind.to_string())], 1.0))
         .collect();
     let help = "What an engine's cache keeps beside the KV of full attention; always 1";
-    gauges(encoder, "espalier_cache_kind", help, &rows)
+    gauges(encoder, "espalier_cache_kind", help, &rows)?;
+    let rows: Vec<_> = workers()
+        .filter_map(|(url, profile)| Some(([("worker", url)], profile.lower_tier?.capacity_tokens as f64)))
+        .collect();
+    let help = "Tokens of one rank that an engine can keep of what has left its device, in host memory or storage; 0 where it does not \
+                say how many, absent where it keeps none";
+    gauges(encoder, "espalier_lower_tier_tokens", help, &rows)
 }
 
 /// Whether cache-aware routing follows claims somewhere that nothing vouches for.

@@ -80,6 +80,7 @@ pub(super) fn hello(life: &Life, worker_url: &str, max_level: Level, resume: Vec
             CacheKind::RecurrentState => proto::CacheKind::RecurrentState,
         }
         .into(),
+        lower_tier: info.lower_tier.map(|tier| proto::LowerTier { capacity_tokens: tier.capacity_tokens }),
         role: match info.role {
             EngineRole::Unified => proto::WorkerRole::Unified,
             EngineRole::Prefill => proto::WorkerRole::Prefill,
