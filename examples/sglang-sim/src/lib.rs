@@ -9,8 +9,8 @@
 //!   with one fixed ratio instead of one that decays and is estimated anew; a full batch is tried again at every pass; no
 //!   budget of `max_prefill_tokens` beside the chunk's; no mixed chunks, priorities, cache-aware policies or deduplication
 //!   within a batch; no queue limits and no timeouts; waiting tokens all count as uncached.
-//! * Cache: copies to the host are there when the next pass begins, and loads from it at once; a request whose load finds no room on the
-//!   device computes that part instead; no storage tier, no buffers instead of a host tier; no sliding windows, state-space layers, bigrams, LoRA or log probabilities; prompt and output of a
+//! * Cache: copies to the host are over when the next pass begins, and take no time; loads from it are over with the pass that needs
+//!   them; no storage tier, sliding windows, state-space layers, bigrams, LoRA or log probabilities; prompt and output of a
 //!   request that was put back may be one node, except under the policy `priority`. A request's `priority` is for that policy alone.
 //! * Events: the `default` format only.
 //! * Disaggregation: a protocol of its own between the two sides, in no time; the prompt is computed before the decode side

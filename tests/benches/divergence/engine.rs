@@ -46,6 +46,7 @@ impl Engine {
             decode_log_interval: 1,
             steps_per_token: 1,
             eviction: Eviction::Lru,
+            host: None,
         };
         let mirror = Mirror::new(PAGE_TOKENS as u32, MOST_PAGES);
         let views = tell.map_or_else(Vec::new, |tell| {
