@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 
-use espalier_proto::{Accuracy, ExplainRequest, ListWorkersRequest};
+use espalier_proto::{Accuracy, ExplainRequest, ListWorkersRequest, Target};
 use espalier_tests::{
     HttpClient, admin, agent, alert, claimed, fast, generate, held, metrics, prompt, until, until_exact,
     until_ready,
@@ -50,9 +50,13 @@ async fn run(client: &HttpClient, bodies: &[Value]) -> u64 {
     from_host
 }
 
-async fn accuracy(router: &RunningRouter) -> Accuracy {
+async fn target(router: &RunningRouter) -> Target {
     let listed = admin(router).await.list_workers(ListWorkersRequest {}).await.unwrap().into_inner();
-    listed.workers[0].targets[0].accuracy.clone().unwrap()
+    listed.workers[0].targets[0].clone()
+}
+
+async fn accuracy(router: &RunningRouter) -> Accuracy {
+    target(router).await.accuracy.unwrap()
 }
 
 /// That nothing is inferred, and why, wherever it is said.
@@ -67,6 +71,8 @@ async fn assert_infers_nothing(router: &RunningRouter, sim: &Sim, below: usize) 
             "{accuracy:?}"
         );
     }
+    let shown = target(router).await;
+    assert_eq!((shown.capacity_tokens, shown.lower_tier_tokens), (DEVICE_TOKENS as u64, Some(below as u64)));
     let text = metrics(router).await;
     for (family, value) in [("infers_evictions", 0), ("lower_tier_tokens", below)] {
         let metric = format!("espalier_{family}{{worker=\"{}\"}} {value}", sim.url());

@@ -1013,6 +1013,7 @@ pub struct Target {
     /// Tokens this router believes to be cached there.
     #[prost(uint64, tag = "4")]
     pub claimed_tokens: u64,
+    /// KV tokens that its device can hold; 0 when unknown.
     #[prost(uint64, tag = "5")]
     pub capacity_tokens: u64,
     /// From the agent; absent without one.
@@ -1030,6 +1031,9 @@ pub struct Target {
     pub health: i32,
     #[prost(message, optional, tag = "10")]
     pub accuracy: ::core::option::Option<Accuracy>,
+    /// KV tokens that may be in a lower tier of the engine and not on its device, 0 when unknown; absent without one.
+    #[prost(uint64, optional, tag = "11")]
+    pub lower_tier_tokens: ::core::option::Option<u64>,
 }
 /// How far what the router believes of a target is from what was found.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1094,8 +1098,8 @@ pub struct Divergence {
 /// What an engine counts of one rank's cache.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CacheCounts {
-    /// Tokens in the prefix cache. As an engine's metrics say it: at most so many, since what running requests have computed and not stored
-    /// yet is among them.
+    /// Tokens in the prefix cache. As an engine's metrics say it: at most so many on its device, since what running requests have computed and
+    /// not stored yet is among them. As agents say it: on all tiers.
     #[prost(uint64, tag = "1")]
     pub held_tokens: u64,
     /// Tokens evicted since the engine started; absent where the engine does not say.

@@ -108,7 +108,7 @@ fn encode_divergence(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot, n
     let ages = rows(snapshot, |accuracy| Some(age(accuracy.divergence?.at)));
     gauges(encoder, "espalier_divergence_age_seconds", "Time since the divergence was found", &ages)?;
     let held = rows(snapshot, |accuracy| Some(accuracy.counts?.counts.held_tokens as f64));
-    let help = "Tokens in the prefix cache, as an agent or the engine's metrics count them";
+    let help = "Tokens in the prefix cache, as an agent counts them on all tiers, or the engine's metrics on its device";
     gauges(encoder, "espalier_held_tokens", help, &held)?;
     let last = |accuracy: &Accuracy| accuracy.reconciliations.iter().flatten().map(|found| found.at).max();
     let ages = rows(snapshot, |accuracy| last(accuracy).map(age));
