@@ -77,7 +77,7 @@ pub enum DivergenceSource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Counts {
-    /// Tokens in the prefix cache; not fewer than there are.
+    /// Tokens in the prefix cache; not fewer than there are, but for those that the engine itself has below its device.
     pub held_tokens: u64,
     /// Tokens evicted since the engine started; `None` where it does not say, or not of one rank by itself.
     pub evicted_tokens_total: Option<u64>,

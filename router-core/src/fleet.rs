@@ -7,6 +7,7 @@ use crate::accuracy::Accuracy;
 use crate::cache_kind::CacheKind;
 use crate::chat::ChatTemplate;
 use crate::load::{LoadCounters, ReportedLoad};
+use crate::lower_tier::LowerTier;
 use crate::policy::ArrivalRate;
 use crate::report::{SessionId, Units};
 use crate::time::Time;
@@ -102,12 +103,14 @@ pub struct WorkerProfile {
     pub dp_size: u32,
     /// Tokens in one page of the engine's cache, at least 1.
     pub page_size: u32,
-    /// KV tokens one rank can hold; zero when unknown.
+    /// KV tokens that the device of one rank can hold; zero when unknown.
     pub capacity_tokens: u64,
     /// The engine evicts the least recently used leaf first, and keeps nothing of it elsewhere, so that one eviction tells about others.
     pub evicts_lru: bool,
     /// What its cache keeps beside the KV of full attention.
     pub cache_kind: CacheKind,
+    /// Where it keeps what leaves its device; `None` if it does not keep it. What agents report is held by the device or there.
+    pub lower_tier: Option<LowerTier>,
     /// In OpenAI's streams the engine tells how much was cached if the request asks for it, and only then; `None` when it is not
     /// known.
     pub usage_on_request: Option<bool>,
@@ -292,6 +295,7 @@ impl Default for WorkerProfile {
             capacity_tokens: 0,
             evicts_lru: true,
             cache_kind: CacheKind::Unknown,
+            lower_tier: None,
             usage_on_request: None,
             role: None,
             bootstrap_port: None,
@@ -302,7 +306,7 @@ impl Default for WorkerProfile {
 impl WorkerProfile {
     /// Whether what was found of one block, or counted, tells which others are gone.
     pub fn tells_evictions(&self) -> bool {
-        self.evicts_lru && !self.cache_kind.is_hybrid()
+        self.evicts_lru && self.lower_tier.is_none() && !self.cache_kind.is_hybrid()
     }
 }
 

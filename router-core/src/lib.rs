@@ -96,6 +96,7 @@ mod fleet;
 mod health;
 mod in_flight;
 mod load;
+mod lower_tier;
 mod notice;
 mod report;
 mod router;
@@ -123,6 +124,7 @@ pub use fleet::{
 pub use health::{EjectionSettings, FaultKind, Health, HealthState};
 pub use in_flight::{InFlight, Usage};
 pub use load::{Load, LoadCounters, ReportedLoad};
+pub use lower_tier::{HostPool, LowerTier};
 pub use notice::{EventKind, MispredictionCause, Notice, SessionEnd};
 pub use report::{
     AgentReport, BlockRun, Considered, Delta, Introduction, JoinError, Joined, SessionId, Units,

@@ -14,7 +14,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use router_core::{
-    CacheKind, Done, FleetUpdate, Role, Router, Update, Worker, WorkerId, WorkerProfile, WorkerState,
+    CacheKind, Done, FleetUpdate, HostPool, LowerTier, Role, Router, Update, Worker, WorkerId, WorkerProfile,
+    WorkerState,
 };
 use router_http::{Clock, Secret};
 use serde_json::Value;
@@ -35,9 +36,17 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Longest `/server_info` that is read.
 const MOST_INFO_BYTES: usize = 4 << 20;
 
-/// With these options of an engine, what leaves its device stays cached elsewhere, and is used from there.
+/// With this option of an engine, what leaves its device stays cached on the host.
+const HOST_TIER: &str = "enable_hierarchical_cache";
+
+/// With these, what leaves its device stays cached elsewhere, and is used from there.
 const TIERS: [&str; 4] =
-    ["enable_hierarchical_cache", "enable_lmcache", "enable_flexkv", "enable_unified_cache_external_linker"];
+    [HOST_TIER, "enable_lmcache", "enable_flexkv", "enable_unified_cache_external_linker"];
+
+/// What `hicache_size` counts.
+const GIGABYTE: u64 = 1_000_000_000;
+/// What `memory_usage` counts.
+const GIBIBYTE: f64 = (1_u64 << 30) as f64;
 
 /// How workers are checked.
 #[derive(Clone, Debug)]
@@ -289,6 +298,7 @@ fn profile(info: &Value) -> WorkerProfile {
     let number = |name: &str| info[name].as_u64().or_else(|| info["internal_states"][0][name].as_u64());
     let small = |name: &str| number(name).and_then(|value| u32::try_from(value).ok()).unwrap_or(1).max(1);
     let is_on = |name: &str| info[name].as_bool();
+    let lower_tier = lower_tier(info);
     WorkerProfile {
         models,
         engine_version: Arc::from(info["version"].as_str().unwrap_or("")),
@@ -302,9 +312,10 @@ fn profile(info: &Value) -> WorkerProfile {
             .map(|reports| reports && !is_on("stream_response_default_include_usage").unwrap_or(false)),
         // A cache that was plugged in may do anything.
         evicts_lru: info["radix_eviction_policy"].as_str().is_none_or(|policy| policy == "lru")
-            && !TIERS.into_iter().any(|tier| is_on(tier) == Some(true))
+            && lower_tier.is_none()
             && !info["radix_cache_backend"].is_string(),
         cache_kind: cache_kind(info),
+        lower_tier,
     }
 }
 
@@ -318,6 +329,28 @@ fn cache_kind(info: &Value) -> CacheKind {
         _ => scheduler("/max_mamba_cache_size").map(Value::is_number),
     };
     CacheKind::of_pools(windows, states)
+}
+
+/// What keeps what leaves the device, as agents read it.
+fn lower_tier(info: &Value) -> Option<LowerTier> {
+    let is_on = |name: &str| info[name] == true;
+    if !TIERS.into_iter().any(is_on) {
+        return None;
+    }
+    if !is_on(HOST_TIER) || info["hicache_host_memory_mode"] == "buffer_only" {
+        return Some(LowerTier::default());
+    }
+    let number = |name: &str| info[name].as_u64().or_else(|| info["internal_states"][0][name].as_u64());
+    let usage = |name: &str| info["internal_states"][0]["memory_usage"][name].as_f64();
+    let bytes_per_token = usage("kvcache").zip(usage("token_capacity"));
+    let pool = HostPool {
+        device_tokens: number("max_total_num_tokens").unwrap_or(0),
+        ratio: info["hicache_ratio"].as_f64(),
+        bytes: number("hicache_size").unwrap_or(0).saturating_mul(GIGABYTE),
+        bytes_per_token: bytes_per_token.map(|(gibibytes, tokens)| gibibytes * GIBIBYTE / tokens),
+        has_all: info["hicache_write_policy"] == "write_through",
+    };
+    Some(pool.tier())
 }
 
 /// What SGLang calls its disaggregation mode; `null` where it says so, in words or not.
@@ -368,6 +401,22 @@ mod tests {
         assert_eq!((read.page_size, read.dp_size, read.capacity_tokens), (16, 1, 1024));
         assert!(read.evicts_lru && read.tells_evictions());
         assert_eq!(read.cache_kind, CacheKind::Full);
+    }
+
+    #[test]
+    fn what_a_host_can_hold_is_read_as_agents_read_it() {
+        let tokens = |info: Value| profile(&info).lower_tier.map(|tier| tier.capacity_tokens);
+        let mut info = serde_json::json!({"max_total_num_tokens": 1024, "hicache_ratio": 2.0, HOST_TIER: true,
+            "internal_states": [{"memory_usage": {"kvcache": 0.25, "token_capacity": 1024}}]});
+        assert_eq!(tokens(info.clone()), Some(2_048));
+        info["hicache_write_policy"] = "write_through".into();
+        assert_eq!(tokens(info.clone()), Some(1_024));
+        info["hicache_size"] = 2.into();
+        assert_eq!(tokens(info.clone()), Some(7_629 - 1_024), "256 KiB a token");
+        info["hicache_host_memory_mode"] = "buffer_only".into();
+        assert_eq!(tokens(info.clone()), Some(0));
+        info[HOST_TIER] = false.into();
+        assert_eq!(tokens(info), None);
     }
 
     #[test]

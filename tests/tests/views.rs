@@ -6,7 +6,7 @@ use espalier_proto::agent_client::AgentClient;
 use espalier_proto::agent_message::Message as Said;
 use espalier_proto::{
     Accept, Accuracy, AgentMessage, CacheKind as WireCacheKind, DivergenceSource, Event, EventKind,
-    EvictionPolicy, ExplainRequest, Hello, KeyUnit, ListWorkersRequest, ListWorkersResponse,
+    EvictionPolicy, ExplainRequest, Hello, KeyUnit, ListWorkersRequest, ListWorkersResponse, LowerTier,
     MispredictionCause, ReportLevel, WatchEventsRequest,
 };
 use espalier_tests::{
@@ -278,7 +278,11 @@ async fn ranks_are_counted_apart() {
 }
 
 /// What is said of the inference from a worker of which nothing is known but what its agent says.
-async fn inference_of(eviction_policy: EvictionPolicy, cache_kind: WireCacheKind) -> (String, String) {
+async fn inference_of(
+    eviction_policy: EvictionPolicy,
+    cache_kind: WireCacheKind,
+    lower_tier: Option<LowerTier>,
+) -> (String, String) {
     let router = router_grpc::start(alert(Vec::new())).await.unwrap();
     let (say, said) = mpsc::channel(4);
     let hello = Hello {
@@ -289,6 +293,7 @@ async fn inference_of(eviction_policy: EvictionPolicy, cache_kind: WireCacheKind
         page_size: 16,
         eviction_policy: eviction_policy.into(),
         cache_kind: cache_kind.into(),
+        lower_tier,
         schemes: vec![SCHEME.to_owned()],
         max_level: ReportLevel::Counts.into(),
         ..Hello::default()
@@ -326,7 +331,7 @@ async fn where_evictions_tell_nothing_of_others_nothing_is_inferred_and_that_is_
             "recurrent_state",
         ),
     ] {
-        let (inference, text) = inference_of(policy, kind).await;
+        let (inference, text) = inference_of(policy, kind, None).await;
         assert!(inference.starts_with(reason), "{inference}");
         let infers = u8::from(reason == "on");
         for family in [
@@ -336,6 +341,20 @@ async fn where_evictions_tell_nothing_of_others_nothing_is_inferred_and_that_is_
             assert!(text.contains(&family), "{family} is missing in\n{text}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_lower_tier_and_its_size_are_told() {
+    for (capacity_tokens, size) in [(0, ""), (4096, " (4096 tokens beside those of the device)")] {
+        let tier = LowerTier { capacity_tokens };
+        let (inference, text) = inference_of(EvictionPolicy::Other, WireCacheKind::Full, Some(tier)).await;
+        let expected = format!("off: what leaves the engine's device stays cached in a lower tier{size}, so");
+        assert!(inference.starts_with(&expected), "{inference}");
+        let metric = format!("espalier_lower_tier_tokens{{worker=\"http://127.0.0.1:9\"}} {capacity_tokens}");
+        assert!(text.contains(&metric), "{metric} is missing in\n{text}");
+    }
+    let (_, text) = inference_of(EvictionPolicy::Other, WireCacheKind::Full, None).await;
+    assert!(!text.contains("espalier_lower_tier_tokens{"), "{text}");
 }
 
 /// What a router claims of two prompts with 6 blocks in common, and 6 of their own, after one of them was found evicted, and whether it says

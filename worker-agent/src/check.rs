@@ -140,8 +140,18 @@ fn add_intervals(info: &EngineInfo, add: &mut impl FnMut(Severity, String)) {
 }
 
 fn add_cache(info: &EngineInfo, add: &mut impl FnMut(Severity, String)) {
-    if info.eviction == Eviction::Other {
-        let text = "evicts by another rule than LRU, or keeps what it evicts elsewhere: routers infer nothing from responses and \
+    if let Some(tier) = info.lower_tier {
+        let size = match tier.capacity_tokens {
+            0 => "it does not say how much".to_owned(),
+            tokens => format!("{tokens} tokens of each rank beside those of the device"),
+        };
+        let text = format!(
+            "keeps in a lower tier what leaves its device ({size}): routers infer nothing from responses and counts, and claim what \
+             any tier holds that its events tell of"
+        );
+        add(Severity::Advice, text);
+    } else if info.eviction == Eviction::Other {
+        let text = "evicts by another rule than LRU, or has a cache that was plugged in: routers infer nothing from responses and \
                     counts";
         add(Severity::Advice, text.to_owned());
     }
@@ -217,7 +227,14 @@ mod tests {
         assert!(advice.len() == 1 && advice[0].contains("recurrent state"), "{advice:?}");
         ours["internal_states"] =
             json!([{"max_mamba_cache_size": null, "memory_usage": {"token_capacity_swa": null}}]);
-        assert_eq!(worst(ours), (Severity::Good, Vec::new()));
+        assert_eq!(worst(ours.clone()), (Severity::Good, Vec::new()));
+        ours["enable_hierarchical_cache"] = json!(true);
+        ours["hicache_ratio"] = json!(2.0);
+        for (capacity, size) in [(json!(1024), "2048 tokens of each rank"), (json!(null), "does not say")] {
+            ours["max_total_num_tokens"] = capacity;
+            let (_, advice) = worst(ours.clone());
+            assert!(advice.len() == 1 && advice[0].contains(size), "{advice:?}");
+        }
     }
 
     #[test]

@@ -49,9 +49,9 @@ pub struct RankStats {
     pub undecodable_batches: u64,
     /// Pages in the mirror.
     pub pages: u64,
-    /// Tokens on the engine's device tier.
+    /// Tokens that the engine has cached, on whichever tier.
     pub cached_tokens: u64,
-    /// Tokens removed from it.
+    /// Tokens removed from the last tier that had them.
     pub evicted_tokens_total: u64,
     /// Pages that were left out because their parent was not known.
     pub unknown_parent_pages: u64,

@@ -28,9 +28,11 @@ impl CacheKind {
         if self.has_states() { json!(max_running_requests) } else { Value::Null }
     }
 
-    /// `memory_usage` of a scheduler.
-    pub(crate) fn memory_usage(self, pool_tokens: usize) -> Value {
+    /// `memory_usage` of a scheduler; `kvcache` is in gibibytes, with three digits.
+    pub(crate) fn memory_usage(self, pool_tokens: usize, bytes_per_token: u64) -> Value {
         let windows = (self == Self::SlidingWindow).then_some(pool_tokens * WINDOW_TENTHS / 10);
-        json!({"token_capacity": pool_tokens, "token_capacity_swa": windows})
+        let gibibytes = pool_tokens as f64 * bytes_per_token as f64 / (1_u64 << 30) as f64;
+        let kvcache = (gibibytes * 1_000.0).round() / 1_000.0;
+        json!({"kvcache": kvcache, "token_capacity": pool_tokens, "token_capacity_swa": windows})
     }
 }

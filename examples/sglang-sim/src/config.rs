@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::cache_kind::CacheKind;
 use crate::events::EventEncoding;
 use crate::eviction_args::{EvictionPolicy, EvictionTuning};
+use crate::hicache_args::HicacheArgs;
 use crate::scheduler::Limits;
 use crate::timing::Timing;
 use crate::tokenizer::{Chats, Tokenizer};
@@ -62,6 +63,9 @@ pub struct SimConfig {
     /// What that is tuned with, as a JSON object: protected_threshold for slru, threshold and next_prompt_estimate for tlru.
     #[arg(long, value_name = "JSON")]
     pub radix_eviction_policy_config: Option<EvictionTuning>,
+    /// What keeps that.
+    #[command(flatten)]
+    pub hicache: HicacheArgs,
     /// New tokens in one prefill pass.
     #[arg(long, default_value_t = 8192)]
     pub chunked_prefill_size: usize,
@@ -112,6 +116,9 @@ pub struct SimConfig {
     #[arg(long, env = "SGLANG_SIM_ADMIN_API_KEY", hide_env_values = true)]
     pub admin_api_key: Option<String>,
 }
+
+/// Bytes of KV of one token of the model that [`Timing`] stands for: two times 64 layers of 8 heads of 128 values of 2 bytes.
+const KV_BYTES_PER_TOKEN: u64 = 2 * 64 * 8 * 128 * 2;
 
 /// What a server does of a generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -232,6 +239,7 @@ impl SimConfig {
         for (option, value) in [
             ("time-scale", self.time_scale),
             ("prefill-rate", self.prefill_rate),
+            ("hicache-ratio", self.hicache.hicache_ratio),
             ("disaggregation-timeout", self.disaggregation_timeout),
         ] {
             if !value.is_finite() || value <= 0.0 {
@@ -269,6 +277,7 @@ impl SimConfig {
             steps_per_token: self.token_weight,
             eviction: self.radix_eviction_policy.tuned(self.radix_eviction_policy_config.unwrap_or_default()),
             overlap_schedule: !self.disable_overlap_schedule,
+            host: self.hicache.host_tier(self.pool_tokens(), self.page_size, self.kv_bytes_per_token()),
         }
     }
 
@@ -279,6 +288,11 @@ impl SimConfig {
     /// KV tokens of each rank, in whole pages.
     pub(crate) fn pool_tokens(&self) -> usize {
         self.max_total_tokens / self.page_size * self.page_size
+    }
+
+    /// Bytes of KV of one token.
+    pub(crate) fn kv_bytes_per_token(&self) -> u64 {
+        KV_BYTES_PER_TOKEN * self.token_weight as u64
     }
 
     /// Longest prompt that is accepted, in tokens; SGLang leaves a few of the pool.
@@ -310,5 +324,7 @@ mod tests {
         let untuned = SimConfig { radix_eviction_policy: EvictionPolicy::Tlru, ..base() };
         assert!(refused(untuned).contains("--radix-eviction-policy-config {}: tlru needs a threshold"));
         assert!(refused(SimConfig { time_scale: f64::NAN, ..base() }).contains("--time-scale NaN"));
+        let hicache = HicacheArgs { hicache_ratio: 0.0, ..base().hicache };
+        assert!(refused(SimConfig { hicache, ..base() }).contains("--hicache-ratio 0"));
     }
 }

@@ -33,6 +33,7 @@ pub(crate) struct Status {
     pub(crate) totals: Totals,
     pub(crate) cached_tokens: usize,
     pub(crate) evictable_tokens: usize,
+    pub(crate) host_tokens: usize,
 }
 
 /// The way to a rank. Cheap to clone.
@@ -271,6 +272,7 @@ impl Engine {
         let (load, totals) = (self.scheduler.load(self.rank), self.scheduler.totals());
         let (cached_tokens, evictable_tokens) =
             (self.scheduler.cached_tokens(), self.scheduler.evictable_tokens());
-        self.status.send_replace(Status { load, totals, cached_tokens, evictable_tokens });
+        let host_tokens = self.scheduler.host_tokens();
+        self.status.send_replace(Status { load, totals, cached_tokens, evictable_tokens, host_tokens });
     }
 }

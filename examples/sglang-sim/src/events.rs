@@ -7,6 +7,8 @@ use rmp::encode::{write_array_len, write_f64, write_map_len, write_nil, write_si
 pub enum CacheEvent {
     /// Pages were stored after the page `parent`.
     Stored {
+        /// Where.
+        tier: Tier,
         /// One for each page.
         hashes: Vec<i64>,
         /// The page before; `None` where a prompt begins.
@@ -18,11 +20,49 @@ pub enum CacheEvent {
     },
     /// Pages were evicted.
     Removed {
+        /// From where.
+        tier: Tier,
         /// In token order within a node.
         hashes: Vec<i64>,
     },
     /// Everything is gone.
     Cleared,
+}
+
+/// Where pages are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// Memory of the GPU.
+    Device,
+    /// Memory of the host.
+    Host,
+}
+
+impl CacheEvent {
+    /// Takes up the change after it: a removal from the same tier, or a store of what follows. What it does not is given back.
+    pub(crate) fn merge(&mut self, next: Self) -> Option<Self> {
+        match (self, next) {
+            (Self::Removed { tier, hashes }, Self::Removed { tier: to, hashes: more }) if *tier == to => {
+                hashes.extend(more);
+                None
+            }
+            (
+                Self::Stored { tier, hashes, tokens, cache_salt, .. },
+                Self::Stored {
+                    tier: to,
+                    hashes: more,
+                    parent: Some(parent),
+                    tokens: their,
+                    cache_salt: salt,
+                },
+            ) if *tier == to && *cache_salt == salt && hashes.last() == Some(&parent) => {
+                hashes.extend(more);
+                tokens.extend(their);
+                None
+            }
+            (_, next) => Some(next),
+        }
+    }
 }
 
 /// How events are written.
@@ -60,11 +100,18 @@ pub struct LoadStat {
     pub prefill_busy_us_total: u64,
 }
 
-/// Where pages are kept; the simulator has no other tier.
-const MEDIUM: &str = "GPU";
-
 /// Writing to memory does not fail.
 const IN_MEMORY: &str = "writing to a Vec does not fail";
+
+impl Tier {
+    /// `medium` of an event.
+    fn medium(self) -> &'static str {
+        match self {
+            Self::Device => "GPU",
+            Self::Host => "CPU_PINNED",
+        }
+    }
+}
 
 /// A batch of events: `[ts, events, attn_dp_rank]`.
 pub fn encode_batch(
@@ -112,7 +159,7 @@ pub fn encode_load(load: &LoadStat) -> Vec<u8> {
 fn encode_map(out: &mut Vec<u8>, event: &CacheEvent, page_size: usize) {
     let key = |out: &mut Vec<u8>, name| write_str(out, name).expect(IN_MEMORY);
     match event {
-        CacheEvent::Stored { hashes, parent, tokens, cache_salt } => {
+        CacheEvent::Stored { tier, hashes, parent, tokens, cache_salt } => {
             write_map_len(out, if cache_salt.is_empty() { 7 } else { 8 }).expect(IN_MEMORY);
             key(out, "type");
             key(out, "BlockStored");
@@ -127,20 +174,20 @@ fn encode_map(out: &mut Vec<u8>, event: &CacheEvent, page_size: usize) {
             key(out, "lora_id");
             write_nil(out).expect(IN_MEMORY);
             key(out, "medium");
-            key(out, MEDIUM);
+            key(out, tier.medium());
             if !cache_salt.is_empty() {
                 key(out, "cache_salt");
                 write_str(out, cache_salt).expect(IN_MEMORY);
             }
         }
-        CacheEvent::Removed { hashes } => {
+        CacheEvent::Removed { tier, hashes } => {
             write_map_len(out, 3).expect(IN_MEMORY);
             key(out, "type");
             key(out, "BlockRemoved");
             key(out, "block_hashes");
             encode_hashes(out, hashes);
             key(out, "medium");
-            key(out, MEDIUM);
+            key(out, tier.medium());
         }
         CacheEvent::Cleared => {
             write_map_len(out, 1).expect(IN_MEMORY);
@@ -152,7 +199,7 @@ fn encode_map(out: &mut Vec<u8>, event: &CacheEvent, page_size: usize) {
 
 fn encode_array(out: &mut Vec<u8>, event: &CacheEvent, page_size: usize) {
     match event {
-        CacheEvent::Stored { hashes, parent, tokens, cache_salt } => {
+        CacheEvent::Stored { tier, hashes, parent, tokens, cache_salt } => {
             write_array_len(out, if cache_salt.is_empty() { 7 } else { 8 }).expect(IN_MEMORY);
             write_str(out, "BlockStored").expect(IN_MEMORY);
             encode_hashes(out, hashes);
@@ -160,16 +207,16 @@ fn encode_array(out: &mut Vec<u8>, event: &CacheEvent, page_size: usize) {
             encode_tokens(out, tokens);
             write_uint(out, page_size as u64).expect(IN_MEMORY);
             write_nil(out).expect(IN_MEMORY);
-            write_str(out, MEDIUM).expect(IN_MEMORY);
+            write_str(out, tier.medium()).expect(IN_MEMORY);
             if !cache_salt.is_empty() {
                 write_str(out, cache_salt).expect(IN_MEMORY);
             }
         }
-        CacheEvent::Removed { hashes } => {
+        CacheEvent::Removed { tier, hashes } => {
             write_array_len(out, 3).expect(IN_MEMORY);
             write_str(out, "BlockRemoved").expect(IN_MEMORY);
             encode_hashes(out, hashes);
-            write_str(out, MEDIUM).expect(IN_MEMORY);
+            write_str(out, tier.medium()).expect(IN_MEMORY);
         }
         CacheEvent::Cleared => {
             write_array_len(out, 1).expect(IN_MEMORY);

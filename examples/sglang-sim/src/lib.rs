@@ -9,7 +9,8 @@
 //!   batch is tried again at every pass; no budget of `max_prefill_tokens` beside the chunk's; no mixed chunks, priorities,
 //!   cache-aware policies or deduplication within a batch; no queue limits and no timeouts; waiting tokens all count as uncached.
 //!   A request that is aborted leaves the pass under way at once, and all that it was to compute counts as computed.
-//! * Cache: no host or storage tiers, sliding windows, state-space layers, bigrams, LoRA or log probabilities; prompt and output of a
+//! * Cache: copies to the host are over when the next pass begins, and take no time; loads from it are over with the pass that needs
+//!   them; no storage tier, sliding windows, state-space layers, bigrams, LoRA or log probabilities; prompt and output of a
 //!   request that was put back may be one node, except under the policy `priority`. A request's `priority` is for that policy alone.
 //! * Events: the `default` format only.
 //! * Disaggregation: a protocol of its own between the two sides, in no time; the prompt is computed before the decode side
@@ -23,6 +24,7 @@ mod engine;
 mod events;
 mod eviction_args;
 mod hash;
+mod hicache_args;
 mod http;
 mod publisher;
 mod radix;
@@ -34,9 +36,10 @@ mod transfer;
 
 pub use cache_kind::CacheKind;
 pub use config::{DisaggregationMode, SimConfig, SimError};
-pub use events::{CacheEvent, EventEncoding, LoadStat, encode_batch, encode_load};
+pub use events::{CacheEvent, EventEncoding, LoadStat, Tier, encode_batch, encode_load};
 pub use eviction_args::{EvictionPolicy, EvictionTuning};
-pub use radix::{Eviction, Namespace};
+pub use hicache_args::HicacheArgs;
+pub use radix::{Eviction, HostTier, Namespace, WritePolicy};
 pub use scheduler::{Job, Limits, Pause, Produced, RequestId, Scheduler, Step, Totals};
 pub use sim::{RankStats, Sim};
 pub use timing::Timing;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use crate::config::{DisaggregationMode, SimConfig, SimError};
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, Status};
 use crate::http::Server;
 use crate::publisher::{Listeners, Publisher};
 use crate::radix::Namespace;
@@ -26,8 +26,10 @@ pub struct Sim {
 pub struct RankStats {
     /// Counters since the start.
     pub totals: Totals,
-    /// Tokens in the cache.
+    /// Tokens in the cache, on the device.
     pub cached_tokens: usize,
+    /// Tokens on the host.
+    pub host_tokens: usize,
     /// Requests that run or wait.
     pub live_requests: u64,
 }
@@ -96,7 +98,7 @@ impl Sim {
         format!("http://{}", self.address)
     }
 
-    /// Every sequence that a rank has cached, from the root of its tree to a leaf; empty for a rank that does not exist.
+    /// Every sequence that a rank has cached on any tier, from the root of its tree to a leaf; empty for a rank that does not exist.
     pub async fn cached_paths(&self, rank: u32) -> Vec<(Namespace, Vec<u32>)> {
         match self.server.rank(rank) {
             Some(rank) => rank.paths().await,
@@ -108,7 +110,8 @@ impl Sim {
     pub fn stats(&self, rank: u32) -> Option<RankStats> {
         let status = self.server.rank(rank)?.status();
         let live_requests = status.load.running + status.load.waiting;
-        Some(RankStats { totals: status.totals, cached_tokens: status.cached_tokens, live_requests })
+        let Status { totals, cached_tokens, host_tokens, .. } = status;
+        Some(RankStats { totals, cached_tokens, host_tokens, live_requests })
     }
 
     /// Ends it as `kill -9` would: no connection is closed properly, no request is answered.

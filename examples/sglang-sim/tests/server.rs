@@ -211,6 +211,33 @@ async fn metrics_tell_evictable_tokens_from_held_ones() {
 }
 
 #[tokio::test]
+async fn a_host_tier_is_told_and_found() {
+    let sim = start(|config| {
+        config.max_total_tokens = 2_048;
+        config.hicache.enable_hierarchical_cache = true;
+    })
+    .await;
+    let (_, info) = get(&sim, "/server_info").await;
+    assert_eq!(info["enable_hierarchical_cache"], true);
+    assert_eq!((&info["hicache_ratio"], &info["hicache_size"]), (&json!(2.0), &json!(0)));
+    assert_eq!(info["hicache_write_policy"], "write_through");
+    assert_eq!(info["internal_states"][0]["memory_usage"]["kvcache"], 0.5);
+    let ask = async |first: u32| {
+        let input_ids: Vec<u32> = (0..1_200).map(|i| first + i).collect();
+        let body = json!({"input_ids": input_ids, "sampling_params": {"max_new_tokens": 1}});
+        post(&sim, "/generate", body).await.1["meta_info"]["cached_tokens_details"].clone()
+    };
+    assert_eq!(ask(0).await, Value::Null);
+    assert_eq!(ask(10_000).await, Value::Null);
+    assert_eq!(ask(0).await, json!({"device": 0, "host": 1_184}));
+    assert_eq!(ask(0).await, json!({"device": 1_184, "host": 0}));
+    let (_, metrics) = get(&sim, "/metrics").await;
+    let metrics = metrics.as_str().unwrap();
+    let host = metrics.lines().find(|line| line.starts_with("sglang:hicache_host_used_tokens{")).unwrap();
+    assert!(host.ends_with(" 2400"), "{host}");
+}
+
+#[tokio::test]
 async fn a_key_is_asked_for_except_for_health() {
     let sim = start(|config| config.api_key = Some("secret".to_owned())).await;
     assert_eq!(get(&sim, "/health").await.0, 200);

@@ -341,7 +341,7 @@ pub struct Hello {
     /// Tokens in one of the engine's pages; MUST be at least 1.
     #[prost(uint32, tag = "9")]
     pub page_size: u32,
-    /// KV tokens one rank can hold; 0 when unknown.
+    /// KV tokens that the device of one rank can hold; 0 when unknown.
     #[prost(uint64, tag = "10")]
     pub capacity_tokens: u64,
     #[prost(enumeration = "EvictionPolicy", tag = "11")]
@@ -382,6 +382,17 @@ pub struct Hello {
     /// send work to the engine, too.
     #[prost(bool, tag = "22")]
     pub wants_predictions: bool,
+    /// Where the engine keeps what leaves its device, to use it from there; absent if it does not. It MUST come with an eviction_policy other than
+    /// LRU. Blocks are held while any tier has them that the engine tells of.
+    #[prost(message, optional, tag = "23")]
+    pub lower_tier: ::core::option::Option<LowerTier>,
+}
+/// Memory below an engine's device: of its host, or storage.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LowerTier {
+    /// KV tokens of one rank that may be there and not on its device; 0 when unknown.
+    #[prost(uint64, tag = "1")]
+    pub capacity_tokens: u64,
 }
 /// How an engine turns chats into prompts: by a template, as the `transformers` library renders it. Coordinators that cannot use it, or
 /// do not know of it, go on without; it is not refused.
@@ -516,10 +527,10 @@ pub struct Baseline {
 pub struct Counts {
     #[prost(uint32, tag = "1")]
     pub rank: u32,
-    /// Tokens evicted since the engine started.
+    /// Tokens evicted since the engine started: gone from the last tier that had them.
     #[prost(uint64, tag = "2")]
     pub evicted_tokens_total: u64,
-    /// Tokens in the prefix cache now.
+    /// Tokens in the prefix cache now, on whichever tier, and once if on several.
     #[prost(uint64, tag = "3")]
     pub cached_tokens: u64,
 }
@@ -1022,6 +1033,7 @@ pub struct Target {
     /// Tokens this router believes to be cached there.
     #[prost(uint64, tag = "4")]
     pub claimed_tokens: u64,
+    /// KV tokens that its device can hold; 0 when unknown.
     #[prost(uint64, tag = "5")]
     pub capacity_tokens: u64,
     /// From the agent; absent without one.
@@ -1039,6 +1051,9 @@ pub struct Target {
     pub health: i32,
     #[prost(message, optional, tag = "10")]
     pub accuracy: ::core::option::Option<Accuracy>,
+    /// KV tokens that may be in a lower tier of the engine and not on its device, 0 when unknown; absent without one.
+    #[prost(uint64, optional, tag = "11")]
+    pub lower_tier_tokens: ::core::option::Option<u64>,
 }
 /// How far what the router believes of a target is from what was found.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1103,8 +1118,8 @@ pub struct Divergence {
 /// What an engine counts of one rank's cache.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CacheCounts {
-    /// Tokens in the prefix cache. As an engine's metrics say it: at most so many, since what running requests have computed and not stored
-    /// yet is among them.
+    /// Tokens in the prefix cache. As an engine's metrics say it: at most so many on its device, since what running requests have computed and
+    /// not stored yet is among them. As agents say it: on all tiers.
     #[prost(uint64, tag = "1")]
     pub held_tokens: u64,
     /// Tokens evicted since the engine started; absent where the engine does not say.

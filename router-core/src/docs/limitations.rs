@@ -7,6 +7,8 @@
 //! * What follows from one short answer assumes that the engine evicts the least recently used leaf first. Engines differ, and
 //!   SGLang has other rules; where a worker's profile says so ([`evicts_lru`](crate::WorkerProfile::evicts_lru)), nothing is
 //!   inferred and claims go by their bounds alone.
+//! * A claim does not say on which tier of an engine the block is ([`LowerTier`](crate::LowerTier)); one on its host is priced as one on its
+//!   device, although it has to be loaded.
 //! * A claim is on the KV of full attention. Engines whose models have sliding windows or recurrent state need more to use a prefix
 //!   ([`CacheKind`](crate::CacheKind)), and nobody tells the router where they have it: there claims promise more than is used, agent or
 //!   not, and nothing is inferred. How much less is found is in [`Target::retention`](crate::Target::retention), which policies weigh.

@@ -27,16 +27,19 @@ impl State {
             0 => self.settings.default_capacity_tokens,
             known => known,
         };
+        let beside = member.profile.lower_tier.map_or(0, |tier| tier.capacity_tokens);
         let slot = rank.slot;
+        let most = capacity.saturating_add(beside);
+        let named = most.saturating_add(capacity);
         let mut evicted = 0;
         for unit in [Unit::Token, Unit::Text] {
             // It reports what is evicted for a prediction when it happens; until then both are claimed, also of a long queue,
             // and guessing which leaf will go would lose one that stays. What it cannot name has to be guessed.
             if self.roster.reports_exactly(target, unit) {
-                evicted += self.claims.evict_to(slot, Scope::named(unit), capacity.saturating_mul(2));
+                evicted += self.claims.evict_to(slot, Scope::named(unit), named);
             }
         }
-        evicted += self.claims.evict_to(slot, self.guessed(target), capacity);
+        evicted += self.claims.evict_to(slot, self.guessed(target), most);
         if let Some(rank) = self.roster.figures_mut(target) {
             rank.pressure.evicted(evicted);
         }

@@ -27,7 +27,11 @@ impl State {
     }
 
     pub(super) fn apply_counts(&mut self, target: TargetId, counted: Counted) {
-        let exact = self.roster.get(target.worker).is_some_and(|member| member.reports_exactly());
+        let member = self.roster.get(target.worker);
+        let exact = member.is_some_and(|member| member.reports_exactly());
+        let has_lower_tier = member.is_some_and(|member| member.profile.lower_tier.is_some());
+        // An engine counts its device, and as evicted also what it keeps below that. An agent counts both.
+        let is_partial = has_lower_tier && counted.by == Witness::Engine;
         let Some(rank) = self.roster.figures_mut(target) else { return };
         let Counts { held_tokens, evicted_tokens_total } = counted.counts;
         let before = rank.evidence.counted.replace(counted);
@@ -38,11 +42,15 @@ impl State {
         if let Some(total) = evicted_tokens_total {
             let evicted = rank.evidence.evictions.count(counted.at, held_tokens, total);
             // Exact reports have counted them block by block.
-            if !exact {
+            if !exact && !is_partial {
                 rank.pressure.evicted(evicted);
             }
         }
         self.dirty = true;
+        if is_partial {
+            rank.evidence.by_count = None;
+            return;
+        }
         self.bound_by_count(target, held_tokens);
         self.forget_evicted(target);
         let Some(slot) = self.roster.rank(target).map(|rank| rank.slot) else { return };

@@ -94,6 +94,7 @@ fn target((target, accuracy): (&Target, &Accuracy), settings: &Settings, now: Ti
         in_prefill: load.in_prefill,
         claimed_tokens: target.claimed_tokens,
         capacity_tokens: target.worker.profile.capacity_tokens,
+        lower_tier_tokens: target.worker.profile.lower_tier.map(|tier| tier.capacity_tokens),
         load: target.reported.map(|reported| Load {
             running_requests: reported.running_requests,
             waiting_requests: reported.waiting_requests,

@@ -78,6 +78,12 @@ async fn list(arguments: &AdminArguments) -> Result<(), AskError> {
         if !worker.reason.is_empty() && state(worker) != "ready" {
             writeln!(out, "  {}", worker.reason)?;
         }
+        let below = worker.targets.first().and_then(|target| target.lower_tier_tokens);
+        match below {
+            None => {}
+            Some(0) => writeln!(out, "  what leaves its device is kept in a lower tier of unknown size")?,
+            Some(tokens) => writeln!(out, "  up to {tokens} tokens of each rank are kept below its device")?,
+        }
         let shortfall = worker.agent.as_ref().map_or("", |agent| &*agent.shortfall);
         if !shortfall.is_empty() {
             writeln!(out, "  less is reported than wanted: {shortfall}")?;
@@ -172,6 +178,7 @@ fn worker_json(worker: &Worker) -> serde_json::Value {
             json!({
                 "rank": target.rank, "in_flight": target.in_flight, "in_prefill": target.in_prefill,
                 "claimed_tokens": target.claimed_tokens, "capacity_tokens": target.capacity_tokens,
+                "lower_tier_tokens": target.lower_tier_tokens,
                 "divergence_tokens": target.divergence_tokens, "doubtful": target.doubtful,
                 "health": plain(target.health().as_str_name(), "TARGET_HEALTH_"),
                 "accuracy": target.accuracy.as_ref().map(accuracy_json),

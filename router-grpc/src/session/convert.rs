@@ -11,8 +11,8 @@ use espalier_proto::{
 };
 use router_core::key::{BlockHash, KeySpace, SCHEME, Unit};
 use router_core::{
-    BlockRun, CacheKind, Considered, Delta, Incarnation, ReportLevel, ReportedLoad, Role, SetDigest, Units,
-    WorkerProfile,
+    BlockRun, CacheKind, Considered, Delta, Incarnation, LowerTier, ReportLevel, ReportedLoad, Role,
+    SetDigest, Units, WorkerProfile,
 };
 use tonic::Status;
 
@@ -87,6 +87,7 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
                 Ok(WireCacheKind::SlidingWindow) => CacheKind::SlidingWindow,
                 Ok(WireCacheKind::RecurrentState) => CacheKind::RecurrentState,
             },
+            lower_tier: hello.lower_tier.map(|tier| LowerTier { capacity_tokens: tier.capacity_tokens }),
             role: role(hello.role()),
             bootstrap_port: u16::try_from(hello.bootstrap_port).ok().filter(|port| *port > 0),
         },

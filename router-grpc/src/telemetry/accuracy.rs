@@ -23,14 +23,20 @@ fn encode_caches(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> fm
     let rows: Vec<_> = workers()
         .map(|(url, profile)| ([("worker", url)], f64::from(u8::from(profile.tells_evictions()))))
         .collect();
-    let help = "1 where an eviction tells of others, because the engine evicts the least recently used leaf first and its cache is of \
-                full attention alone";
+    let help = "1 where an eviction tells of others, because the engine evicts the least recently used leaf first, keeps nothing of \
+                it elsewhere, and its cache is of full attention alone";
     gauges(encoder, "espalier_infers_evictions", help, &rows)?;
     let rows: Vec<_> = workers()
         .map(|(url, profile)| ([("worker", url), ("kind", profile.cache_kind.to_string())], 1.0))
         .collect();
     let help = "What an engine's cache keeps beside the KV of full attention; always 1";
-    gauges(encoder, "espalier_cache_kind", help, &rows)
+    gauges(encoder, "espalier_cache_kind", help, &rows)?;
+    let rows: Vec<_> = workers()
+        .filter_map(|(url, profile)| Some(([("worker", url)], profile.lower_tier?.capacity_tokens as f64)))
+        .collect();
+    let help = "Tokens of one rank that an engine can keep of what has left its device, in host memory or storage; 0 where it does not \
+                say how many, absent where it keeps none";
+    gauges(encoder, "espalier_lower_tier_tokens", help, &rows)
 }
 
 /// Whether cache-aware routing follows claims somewhere that nothing vouches for.
@@ -102,7 +108,7 @@ fn encode_divergence(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot, n
     let ages = rows(snapshot, |accuracy| Some(age(accuracy.divergence?.at)));
     gauges(encoder, "espalier_divergence_age_seconds", "Time since the divergence was found", &ages)?;
     let held = rows(snapshot, |accuracy| Some(accuracy.counts?.counts.held_tokens as f64));
-    let help = "Tokens in the prefix cache, as an agent or the engine's metrics count them";
+    let help = "Tokens in the prefix cache, as an agent counts them on all tiers, or the engine's metrics on its device";
     gauges(encoder, "espalier_held_tokens", help, &held)?;
     let last = |accuracy: &Accuracy| accuracy.reconciliations.iter().flatten().map(|found| found.at).max();
     let ages = rows(snapshot, |accuracy| last(accuracy).map(age));

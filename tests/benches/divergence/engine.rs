@@ -47,6 +47,7 @@ impl Engine {
             steps_per_token: 1,
             eviction: Eviction::Lru,
             overlap_schedule,
+            host: None,
         };
         let mirror = Mirror::new(PAGE_TOKENS as u32, MOST_PAGES);
         let views = tell.map_or_else(Vec::new, |tell| {

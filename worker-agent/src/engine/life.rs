@@ -17,8 +17,10 @@ use crate::tokenizer::Vocabulary;
 
 /// Pages to track when neither a bound nor a capacity is known.
 const DEFAULT_MAX_PAGES: usize = 4_000_000;
-/// Room for host tiers, as a multiple of the device's pages.
-const TIER_FACTOR: u64 = 4;
+/// Pages to track, as a multiple of those that an engine can hold as far as it says: it may be more than it says.
+const HELD_FACTOR: u64 = 2;
+/// The same of those of its device, for tiers below that of which it does not say what they hold.
+const DEVICE_FACTOR: u64 = 4;
 const MIN_MAX_PAGES: u64 = 65_536;
 
 /// One life of the engine.
@@ -99,9 +101,10 @@ impl Life {
     /// Whether a session with `other` can go on with this life: what `Hello` said still holds.
     pub(crate) fn same_shape(&self, other: &Self) -> bool {
         let shape = |info: &EngineInfo| {
-            let sizes = (info.dp_size, info.page_size, info.capacity_tokens, info.events.is_empty());
+            let sizes = (info.dp_size, info.page_size, info.capacity_tokens, info.lower_tier);
             (
                 sizes,
+                info.events.is_empty(),
                 info.model.clone(),
                 info.version.clone(),
                 info.weight_version.clone(),
@@ -135,7 +138,10 @@ fn default_max_pages(info: &EngineInfo) -> usize {
         return DEFAULT_MAX_PAGES;
     }
     let device = info.capacity_tokens / u64::from(info.page_size);
-    usize::try_from(device.saturating_mul(TIER_FACTOR).max(MIN_MAX_PAGES)).unwrap_or(DEFAULT_MAX_PAGES)
+    let below = info.lower_tier.map_or(0, |tier| tier.capacity_tokens / u64::from(info.page_size));
+    let held = device.saturating_add(below).saturating_mul(HELD_FACTOR);
+    let pages = held.max(device.saturating_mul(DEVICE_FACTOR)).max(MIN_MAX_PAGES);
+    usize::try_from(pages).unwrap_or(DEFAULT_MAX_PAGES)
 }
 
 /// A registered incarnation further ahead of this clock than this is an error, not a clock that was stepped back. Following
@@ -180,6 +186,20 @@ mod tests {
         let ahead = first + 1_000_000_000;
         assert_eq!(mint(ahead, None), ahead + 1);
         assert_eq!((mint(0, Some(7)), mint(7, Some(7))), (7, 8), "the engine's own time, where it shows one");
+    }
+
+    #[test]
+    fn there_is_room_for_what_the_engine_says_it_can_hold_and_as_much_again() {
+        let pages = |device: u64, below: Option<u64>| {
+            let answer = serde_json::json!({"page_size": 16, "max_total_num_tokens": device});
+            let lower_tier = below.map(|capacity_tokens| router_core::LowerTier { capacity_tokens });
+            default_max_pages(&EngineInfo { lower_tier, ..EngineInfo::read(&answer, "w").unwrap() })
+        };
+        assert_eq!(pages(0, None), DEFAULT_MAX_PAGES);
+        assert_eq!(pages(16 << 20, None), 4 << 20, "of releases that do not tell of tiers");
+        assert_eq!(pages(16 << 20, Some(0)), 4 << 20);
+        assert_eq!(pages(16 << 20, Some(16 * (7 << 20))), 16 << 20);
+        assert_eq!(pages(1_600, Some(160)), MIN_MAX_PAGES as usize);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use router_core::CacheKind;
+use router_core::{CacheKind, HostPool, LowerTier};
 use serde_json::Value;
 
 use crate::chat_template::ChatSetup;
@@ -10,9 +10,17 @@ use crate::chat_template::ChatSetup;
 /// Most dp ranks an engine may have.
 const MAX_RANKS: u64 = 1024;
 
+/// With this, what leaves the device stays cached on the host.
+const HOST_TIER: &str = "enable_hierarchical_cache";
+
 /// With these, what leaves the device stays cached elsewhere, and is used from there.
 const TIERS: [&str; 4] =
-    ["enable_hierarchical_cache", "enable_lmcache", "enable_flexkv", "enable_unified_cache_external_linker"];
+    [HOST_TIER, "enable_lmcache", "enable_flexkv", "enable_unified_cache_external_linker"];
+
+/// What `hicache_size` counts.
+const GIGABYTE: u64 = 1_000_000_000;
+/// What `memory_usage` counts.
+const GIBIBYTE: f64 = (1_u64 << 30) as f64;
 
 /// An engine's description of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +39,10 @@ pub struct EngineInfo {
     pub dp_size: u32,
     /// Tokens in one page.
     pub page_size: u32,
-    /// KV tokens one rank can hold; 0 when not named.
+    /// KV tokens the device of one rank can hold; 0 when not named.
     pub capacity_tokens: u64,
+    /// Where it keeps what leaves the device, if anywhere.
+    pub lower_tier: Option<LowerTier>,
     /// Which leaf goes first.
     pub eviction: Eviction,
     /// What its cache keeps beside the KV of full attention.
@@ -77,7 +87,7 @@ pub struct EventSource {
 pub enum Eviction {
     /// Least recently used first.
     Lru,
-    /// Another, or what is evicted stays cached on the host.
+    /// Another, or what is evicted stays cached on a lower tier.
     Other,
     /// Not named.
     Unknown,
@@ -105,8 +115,7 @@ impl EngineInfo {
         let dp_size = from_block("dp_size").or_else(|| positive(field(answer, "dp_size"))).unwrap_or(1);
         let dp_size = dp_size.min(MAX_RANKS) as u32;
         let prefix_cache = field(answer, "disable_radix_cache").and_then(Value::as_bool) != Some(true);
-        let is_on = |name: &str| field(answer, name).and_then(Value::as_bool) == Some(true);
-        let is_tiered = TIERS.into_iter().any(is_on);
+        let lower_tier = lower_tier(answer);
         let is_foreign = field(answer, "radix_cache_backend").is_some_and(Value::is_string);
         let config = events_config(answer);
         let events =
@@ -128,11 +137,12 @@ impl EngineInfo {
             capacity_tokens: positive(field(answer, "max_total_num_tokens")).unwrap_or(0),
             eviction: match field(answer, "radix_eviction_policy").and_then(Value::as_str) {
                 // A cache that was plugged in may do anything.
-                _ if is_tiered || is_foreign => Eviction::Other,
+                _ if lower_tier.is_some() || is_foreign => Eviction::Other,
                 Some("lru") => Eviction::Lru,
                 Some(_) => Eviction::Other,
                 None => Eviction::Unknown,
             },
+            lower_tier,
             cache_kind: cache_kind(answer),
             role: match field(answer, "disaggregation_mode").and_then(Value::as_str) {
                 Some("null") => EngineRole::Unified,
@@ -172,6 +182,28 @@ fn cache_kind(answer: &Value) -> CacheKind {
         _ => scheduler("/max_mamba_cache_size").map(Value::is_number),
     };
     CacheKind::of_pools(windows, states)
+}
+
+/// What keeps what leaves the device. Only of the host's own pool it is said how large it is.
+fn lower_tier(answer: &Value) -> Option<LowerTier> {
+    let is_on = |name: &str| field(answer, name).and_then(Value::as_bool) == Some(true);
+    if !TIERS.into_iter().any(is_on) {
+        return None;
+    }
+    let is_buffer = field(answer, "hicache_host_memory_mode").and_then(Value::as_str) == Some("buffer_only");
+    if !is_on(HOST_TIER) || is_buffer {
+        return Some(LowerTier::default());
+    }
+    let usage = |name: &str| answer.pointer(&format!("/internal_states/0/memory_usage/{name}"))?.as_f64();
+    let bytes_per_token = usage("kvcache").zip(usage("token_capacity"));
+    let pool = HostPool {
+        device_tokens: positive(field(answer, "max_total_num_tokens")).unwrap_or(0),
+        ratio: field(answer, "hicache_ratio").and_then(Value::as_f64),
+        bytes: positive(field(answer, "hicache_size")).unwrap_or(0).saturating_mul(GIGABYTE),
+        bytes_per_token: bytes_per_token.map(|(gibibytes, tokens)| gibibytes * GIBIBYTE / tokens),
+        has_all: field(answer, "hicache_write_policy").and_then(Value::as_str) == Some("write_through"),
+    };
+    Some(pool.tier())
 }
 
 fn text(answer: &Value, name: &str) -> String {
@@ -382,6 +414,27 @@ mod tests {
         let mut foreign = answer();
         foreign["radix_cache_backend"] = json!("theirs");
         assert_eq!(EngineInfo::read(&foreign, "10.0.0.7").unwrap().eviction, Eviction::Other);
+    }
+
+    #[test]
+    fn what_a_host_can_hold_is_read_or_reckoned() {
+        let tokens = |change: Value| {
+            let mut answer = answer();
+            answer["internal_states"] = json!([{"memory_usage": {"kvcache": 0.25, "token_capacity": 1024}}]);
+            answer["hicache_ratio"] = json!(2.0);
+            for (name, value) in change.as_object().unwrap() {
+                answer[name] = value.clone();
+            }
+            EngineInfo::read(&answer, "w").unwrap().lower_tier.map(|tier| tier.capacity_tokens)
+        };
+        assert_eq!(tokens(json!({})), None);
+        assert_eq!(tokens(json!({HOST_TIER: true})), Some(2_048));
+        assert_eq!(tokens(json!({HOST_TIER: true, "hicache_write_policy": "write_through"})), Some(1_024));
+        assert_eq!(tokens(json!({HOST_TIER: true, "hicache_write_policy": "write_back"})), Some(2_048));
+        // 256 KiB a token.
+        assert_eq!(tokens(json!({HOST_TIER: true, "hicache_size": 2})), Some(7_629));
+        assert_eq!(tokens(json!({HOST_TIER: true, "hicache_host_memory_mode": "buffer_only"})), Some(0));
+        assert_eq!(tokens(json!({"enable_lmcache": true})), Some(0));
     }
 
     #[test]

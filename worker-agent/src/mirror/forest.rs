@@ -220,17 +220,24 @@ impl Page {
         self.copies.iter().any(|copies| *copies > 0)
     }
 
-    pub(super) fn add_copy(&mut self, medium: Option<Medium>) {
+    /// Adds a copy; answers how many more copies the tier with the most has.
+    pub(super) fn add_copy(&mut self, medium: Option<Medium>) -> u16 {
+        let before = self.most_copies();
         let copies = &mut self.copies[tier(medium)];
         *copies = copies.saturating_add(1);
+        self.most_copies() - before
     }
 
-    /// Takes a copy away; `false` if there is none on that tier.
-    pub(super) fn take_copy(&mut self, medium: Option<Medium>) -> bool {
+    /// Takes a copy away; answers how many fewer copies the tier with the most has, `None` if there is none on that tier.
+    pub(super) fn take_copy(&mut self, medium: Option<Medium>) -> Option<u16> {
+        let before = self.most_copies();
         let copies = &mut self.copies[tier(medium)];
-        let known = *copies > 0;
-        *copies = copies.saturating_sub(1);
-        known
+        *copies = copies.checked_sub(1)?;
+        Some(before - self.most_copies())
+    }
+
+    fn most_copies(&self) -> u16 {
+        self.copies.iter().copied().max().unwrap_or(0)
     }
 }
 

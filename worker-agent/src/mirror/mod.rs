@@ -52,9 +52,9 @@ pub enum Doubt {
 /// What a mirror has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MirrorStats {
-    /// Tokens on the device tier, duplicates included.
+    /// Tokens on whichever tier, duplicates on one tier included; of pages that are not known, those on the device.
     pub cached_tokens: u64,
-    /// Tokens that were removed from the device tier.
+    /// Tokens that were removed from the last tier that had them.
     pub evicted_tokens_total: u64,
     /// Pages left out because their parent was not known.
     pub unknown_parent_pages: u64,
@@ -81,6 +81,8 @@ pub struct Mirror {
     /// Pages that lost their last copy in the current batch.
     emptied: Vec<PageId>,
     cleared: bool,
+    /// Tokens on the device tier, duplicates included.
+    device_tokens: u64,
     doubt: Option<Doubt>,
     stats: MirrorStats,
 }
@@ -96,6 +98,7 @@ impl Mirror {
             fresh: Vec::new(),
             emptied: Vec::new(),
             cleared: false,
+            device_tokens: 0,
             doubt: None,
             stats: MirrorStats::default(),
         }
@@ -109,7 +112,7 @@ impl Mirror {
                 Event::Removed(removed) => self.remove(removed),
                 Event::Cleared => {
                     self.empty();
-                    self.stats.cached_tokens = 0;
+                    self.count_nothing();
                     self.doubt = None;
                 }
                 Event::Unknown => self.stats.unknown_events += 1,
@@ -121,7 +124,7 @@ impl Mirror {
     /// Forgets every page: something was missed, and nothing vouches for what was known before it.
     pub fn lose(&mut self, doubt: Doubt) -> Vec<Change> {
         self.empty();
-        self.stats.cached_tokens = 0;
+        self.count_nothing();
         self.doubt = Some(doubt);
         self.settle()
     }
@@ -186,10 +189,11 @@ impl Mirror {
             self.doubt.get_or_insert(Doubt::Malformed);
             return;
         }
-        if on_device(stored.medium) {
-            self.stats.cached_tokens += pages as u64 * u64::from(self.page_size);
-        }
+        let page_tokens = u64::from(self.page_size);
+        let on_device = if on_device(stored.medium) { pages as u64 * page_tokens } else { 0 };
+        self.device_tokens += on_device;
         if self.doubt == Some(Doubt::Full) {
+            self.stats.cached_tokens += on_device;
             return;
         }
         let mut parent = match stored.parent.map(|hash| self.forest.find(hash)) {
@@ -197,6 +201,7 @@ impl Mirror {
             Some(Some(known)) => Some(known),
             Some(None) => {
                 self.stats.unknown_parent_pages += pages as u64;
+                self.stats.cached_tokens += on_device;
                 self.doubt.get_or_insert(Doubt::UnknownParent);
                 return;
             }
@@ -220,20 +225,23 @@ impl Mirror {
                     created
                 }
             };
-            self.forest.page_mut(page).add_copy(stored.medium);
+            let gained = self.forest.page_mut(page).add_copy(stored.medium);
+            self.stats.cached_tokens += u64::from(gained) * page_tokens;
             parent = Some(page);
         }
     }
 
     fn remove(&mut self, removed: &Removed) {
-        if on_device(removed.medium) {
-            let tokens = removed.hashes.len() as u64 * u64::from(self.page_size);
-            self.stats.evicted_tokens_total += tokens;
-            self.stats.cached_tokens = self.stats.cached_tokens.saturating_sub(tokens);
-        }
+        let page_tokens = u64::from(self.page_size);
+        let on_device = if on_device(removed.medium) { page_tokens } else { 0 };
+        self.device_tokens = self.device_tokens.saturating_sub(on_device * removed.hashes.len() as u64);
         for hash in &removed.hashes {
-            let page = self.forest.find(*hash);
-            let Some(id) = page.filter(|id| self.forest.page_mut(*id).take_copy(removed.medium)) else {
+            let known = self.forest.find(*hash);
+            let taken = known.and_then(|id| Some((id, self.forest.page_mut(id).take_copy(removed.medium)?)));
+            let lost = taken.map_or(on_device, |(_, lost)| u64::from(lost) * page_tokens);
+            self.stats.evicted_tokens_total += lost;
+            self.stats.cached_tokens = self.stats.cached_tokens.saturating_sub(lost);
+            let Some((id, _)) = taken else {
                 self.stats.unknown_removals += 1;
                 continue;
             };
@@ -241,6 +249,12 @@ impl Mirror {
                 self.emptied.push(id);
             }
         }
+    }
+
+    /// Nothing is cached; what was evicted stays counted.
+    fn count_nothing(&mut self) {
+        self.stats.cached_tokens = 0;
+        self.device_tokens = 0;
     }
 
     /// Forgets every page; what was counted stays.
@@ -276,6 +290,8 @@ impl Mirror {
         }
         if self.len() > self.max_pages {
             self.empty();
+            // Of what lies below the device nothing is known any more.
+            self.stats.cached_tokens = self.device_tokens;
             self.doubt = Some(Doubt::Full);
             changes.clear();
         }
@@ -360,6 +376,23 @@ mod tests {
         mirror.apply(&[stored(None, &[1]), on(Medium::CpuPinned, stored(None, &[1]))]);
         assert_eq!(mirror.apply(&[removed(&[1])]), []);
         assert_eq!(mirror.apply(&[on(Medium::CpuPinned, removed(&[1]))]).len(), 1);
+    }
+
+    #[test]
+    fn a_page_on_several_tiers_is_counted_once_and_evicted_from_the_last() {
+        let mut mirror = Mirror::new(2, 4);
+        let below = |event| on(Medium::CpuPinned, event);
+        mirror.apply(&[stored(None, &[1, 2, 3]), below(stored(None, &[1, 2]))]);
+        let counted = |mirror: &Mirror| (mirror.stats().cached_tokens, mirror.stats().evicted_tokens_total);
+        assert_eq!(counted(&mirror), (6, 0));
+        mirror.apply(&[removed(&[3]), removed(&[2])]);
+        assert_eq!(counted(&mirror), (4, 2), "the host has the second");
+        mirror.apply(&[below(removed(&[2]))]);
+        assert_eq!(counted(&mirror), (2, 4));
+        mirror.apply(&[below(stored(None, &[5, 6, 7, 8]))]);
+        assert_eq!((counted(&mirror), mirror.doubt()), ((2, 4), Some(Doubt::Full)), "what the device has");
+        mirror.apply(&[below(removed(&[5])), removed(&[1])]);
+        assert_eq!(counted(&mirror), (0, 6));
     }
 
     #[test]

@@ -280,6 +280,7 @@ proptest! {
             steps_per_token: 1,
             eviction: Eviction::Lru,
             overlap_schedule: false,
+            host: None,
         };
         prop_assert_eq!(by_the_lab(&cases, limits), by_the_simulator(&cases, limits));
     }

@@ -32,6 +32,8 @@ struct Generation {
     /// What has been produced.
     output: Vec<u32>,
     cached_tokens: usize,
+    /// Of these, those that were on the host alone.
+    cached_on_host: usize,
     retractions: u32,
     finished: bool,
     /// It ended before its last token.
@@ -133,6 +135,7 @@ impl Server {
                 began: Instant::now(),
                 output: Vec::new(),
                 cached_tokens: 0,
+                cached_on_host: 0,
                 retractions: 0,
                 finished: false,
                 aborted: false,
@@ -181,6 +184,7 @@ impl Generation {
     fn take(&mut self, produced: crate::scheduler::Produced) {
         self.output.push(produced.token);
         self.cached_tokens = self.half.cached_elsewhere().unwrap_or(produced.cached_tokens);
+        self.cached_on_host = produced.cached_on_host.min(self.cached_tokens);
         self.retractions = produced.retractions;
         self.finished = produced.last;
         if let Some((session, prompt)) = self.session.take_if(|_| produced.last) {
@@ -266,7 +270,9 @@ impl Generation {
             "num_retractions": self.retractions,
             "completion_tokens": length,
             "cached_tokens": self.cached_tokens,
-            "cached_tokens_details": null,
+            "cached_tokens_details": (self.cached_tokens > 0).then(|| {
+                json!({"device": self.cached_tokens - self.cached_on_host, "host": self.cached_on_host})
+            }),
             "dp_rank": (self.server.inner.config.dp_size > 1).then_some(self.dp_rank),
             "e2e_latency": self.began.elapsed().as_secs_f64(),
         })

@@ -45,7 +45,7 @@ impl Server {
         // Durations of a start; different for every start, as they are for a real server.
         let since_epoch = self.inner.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         let unique = f64::from(since_epoch.subsec_nanos()) / 1e9;
-        json!({
+        let mut info = json!({
             "version": VERSION,
             "status": "ready",
             "frontend": "python",
@@ -93,8 +93,12 @@ impl Server {
             "uses_mamba_radix_cache": config.cache_kind.has_states(),
             "internal_states": [{"effective_max_running_requests_per_dp": config.max_running_requests,
                 "max_mamba_cache_size": config.cache_kind.states(config.max_running_requests),
-                "memory_usage": config.cache_kind.memory_usage(config.pool_tokens())}],
-        })
+                "memory_usage": config.cache_kind.memory_usage(config.pool_tokens(), config.kv_bytes_per_token())}],
+        });
+        if let Some(fields) = info.as_object_mut() {
+            fields.extend(config.hicache.fields());
+        }
+        info
     }
 
     /// `/v1/loads`; a rank that does not exist has no entry.
@@ -135,7 +139,7 @@ impl Server {
     /// `/metrics` in Prometheus text, the families that routers and agents read, labelled as SGLang labels them.
     pub(super) fn metrics(&self) -> String {
         type Family = (&'static str, &'static str, fn(&Status) -> f64);
-        let families: [Family; 12] = [
+        let mut families: Vec<Family> = vec![
             ("num_running_reqs", "gauge", |s| s.load.running as f64),
             ("num_queue_reqs", "gauge", |s| s.load.waiting as f64),
             ("num_used_tokens", "gauge", |s| s.load.tokens as f64),
@@ -152,6 +156,9 @@ impl Server {
             ("evicted_tokens_total", "counter", |s| s.totals.evicted_tokens as f64),
             ("num_aborted_requests_total", "counter", |s| s.totals.aborted as f64),
         ];
+        if self.inner.config.hicache.enable_hierarchical_cache {
+            families.push(("hicache_host_used_tokens", "gauge", |s| s.host_tokens as f64));
+        }
         let model = &self.inner.config.served_model_name;
         let common = format!("engine_type=\"unified\",model_name=\"{model}\",moe_ep_rank=\"0\",");
         let mut text = format!("# uptime {:.3} s\n", self.inner.started.elapsed().as_secs_f64());

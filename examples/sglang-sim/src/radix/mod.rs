@@ -1,20 +1,24 @@
 //! The prefix cache of one dp rank: a radix tree over pages of tokens, as the one of an SGLang server behaves.
 //!
 //! Lengths are always whole pages. A path is locked while a request runs on it; what is not locked is evicted leaf by leaf,
-//! whole nodes, in the order of an [`Eviction`]. Time is a counter of operations. What changes is told as [`CacheEvent`]s; a node
-//! that is split changes nothing that anyone could see.
+//! whole nodes, in the order of an [`Eviction`]. What is evicted from the device may live on in a [host tier](host). Time is a counter
+//! of operations. What changes is told as [`CacheEvent`]s; a node that is split changes nothing that anyone could see.
 
 mod eviction;
+mod host;
+mod leaves;
 mod node;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
-use crate::events::CacheEvent;
+use crate::events::{CacheEvent, Tier};
 use crate::hash::{self, Digest};
 pub use eviction::Eviction;
-use eviction::Rank;
+use host::Host;
+pub use host::{HostTier, WritePolicy};
+use leaves::Leaves;
 use node::Node;
 
 /// Names a node. The root is no node of its own: a path that has matched nothing has no node.
@@ -31,9 +35,13 @@ pub struct Namespace {
 }
 
 /// The longest cached prefix of a prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Match {
+    /// Tokens on the device.
     pub(crate) tokens: usize,
+    /// Tokens after those, on the host alone.
+    pub(crate) host_tokens: usize,
+    /// The end of both.
     pub(crate) last: Option<NodeId>,
 }
 
@@ -54,8 +62,8 @@ pub(crate) struct RadixCache {
     nodes: Vec<Option<Node>>,
     free: Vec<usize>,
     roots: HashMap<(Namespace, Vec<u32>), NodeId>,
-    /// Leaves that nothing locks, the first to go first.
-    evictable: BTreeSet<(Rank, NodeId)>,
+    leaves: Leaves,
+    host: Option<Host>,
     clock: u64,
     evictable_tokens: usize,
     protected_tokens: usize,
@@ -64,14 +72,15 @@ pub(crate) struct RadixCache {
 
 impl RadixCache {
     /// An empty cache, which says so.
-    pub(crate) fn new(page_size: usize, eviction: Eviction) -> Self {
+    pub(crate) fn new(page_size: usize, eviction: Eviction, host: Option<HostTier>) -> Self {
         Self {
             page_size,
             eviction,
             nodes: Vec::new(),
             free: Vec::new(),
             roots: HashMap::new(),
-            evictable: BTreeSet::new(),
+            leaves: Leaves::default(),
+            host: host.map(Host::new),
             clock: 0,
             evictable_tokens: 0,
             protected_tokens: 0,
@@ -79,12 +88,12 @@ impl RadixCache {
         }
     }
 
-    /// Tokens that could be evicted now.
+    /// Tokens that could be evicted from the device now.
     pub(crate) fn evictable_tokens(&self) -> usize {
         self.evictable_tokens
     }
 
-    /// Tokens that running requests lock.
+    /// Tokens on the device that are locked.
     pub(crate) fn protected_tokens(&self) -> usize {
         self.protected_tokens
     }
@@ -101,13 +110,22 @@ impl RadixCache {
 
     fn walk(&mut self, namespace: &Namespace, tokens: &[u32], storing: Option<Storing>) -> Match {
         self.clock += 1;
-        let mut at = Match { tokens: 0, last: None };
-        while let Some(id) = self.child(namespace, at.last, &tokens[at.tokens..]) {
-            let common = self.common(id, &tokens[at.tokens..]);
+        let mut at = Match::default();
+        let mut end = 0;
+        while let Some(id) = self.child(namespace, at.last, &tokens[end..]) {
+            let common = self.common(id, &tokens[end..]);
             let whole = common == self.node(id).tokens.len();
             let id = if whole { id } else { self.split(id, common) };
-            self.touch(id, at.tokens + common, storing);
-            at = Match { tokens: at.tokens + common, last: Some(id) };
+            end += common;
+            self.touch(id);
+            if let Some(storing) = storing {
+                self.store_again(id, end, storing);
+            }
+            if self.node(id).on_device {
+                at.tokens = end;
+            }
+            at.host_tokens = end - at.tokens;
+            at.last = Some(id);
             if !whole {
                 break;
             }
@@ -127,16 +145,10 @@ impl RadixCache {
             Some(last) => self.node(last).digests.last().copied(),
             None => hash::seed(&namespace.cache_salt),
         };
-        let parent_hash = found.last.and(digest.as_ref()).map(hash::published);
         let pages = rest.chunks_exact(self.page_size);
         let digests: Vec<Digest> =
             pages.map(|page| *digest.insert(hash::next(digest.as_ref(), page))).collect();
-        self.events.push(CacheEvent::Stored {
-            hashes: digests.iter().map(hash::published).collect(),
-            parent: parent_hash,
-            tokens: rest.to_vec(),
-            cache_salt: namespace.cache_salt.clone(),
-        });
+        let is_counted = whole > storing.counted;
         // Younger than whatever the walk has split off.
         self.clock += 1;
         let id = self.add(Node {
@@ -145,80 +157,32 @@ impl RadixCache {
             tokens: rest.to_vec(),
             digests,
             children: HashMap::new(),
+            device_children: 0,
+            on_device: true,
+            on_host: false,
+            backup: None,
+            duplicate: None,
             locks: 0,
             last_access: self.clock,
             created: self.clock,
-            hits: u64::from(whole > storing.counted),
+            hits: u64::from(is_counted && self.counts_hits()),
             priority: storing.priority,
             depth: whole,
             deepest: whole,
         });
         self.evictable_tokens += rest.len();
-        Match { tokens: found.tokens, last: Some(id) }
-    }
-
-    /// Keeps the path to a node from being evicted.
-    pub(crate) fn lock(&mut self, last: Option<NodeId>) {
-        let mut next = last;
-        while let Some(id) = next {
-            let node = self.node_mut(id);
-            next = node.parent;
-            let (first, len) = (node.locks == 0, node.tokens.len());
-            if first {
-                self.evictable_tokens -= len;
-                self.protected_tokens += len;
-                self.withdraw(id);
-            }
-            self.node_mut(id).locks += 1;
+        self.record_store(id, Tier::Device);
+        if is_counted {
+            self.write_through(id);
         }
-    }
-
-    /// Takes back one [`lock`](Self::lock).
-    pub(crate) fn unlock(&mut self, last: Option<NodeId>) {
-        let mut next = last;
-        while let Some(id) = next {
-            let node = self.node_mut(id);
-            node.locks -= 1;
-            let (last_lock, len) = (node.locks == 0, node.tokens.len());
-            next = node.parent;
-            if last_lock {
-                self.protected_tokens -= len;
-                self.evictable_tokens += len;
-                self.offer(id);
-            }
-        }
-    }
-
-    /// Evicts whole leaves until at least `tokens` are free or nothing is left to evict; returns the tokens freed.
-    pub(crate) fn evict(&mut self, tokens: usize) -> usize {
-        let mut freed = 0;
-        let mut removed = Vec::new();
-        while freed < tokens {
-            let Some((_, id)) = self.evictable.pop_first() else { break };
-            let Some(node) = self.nodes[id.0].take() else { continue };
-            self.free.push(id.0);
-            freed += node.tokens.len();
-            removed.extend(node.digests.iter().map(hash::published));
-            let page = node.tokens[..self.page_size].to_vec();
-            match node.parent {
-                Some(parent) => {
-                    self.node_mut(parent).children.remove(&page);
-                    self.offer(parent);
-                }
-                None => drop(self.roots.remove(&(node.namespace, page))),
-            }
-        }
-        self.evictable_tokens -= freed;
-        if !removed.is_empty() {
-            self.events.push(CacheEvent::Removed { hashes: removed });
-        }
-        freed
+        Match { last: Some(id), ..found }
     }
 
     /// Forgets everything; nothing may be locked.
     pub(crate) fn clear(&mut self) {
         let events = std::mem::take(&mut self.events);
-        *self = Self::new(self.page_size, self.eviction);
+        let host = self.host.as_ref().map(|host| host.tier);
+        *self = Self::new(self.page_size, self.eviction, host);
         self.events.splice(0..0, events);
     }
 
@@ -274,7 +238,8 @@ impl RadixCache {
             tokens: std::mem::replace(&mut node.tokens, lower_tokens),
             digests: std::mem::replace(&mut node.digests, lower_digests),
             children: HashMap::from([(lower_page, id)]),
-            locks: node.locks,
+            device_children: usize::from(node.on_device),
+            duplicate: None,
             depth,
             ..*node
         };
@@ -288,21 +253,38 @@ impl RadixCache {
         node.parent = Some(upper_id);
         // A split stamps the suffix anew.
         node.last_access = clock;
+        if let Some((backup, host)) = node.backup.zip(self.host.as_mut()) {
+            host.split(backup, upper_id, id);
+        }
         self.offer(id);
+        self.note_duplicate(upper_id);
         upper_id
     }
 
-    /// Notes the use of a node that ends `end` tokens into a sequence.
-    fn touch(&mut self, id: NodeId, end: usize, storing: Option<Storing>) {
+    /// Notes the use of a node.
+    fn touch(&mut self, id: NodeId) {
         let clock = self.clock;
         self.withdraw(id);
-        let node = self.node_mut(id);
-        node.last_access = clock;
-        if let Some(storing) = storing {
-            node.priority = node.priority.max(storing.priority);
-            node.hits += u64::from(end > storing.counted);
-        }
+        self.node_mut(id).last_access = clock;
         self.offer(id);
+    }
+
+    /// Notes that a request stores a node that is there, and that ends `end` tokens into its sequence.
+    fn store_again(&mut self, id: NodeId, end: usize, storing: Storing) {
+        let is_counted = end > storing.counted;
+        let hits = u64::from(is_counted && self.counts_hits());
+        self.withdraw(id);
+        let node = self.node_mut(id);
+        node.priority = node.priority.max(storing.priority);
+        node.hits += hits;
+        self.offer(id);
+        if !self.node(id).on_device {
+            self.restore(id);
+            self.note_duplicate(id);
+        }
+        if is_counted {
+            self.write_through(id);
+        }
     }
 
     fn add(&mut self, node: Node) -> NodeId {
@@ -312,7 +294,9 @@ impl RadixCache {
         match parent {
             Some(parent) => {
                 self.withdraw(parent);
-                self.node_mut(parent).children.insert(page, id);
+                let above = self.node_mut(parent);
+                above.children.insert(page, id);
+                above.device_children += 1;
                 // No other policy looks at it.
                 if matches!(self.eviction, Eviction::Tlru { .. }) {
                     self.deepen(parent, depth);
@@ -337,22 +321,25 @@ impl RadixCache {
         }
     }
 
-    /// Makes a node evictable if it is a leaf that nothing locks.
-    fn offer(&mut self, id: NodeId) {
+    fn record_store(&mut self, id: NodeId, tier: Tier) {
         let node = self.node(id);
-        if node.is_evictable() {
-            let rank = self.eviction.rank(node);
-            self.evictable.insert((rank, id));
-        }
+        let parent = node.parent.and_then(|parent| self.node(parent).digests.last());
+        self.record(CacheEvent::Stored {
+            tier,
+            hashes: node.digests.iter().map(hash::published).collect(),
+            parent: parent.map(hash::published),
+            tokens: node.tokens.clone(),
+            cache_salt: node.namespace.cache_salt.clone(),
+        });
     }
 
-    /// Takes back an [`offer`](Self::offer), before anything that its rank is made of changes.
-    fn withdraw(&mut self, id: NodeId) {
-        let node = self.node(id);
-        if node.is_evictable() {
-            let rank = self.eviction.rank(node);
-            self.evictable.remove(&(rank, id));
-        }
+    /// Tells a change, in one event with the last one if that may be.
+    fn record(&mut self, event: CacheEvent) {
+        let rest = match self.events.last_mut() {
+            Some(last) => last.merge(event),
+            None => Some(event),
+        };
+        self.events.extend(rest);
     }
 
     fn place(&mut self, node: Node) -> NodeId {

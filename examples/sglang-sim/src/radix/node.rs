@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Namespace, NodeId};
+use crate::events::Tier;
 use crate::hash::Digest;
 
 /// See the module.
@@ -14,6 +15,15 @@ pub(super) struct Node {
     /// One digest a page.
     pub(super) digests: Vec<Digest>,
     pub(super) children: HashMap<Vec<u32>, NodeId>,
+    /// Of these, those on the device.
+    pub(super) device_children: usize,
+    /// Where it is: on one tier at least.
+    pub(super) on_device: bool,
+    pub(super) on_host: bool,
+    /// The copy to the host that it is part of.
+    pub(super) backup: Option<NodeId>,
+    /// Its place among the nodes that came to be on both tiers.
+    pub(super) duplicate: Option<u64>,
     pub(super) locks: usize,
     pub(super) last_access: u64,
     pub(super) created: u64,
@@ -28,8 +38,12 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// A leaf that nothing locks.
-    pub(super) fn is_evictable(&self) -> bool {
-        self.locks == 0 && self.children.is_empty()
+    /// The tier that it may be evicted from. The device keeps whole paths from the root, and the host the rest of them.
+    pub(super) fn leaf_of(&self) -> Option<Tier> {
+        match () {
+            () if self.locks > 0 => None,
+            () if self.on_device => (self.device_children == 0).then_some(Tier::Device),
+            () => self.children.is_empty().then_some(Tier::Host),
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The tree beside what the real caches did.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -32,7 +34,7 @@ fn it_does_what_the_real_cache_did() {
     let mut steps = 0;
     for run in runs.as_array().unwrap() {
         let page_size = run["page_size"].as_u64().unwrap() as usize;
-        let mut cache = RadixCache::new(page_size, Eviction::Lru);
+        let mut cache = RadixCache::new(page_size, Eviction::Lru, None);
         for (number, step) in run["steps"].as_array().unwrap().iter().enumerate() {
             replay(&mut cache, step, page_size, number);
             steps += 1;
@@ -155,7 +157,8 @@ fn under_every_policy_the_leaves_go_in_the_order_they_went_in() {
         }
         let script = &captured["scripts"][run["script"].as_u64().unwrap() as usize];
         let page_size = script["page_size"].as_u64().unwrap() as usize;
-        let mut replay = Replay { cache: RadixCache::new(page_size, eviction(run)), locks: HashMap::new() };
+        let mut replay =
+            Replay { cache: RadixCache::new(page_size, eviction(run), None), locks: HashMap::new() };
         replay.cache.take_events();
         let mut events_seen = Sha256::new();
         let steps = script["steps"].as_array().unwrap().iter().zip(run["steps"].as_array().unwrap());
@@ -184,7 +187,7 @@ fn under_every_policy_the_leaves_go_in_the_order_they_went_in() {
 
 fn victims(event: &CacheEvent) -> Vec<i64> {
     match event {
-        CacheEvent::Removed { hashes } => hashes.clone(),
+        CacheEvent::Removed { hashes, .. } => hashes.clone(),
         _ => Vec::new(),
     }
 }
@@ -193,9 +196,97 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// An event as the fixture of the host tier tells it: what, where, how many pages, and a hash of their hashes.
+fn told(event: &CacheEvent) -> Value {
+    let (name, tier, hashes) = match event {
+        CacheEvent::Stored { tier, hashes, .. } => ("stored", tier, hashes),
+        CacheEvent::Removed { tier, hashes } => ("removed", tier, hashes),
+        CacheEvent::Cleared => panic!("nothing clears it"),
+    };
+    let medium = match tier {
+        Tier::Device => "GPU",
+        Tier::Host => "CPU_PINNED",
+    };
+    let digest = Sha256::digest(hashes.iter().flat_map(|hash| hash.to_be_bytes()).collect::<Vec<_>>());
+    json!([name, medium, hashes.len(), &hex(&digest)[..12]])
+}
+
+/// Neighbours of one kind and place as one: where an event ends differs between the cores of the real cache.
+fn merged(events: Vec<CacheEvent>) -> Vec<CacheEvent> {
+    let mut out: Vec<CacheEvent> = Vec::new();
+    for event in events {
+        match (out.last_mut(), event) {
+            (
+                Some(CacheEvent::Stored { tier, hashes, .. }),
+                CacheEvent::Stored { tier: to, hashes: more, .. },
+            ) if *tier == to => hashes.extend(more),
+            (_, event) => out.push(event),
+        }
+    }
+    out
+}
+
+impl Replay {
+    /// What a step of the host tier's scripts returns.
+    fn tiered_step(&mut self, number: u64, step: &Value) -> Value {
+        match step[0].as_str().unwrap() {
+            "acknowledge" => self.cache.acknowledge(),
+            kind @ ("match" | "load" | "lock") => {
+                let found = self.cache.match_prefix(&Namespace::default(), &sequence(&step[1]));
+                let mut result = vec![found.tokens, found.host_tokens];
+                match kind {
+                    "load" => result.push(self.cache.load_back(found.last)),
+                    "lock" => {
+                        let end = self.cache.on_device(found.last);
+                        self.cache.lock(end);
+                        self.locks.insert(number, end);
+                    }
+                    _ => {}
+                }
+                return json!(result);
+            }
+            _ => return json!(self.step(number, step)),
+        }
+        Value::Null
+    }
+}
+
+/// Random scripts under every write policy, as the cache of a server of 0.5.23 with a host tier went through them: what every step
+/// returned, the sizes of both tiers after it, and what it told of which pages on which tier.
+#[test]
+fn blocks_go_between_the_tiers_as_they_went() {
+    let captured: Value = serde_json::from_str(include_str!("../../tests/fixtures/host_tier.json")).unwrap();
+    let mut steps_seen = 0;
+    for run in captured["runs"].as_array().unwrap() {
+        assert_eq!(run["cores"], json!(["rust", "python"]));
+        let script = &captured["scripts"][run["script"].as_u64().unwrap() as usize];
+        let number = |name: &str| script[name].as_u64().unwrap() as usize;
+        let write_policy =
+            <WritePolicy as clap::ValueEnum>::from_str(run["write_policy"].as_str().unwrap(), false).unwrap();
+        let host = HostTier { capacity_tokens: number("host_tokens"), write_policy };
+        let policy = json!({"policy": run["eviction_policy"]});
+        let cache = RadixCache::new(number("page_size"), eviction(&policy), Some(host));
+        let mut replay = Replay { cache, locks: HashMap::new() };
+        replay.cache.take_events();
+        let steps = script["steps"].as_array().unwrap().iter().zip(run["steps"].as_array().unwrap());
+        for (number, (step, captured)) in steps.enumerate() {
+            let at = format!("{write_policy:?} {policy}, script {}, step {number}: {step}", run["script"]);
+            let result = replay.tiered_step(number as u64, step);
+            assert_eq!(result, captured[0], "{at}");
+            let events: Vec<_> = merged(replay.cache.take_events()).iter().map(told).collect();
+            assert_eq!(json!(events), captured[4], "{at}");
+            let cache = &replay.cache;
+            let sizes = [cache.evictable_tokens(), cache.protected_tokens(), cache.host_tokens()];
+            assert_eq!(json!(sizes), json!(captured.as_array().unwrap()[1..4]), "{at}");
+            steps_seen += 1;
+        }
+    }
+    assert!(steps_seen > 3_000, "{steps_seen}");
+}
+
 #[test]
 fn paths_are_what_is_cached() {
-    let mut cache = RadixCache::new(2, Eviction::Lru);
+    let mut cache = RadixCache::new(2, Eviction::Lru, None);
     let namespace = Namespace::default();
     cache.insert(&namespace, &[1, 2, 3, 4, 5], Storing::default());
     cache.insert(&namespace, &[1, 2, 9, 9], Storing::default());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::radix::{Eviction, Namespace};
+use crate::radix::{Eviction, HostTier, Namespace};
 
 /// Names a request within its rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +27,8 @@ pub struct Limits {
     pub eviction: Eviction,
     /// A pass is planned, and what it needs evicted, while the one before it is computed: SGLang's default.
     pub overlap_schedule: bool,
+    /// Where what goes is kept.
+    pub host: Option<HostTier>,
 }
 
 /// A request for a rank.
@@ -68,6 +70,8 @@ pub struct Produced {
     pub token: u32,
     /// Prompt tokens that were cached when the request was scheduled first.
     pub cached_tokens: usize,
+    /// Of these, tokens that were on the host alone.
+    pub cached_on_host: usize,
     /// Times the request was put back.
     pub retractions: u32,
     /// It was the last.
@@ -92,7 +96,7 @@ pub struct Totals {
     pub prompt_tokens: u64,
     /// Of these, tokens found in the cache.
     pub cached_tokens: u64,
-    /// Tokens evicted.
+    /// Tokens evicted from the device.
     pub evicted_tokens: u64,
     /// Tokens produced.
     pub output_tokens: u64,

@@ -24,6 +24,8 @@ pub(super) struct Live {
     pub(super) prefill_end: usize,
     /// Prompt tokens cached at its first admission.
     pub(super) found: Option<usize>,
+    /// Of these, tokens that were on the host alone.
+    pub(super) found_on_host: usize,
     /// Times it was put back.
     pub(super) retractions: u32,
     /// Decode steps since its last token.
@@ -43,6 +45,7 @@ impl Live {
             output_tokens: job.output_tokens.max(1),
             hold: Hold::default(),
             found: None,
+            found_on_host: 0,
             retractions: 0,
             steps: 0,
             expected: 0,
@@ -125,6 +128,7 @@ impl Live {
             id: self.id,
             token,
             cached_tokens: self.found.unwrap_or(0),
+            cached_on_host: self.found_on_host,
             retractions: self.retractions,
             last: self.produced() >= self.output_tokens,
         }

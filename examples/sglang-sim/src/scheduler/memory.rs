@@ -1,7 +1,7 @@
 //! The KV memory of one rank, in whole pages: what the cache holds, what live requests hold beside it, what is free.
 
 use crate::events::CacheEvent;
-use crate::radix::{Eviction, Match, Namespace, NodeId, RadixCache, Storing};
+use crate::radix::{Eviction, HostTier, Match, Namespace, NodeId, RadixCache, Storing};
 
 /// See the module.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub(super) struct Memory {
     /// Held by live requests and not in the cache.
     private: usize,
     evicted: u64,
+    /// Tokens that came from the host since they were last asked for.
+    loaded: usize,
 }
 
 /// Whose KV it is.
@@ -34,6 +36,10 @@ pub(super) struct Hold {
     /// Tokens of it that stand in the cache, under `last`.
     cached: usize,
     last: Option<NodeId>,
+    /// Tokens that follow in the cache, on the host alone.
+    on_host: usize,
+    /// Tokens that came from there.
+    loaded: usize,
     /// Tokens that the request has stored itself.
     stored: usize,
 }
@@ -44,6 +50,11 @@ impl Hold {
         self.computed
     }
 
+    /// Tokens of it that were on the host alone when it was taken.
+    pub(super) fn loaded(&self) -> usize {
+        self.loaded
+    }
+
     /// The next token needs a page of its own.
     pub(super) fn is_full(&self) -> bool {
         self.computed == self.allocated
@@ -51,14 +62,15 @@ impl Hold {
 }
 
 impl Memory {
-    pub(super) fn new(page_size: usize, capacity: usize, eviction: Eviction) -> Self {
+    pub(super) fn new(page_size: usize, capacity: usize, eviction: Eviction, host: Option<HostTier>) -> Self {
         Self {
-            cache: RadixCache::new(page_size, eviction),
+            cache: RadixCache::new(page_size, eviction, host),
             eviction,
             page_size,
             capacity,
             private: 0,
             evicted: 0,
+            loaded: 0,
         }
     }
 
@@ -77,7 +89,7 @@ impl Memory {
         self.free() + self.cache.evictable_tokens()
     }
 
-    /// Tokens in the cache.
+    /// Tokens in the cache, on the device.
     pub(super) fn cached(&self) -> usize {
         self.cache.evictable_tokens() + self.cache.protected_tokens()
     }
@@ -92,7 +104,12 @@ impl Memory {
         self.cache.protected_tokens() + self.private
     }
 
-    /// Tokens evicted since the start.
+    /// Tokens on the host.
+    pub(super) fn on_host(&self) -> usize {
+        self.cache.host_tokens()
+    }
+
+    /// Tokens evicted from the device since the start.
     pub(super) fn evicted(&self) -> u64 {
         self.evicted
     }
@@ -117,10 +134,42 @@ impl Memory {
 
     /// Takes hold of what is cached of a sequence, and keeps it from being evicted.
     pub(super) fn hold(&mut self, namespace: &Namespace, tokens: &[u32]) -> Hold {
-        let found = self.cache.match_prefix(namespace, tokens);
-        self.cache.lock(found.last);
-        let tokens = found.tokens;
-        Hold { computed: tokens, allocated: tokens, cached: tokens, last: found.last, stored: 0 }
+        let Match { tokens, host_tokens: on_host, last } = self.cache.match_prefix(namespace, tokens);
+        self.cache.lock(last);
+        Hold { computed: tokens, allocated: tokens, cached: tokens, last, on_host, ..Hold::default() }
+    }
+
+    /// Brings what a hold has on the host alone to the device, if there is room for it, and lets go of it otherwise.
+    pub(super) fn load_back(&mut self, hold: &mut Hold) {
+        if hold.on_host == 0 {
+            return;
+        }
+        let has_room = hold.on_host <= self.available();
+        let mut loaded = 0;
+        if has_room {
+            self.make_room(hold.on_host);
+            loaded = self.cache.load_back(hold.last);
+        }
+        if loaded == 0 {
+            let end = self.cache.on_device(hold.last);
+            self.cache.lock(end);
+            self.cache.unlock(std::mem::replace(&mut hold.last, end));
+        }
+        hold.on_host = 0;
+        hold.loaded = loaded;
+        for tokens in [&mut hold.computed, &mut hold.allocated, &mut hold.cached, &mut self.loaded] {
+            *tokens += loaded;
+        }
+    }
+
+    /// Tokens that came from the host since this was last asked.
+    pub(super) fn take_loaded(&mut self) -> usize {
+        std::mem::take(&mut self.loaded)
+    }
+
+    /// What was being copied to the host is there.
+    pub(super) fn acknowledge_copies(&mut self) {
+        self.cache.acknowledge();
     }
 
     /// Evicts what is missing of so many free tokens, as far as it can be.
@@ -203,6 +252,7 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::radix::WritePolicy;
 
     fn prompt(first: u32, len: u32) -> Vec<u32> {
         (0..len).map(|i| first * 1_000 + i).collect()
@@ -210,7 +260,7 @@ mod tests {
 
     #[test]
     fn memory_is_handed_out_by_the_page() {
-        let (mut memory, owner) = (Memory::new(16, 64, Eviction::Lru), Owner::default());
+        let (mut memory, owner) = (Memory::new(16, 64, Eviction::Lru, None), Owner::default());
         let tokens = prompt(1, 40);
         let mut hold = memory.hold(&owner.namespace, &tokens);
         memory.grow(&mut hold, 33);
@@ -225,7 +275,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_evicted_and_no_more_than_a_leaf_beyond() {
-        let (mut memory, owner) = (Memory::new(16, 64, Eviction::Lru), Owner::default());
+        let (mut memory, owner) = (Memory::new(16, 64, Eviction::Lru, None), Owner::default());
         for first in [1, 2] {
             let tokens = prompt(first, 32);
             let mut hold = memory.hold(&owner.namespace, &tokens);
@@ -243,10 +293,43 @@ mod tests {
         assert_eq!((memory.held(), memory.evictable()), (0, 32));
     }
 
+    #[test]
+    fn what_the_host_has_comes_back_where_there_is_room_for_it() {
+        let host = HostTier { capacity_tokens: 128, write_policy: WritePolicy::WriteThrough };
+        let (mut memory, owner) = (Memory::new(16, 64, Eviction::Lru, Some(host)), Owner::default());
+        for first in [1, 2] {
+            let tokens = prompt(first, 32);
+            let mut hold = memory.hold(&owner.namespace, &tokens);
+            memory.grow(&mut hold, 32);
+            memory.release(hold, &owner, &tokens);
+        }
+        memory.make_room(64);
+        assert_eq!(
+            (memory.cached(), memory.on_host()),
+            (64, 64),
+            "copies keep it until they are acknowledged"
+        );
+        memory.acknowledge_copies();
+        memory.make_room(64);
+        assert_eq!((memory.cached(), memory.on_host(), memory.evicted()), (0, 64, 64));
+        let mut first = memory.hold(&owner.namespace, &prompt(1, 48));
+        memory.load_back(&mut first);
+        assert_eq!((first.computed(), first.loaded(), memory.held()), (32, 32, 32));
+        let mut third = Hold::default();
+        memory.grow(&mut third, 16);
+        let mut second = memory.hold(&owner.namespace, &prompt(2, 32));
+        memory.load_back(&mut second);
+        assert_eq!((second.computed(), memory.held(), memory.take_loaded()), (0, 48, 32));
+        for hold in [&mut first, &mut second, &mut third] {
+            memory.give_up(hold);
+        }
+        assert_eq!((memory.held(), memory.evictable(), memory.on_host()), (0, 32, 64));
+    }
+
     /// What was produced after the prompt with priority 1 goes before the prompt with priority 0.
     #[test]
     fn a_prompt_has_a_higher_priority_than_what_was_produced_after_it() {
-        let mut memory = Memory::new(16, 128, Eviction::Priority);
+        let mut memory = Memory::new(16, 128, Eviction::Priority, None);
         for (first, priority) in [(1, 1), (2, 0)] {
             let tokens = prompt(first, 48);
             let owner = Owner { prompt_len: 32, priority, ..Owner::default() };

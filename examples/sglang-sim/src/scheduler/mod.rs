@@ -42,7 +42,7 @@ impl Scheduler {
         Self {
             limits,
             timing,
-            memory: Memory::new(limits.page_size, limits.max_total_tokens, limits.eviction),
+            memory: Memory::new(limits.page_size, limits.max_total_tokens, limits.eviction, limits.host),
             waiting: VecDeque::new(),
             running: Vec::new(),
             ahead: None,
@@ -146,6 +146,10 @@ impl Scheduler {
 
     /// Cache changes since it was last asked.
     pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        if self.is_idle() {
+            // No pass is to come that would.
+            self.memory.acknowledge_copies();
+        }
         self.memory.take_events()
     }
 
@@ -177,9 +181,14 @@ impl Scheduler {
         self.memory.paths()
     }
 
-    /// Tokens in the cache.
+    /// Tokens in the cache, on the device.
     pub fn cached_tokens(&self) -> usize {
         self.memory.cached()
+    }
+
+    /// Tokens on the host.
+    pub fn host_tokens(&self) -> usize {
+        self.memory.on_host()
     }
 
     /// Tokens in the cache that no live request holds.
@@ -206,7 +215,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::radix::Eviction;
+    use crate::radix::{Eviction, HostTier, WritePolicy};
 
     fn limits() -> Limits {
         Limits {
@@ -218,6 +227,7 @@ mod tests {
             steps_per_token: 1,
             eviction: Eviction::Lru,
             overlap_schedule: false,
+            host: None,
         }
     }
 
@@ -275,6 +285,26 @@ mod tests {
         assert_eq!(serve(&mut scheduler, job(3, prompt(1, 100), 1)), 96);
     }
 
+    #[test]
+    fn what_was_evicted_to_the_host_is_found_and_takes_the_time_of_its_way_back() {
+        let host = HostTier { capacity_tokens: 8_192, write_policy: WritePolicy::WriteThrough };
+        let limits = Limits { host: Some(host), chunked_prefill_size: 4_096, ..limits() };
+        let timing = Timing { load_back_tokens_per_s: 100.0, ..Timing::default() };
+        let mut scheduler = Scheduler::new(limits, timing);
+        for first in 1..=4 {
+            assert_eq!(serve(&mut scheduler, job(u64::from(first), prompt(first, 2_000), 1)), 0);
+        }
+        assert_eq!((scheduler.cached_tokens(), scheduler.host_tokens()), (4_000, 8_000));
+        scheduler.submit(job(5, prompt(1, 2_000), 1));
+        let step = scheduler.step();
+        let produced = step.produced[0];
+        assert_eq!((produced.cached_tokens, produced.cached_on_host), (1_984, 1_984));
+        assert_eq!(step.duration, Duration::from_secs_f64(19.84));
+        scheduler.submit(job(6, prompt(1, 2_000), 1));
+        let produced = scheduler.step().produced[0];
+        assert_eq!((produced.cached_tokens, produced.cached_on_host), (1_984, 0), "it is on the device now");
+    }
+
     /// 65 prompt tokens and 40 outputs leave 104 tokens with KV, of which 96 are whole pages.
     #[test]
     fn outputs_are_cached_at_the_end() {
@@ -289,21 +319,27 @@ mod tests {
         assert_eq!(serve(&mut scheduler, job(2, next, 1)), 96);
     }
 
+    /// A chunk is stored when the next one is planned: with overlap while it is computed, without when it is over. What is told at
+    /// once of one prompt is one event.
     #[test]
-    fn prompts_are_prefilled_in_chunks_and_events_come_with_each() {
-        let mut scheduler = scheduler();
-        scheduler.take_events();
-        scheduler.submit(job(1, prompt(1, 1_200), 1));
-        for (expected, done) in [(512, false), (512, false), (176, true)] {
-            let step = scheduler.step();
-            assert!(step.prefill && step.publish);
-            assert_eq!(!step.produced.is_empty(), done);
-            let [CacheEvent::Stored { tokens, .. }] = &scheduler.take_events()[..] else {
-                panic!("one store a chunk")
-            };
-            assert_eq!(tokens.len(), expected);
+    fn prompts_are_prefilled_in_chunks_and_each_is_stored() {
+        let stored: [[&[usize]; 3]; 2] = [[&[], &[512], &[688]], [&[512], &[512], &[176]]];
+        for (mut scheduler, stored) in both().into_iter().zip(stored) {
+            scheduler.take_events();
+            scheduler.submit(job(1, prompt(1, 1_200), 1));
+            for (expected, done) in stored.into_iter().zip([false, false, true]) {
+                let step = scheduler.step();
+                assert!(step.prefill && step.publish);
+                assert_eq!(!step.produced.is_empty(), done);
+                let events = scheduler.take_events();
+                let tokens = events.iter().map(|event| match event {
+                    CacheEvent::Stored { tokens, .. } => tokens.len(),
+                    event => panic!("{event:?}"),
+                });
+                assert_eq!(tokens.collect::<Vec<_>>(), expected);
+            }
+            assert!(scheduler.is_idle());
         }
-        assert!(scheduler.is_idle());
     }
 
     #[test]

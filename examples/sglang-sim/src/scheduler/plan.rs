@@ -22,6 +22,7 @@ impl Scheduler {
     /// The next pass, its memory taken; none if nothing can be computed now.
     pub(super) fn plan(&mut self) -> Option<Batch> {
         self.passes += 1;
+        self.memory.acknowledge_copies();
         if self.passes.is_multiple_of(TOUCH_PASSES) {
             self.touch_waiting();
         }
@@ -83,9 +84,11 @@ impl Scheduler {
             self.waiting.push_front(live);
             return false;
         }
+        self.memory.load_back(&mut live.hold);
         if live.found.is_none() {
             let found = live.hold.computed();
             live.found = Some(found);
+            live.found_on_host = live.hold.loaded();
             self.totals.prompt_tokens += live.owner.prompt_len as u64;
             self.totals.cached_tokens += found as u64;
         }
@@ -112,6 +115,8 @@ impl Scheduler {
             let end = live.hold.computed();
             chunks.push(Chunk { id: live.id, tokens: part.tokens, end, last, received: live.received });
         }
+        // Layer by layer while those before compute.
+        duration = duration.max(self.timing.load_back(self.memory.take_loaded()));
         Batch { work: Work::Prefill(chunks), duration }
     }
 

@@ -30,7 +30,8 @@ impl Scheduler {
         step
     }
 
-    /// Requests of one batch do not find each other's pages: they are stored when it is over.
+    /// Requests of one batch do not find each other's pages: they are stored when it is over. A chunk that is not the last is
+    /// stored when the next one is planned.
     fn settle_prefill(&mut self, chunks: &[Chunk], produced: &mut Vec<Produced>) {
         let mut from = 0;
         for chunk in chunks {
@@ -39,8 +40,6 @@ impl Scheduler {
             let live = &mut self.running[at];
             if chunk.last {
                 produced.push(live.produce());
-            }
-            if chunk.last || !self.memory.has_stored(&live.hold, chunk.end) {
                 self.memory.store(&mut live.hold, &live.owner, &live.tokens, chunk.end);
             }
         }

@@ -110,23 +110,45 @@ fn counts_find_what_traffic_of_others_has_pushed_out() {
 
 #[test]
 fn evictions_say_nothing_of_an_engine_that_evicts_by_another_rule() {
+    let plain = WorkerProfile { capacity_tokens: CAPACITY, ..WorkerProfile::default() };
     let cases = [
-        (true, CacheKind::Full, 0),
-        (false, CacheKind::Full, BLOCKS),
-        (true, CacheKind::SlidingWindow, BLOCKS),
-        (true, CacheKind::RecurrentState, BLOCKS),
+        (WorkerProfile { cache_kind: CacheKind::Full, ..plain.clone() }, 0),
+        (WorkerProfile { evicts_lru: false, ..plain.clone() }, BLOCKS),
+        (WorkerProfile { lower_tier: Some(LowerTier::default()), ..plain.clone() }, BLOCKS),
+        (WorkerProfile { cache_kind: CacheKind::SlidingWindow, ..plain.clone() }, BLOCKS),
+        (WorkerProfile { cache_kind: CacheKind::RecurrentState, ..plain }, BLOCKS),
     ];
-    for (evicts_lru, cache_kind, expected) in cases {
-        let profile =
-            WorkerProfile { capacity_tokens: CAPACITY, evicts_lru, cache_kind, ..WorkerProfile::default() };
-        let mut story = Story::with(1, profile, |_| {});
+    for (profile, expected) in cases {
+        let mut story = Story::with(1, profile.clone(), |_| {});
         let worker = WorkerId(0);
         drop(story.serve(&prompt(1_000, BLOCKS), 0));
         for second in 1..20 {
             story.pass(Duration::from_secs(1));
             count(&mut story, worker, CAPACITY, second * CAPACITY);
         }
-        assert_eq!(story.claimed(worker), expected, "LRU: {evicts_lru}, {cache_kind}");
+        assert_eq!(story.claimed(worker), expected, "{profile:?}");
+    }
+}
+
+/// What an engine counts is its device, and what it evicts from there may be below it.
+#[test]
+fn counts_of_a_device_say_nothing_of_the_tier_below() {
+    for (lower_tier, expected) in [(None, (true, true)), (Some(LowerTier::default()), (false, false))] {
+        let profile = WorkerProfile {
+            capacity_tokens: CAPACITY,
+            evicts_lru: false,
+            lower_tier,
+            ..WorkerProfile::default()
+        };
+        let mut story = Story::with(1, profile, |_| {});
+        let worker = WorkerId(0);
+        drop(story.serve(&prompt(1_000, BLOCKS), 0));
+        for evicted in [0, CAPACITY] {
+            count(&mut story, worker, 0, evicted);
+        }
+        assert!(story.accuracy(worker).counts.is_some(), "they are shown");
+        let pressure = story.router.snapshot().fleet.targets[0].eviction_pressure;
+        assert_eq!((story.accuracy(worker).divergence.is_some(), pressure > 0.0), expected);
     }
 }
 

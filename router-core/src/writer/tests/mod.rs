@@ -16,9 +16,10 @@ use super::Writer;
 use crate::key::{BlockHash, PrefixKey, Salt, Unit};
 use crate::{
     Accuracy, AgentReport, BlockRun, CacheKind, ChatTemplate, Delta, Done, EventKind, FleetError,
-    FleetUpdate, InFlight, Incarnation, Introduction, JoinError, Joined, MispredictionCause, NoTemplate,
-    NotRendered, Notice, Query, ReportLevel, RouteError, RouteRequest, Router, SessionEnd, SessionId,
-    SetDigest, Settings, Target, TargetId, Time, Units, Update, Usage, WorkerId, WorkerProfile, WorkerState,
+    FleetUpdate, InFlight, Incarnation, Introduction, JoinError, Joined, LowerTier, MispredictionCause,
+    NoTemplate, NotRendered, Notice, Query, ReportLevel, RouteError, RouteRequest, Router, SessionEnd,
+    SessionId, SetDigest, Settings, Target, TargetId, Time, Units, Update, Usage, WorkerId, WorkerProfile,
+    WorkerState,
 };
 
 /// Tokens in a block of the tests' key space.
@@ -425,23 +426,23 @@ fn nothing_follows_from_blocks_that_were_only_predicted() {
 
 #[test]
 fn a_short_answer_tells_of_others_by_the_rule_and_the_kind_of_the_cache() {
+    let plain = WorkerProfile { capacity_tokens: 4_000, ..WorkerProfile::default() };
     let cases = [
-        (true, CacheKind::Full, 0),
-        (true, CacheKind::Unknown, 0),
-        (false, CacheKind::Full, 20),
-        (true, CacheKind::SlidingWindow, 20),
-        (true, CacheKind::RecurrentState, 20),
+        (WorkerProfile { cache_kind: CacheKind::Full, ..plain.clone() }, 0),
+        (WorkerProfile { cache_kind: CacheKind::Unknown, ..plain.clone() }, 0),
+        (WorkerProfile { evicts_lru: false, ..plain.clone() }, 20),
+        (WorkerProfile { lower_tier: Some(LowerTier::default()), ..plain.clone() }, 20),
+        (WorkerProfile { cache_kind: CacheKind::SlidingWindow, ..plain.clone() }, 20),
+        (WorkerProfile { cache_kind: CacheKind::RecurrentState, ..plain }, 20),
     ];
-    for (evicts_lru, cache_kind, expected) in cases {
-        let profile =
-            WorkerProfile { evicts_lru, cache_kind, capacity_tokens: 4_000, ..WorkerProfile::default() };
-        let mut story = Story::with(1, profile, |_| {});
+    for (profile, expected) in cases {
+        let mut story = Story::with(1, profile.clone(), |_| {});
         let worker = story.router.snapshot().fleet.workers[0].id;
         story.serve(&prompt(7, 20), 0);
         story.serve(&prompt(1, 40), 0);
         story.serve(&prompt(1, 40), 0);
         let left = story.matched(worker, &prompt(7, 20));
-        assert_eq!(left, expected, "LRU: {evicts_lru}, {cache_kind}");
+        assert_eq!(left, expected, "{profile:?}");
     }
 }
 

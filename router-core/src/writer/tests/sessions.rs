@@ -236,11 +236,33 @@ fn no_more_is_claimed_than_an_engine_says_that_it_holds() {
     }
 }
 
+/// 1,000 tokens on the device, and 2,400 below it.
+#[test]
+fn claims_have_room_for_what_a_lower_tier_holds() {
+    let below = LowerTier { capacity_tokens: 2_400 };
+    for (lower_tier, named, guessed) in [(None, 500, 250), (Some(below), 1_100, 850)] {
+        let profile = WorkerProfile { capacity_tokens: 1_000, lower_tier, ..WorkerProfile::default() };
+        let mut story = Story::with(1, profile.clone(), |_| {});
+        let worker = story.router.snapshot().fleet.workers[0].id;
+        for first in 1..=60 {
+            drop(story.serve(&prompt(first * 1_000, 25), 0));
+        }
+        assert_eq!(story.claimed(worker), guessed, "of what no agent names");
+        let agent = story.introduction(worker, 1, Vec::new());
+        story.join_as(agent, 1).unwrap();
+        let prompts: Vec<_> = (1..=60).map(|first| story.hashes(&prompt(first * 1_000, 25))).collect();
+        let runs = prompts.iter().map(|hashes| stored(None, hashes)).collect();
+        story.baseline(worker, 1, 0, runs);
+        assert_eq!(story.claimed(worker), named, "and of what one does");
+    }
+}
+
 #[test]
 fn nothing_follows_from_counts_of_an_engine_that_evicts_by_another_rule() {
     let plain = WorkerProfile { capacity_tokens: 4_000, ..WorkerProfile::default() };
     for profile in [
         WorkerProfile { evicts_lru: false, ..plain.clone() },
+        WorkerProfile { lower_tier: Some(LowerTier { capacity_tokens: 8_000 }), ..plain.clone() },
         WorkerProfile { cache_kind: CacheKind::SlidingWindow, ..plain.clone() },
         WorkerProfile { cache_kind: CacheKind::RecurrentState, ..plain },
     ] {

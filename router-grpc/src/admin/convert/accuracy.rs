@@ -46,7 +46,7 @@ pub(super) fn shown(
         reconciliations: reconciliations.collect(),
         unvouched: accuracy.unvouched,
         vouched_by: vouched_by(target, accuracy, now),
-        inference: inference(&target.worker, settings).to_owned(),
+        inference: inference(&target.worker, settings),
     }
 }
 
@@ -73,9 +73,18 @@ pub(in crate::admin) fn alarms(snapshot: &Snapshot, orphaned: bool) -> Vec<Strin
 }
 
 /// Whether one eviction tells of others, and if not, why.
-fn inference(worker: &Worker, settings: &Settings) -> &'static str {
+fn inference(worker: &Worker, settings: &Settings) -> String {
+    if let Some(tier) = worker.profile.lower_tier {
+        let size = match tier.capacity_tokens {
+            0 => String::new(),
+            tokens => format!(" ({tokens} tokens beside those of the device)"),
+        };
+        return format!(
+            "off: what leaves the engine's device stays cached in a lower tier{size}, so that one eviction tells nothing of others"
+        );
+    }
     let names_blocks = worker.agent.is_some_and(|agent| agent.level > ReportLevel::Counts);
-    match () {
+    let told = match () {
         () if !worker.profile.evicts_lru => {
             "off: the engine does not evict the least recently used leaf first, or keeps what it evicts elsewhere, so that one eviction tells nothing of others"
         }
@@ -88,7 +97,8 @@ fn inference(worker: &Worker, settings: &Settings) -> &'static str {
         () if !settings.correct_from_responses => "from counts alone: --disable-response-correction",
         () if names_blocks => "of what the agent does not name",
         () => "on",
-    }
+    };
+    told.to_owned()
 }
 
 fn vouched_by(target: &Target, accuracy: &Accuracy, now: Time) -> String {

@@ -85,6 +85,7 @@ pub(super) fn hello(
             CacheKind::RecurrentState => proto::CacheKind::RecurrentState,
         }
         .into(),
+        lower_tier: info.lower_tier.map(|tier| proto::LowerTier { capacity_tokens: tier.capacity_tokens }),
         role: match info.role {
             EngineRole::Unified => proto::WorkerRole::Unified,
             EngineRole::Prefill => proto::WorkerRole::Prefill,
