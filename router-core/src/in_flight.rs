@@ -122,7 +122,7 @@ impl InFlight {
             ejection,
             entered,
         };
-        in_flight.tell(TrafficEvent::Routed);
+        in_flight.tell(TrafficEvent::Routed { prefill });
         Ok(in_flight)
     }
 

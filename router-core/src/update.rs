@@ -60,7 +60,10 @@ pub struct Traffic {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum TrafficEvent {
     /// It was routed: the target will hold its blocks.
-    Routed,
+    Routed {
+        /// What its prefill is expected to take.
+        prefill: Duration,
+    },
     /// Its first token arrived: the target holds its blocks.
     Prefilled { at: Time },
     /// It failed or was cancelled before its first token.

@@ -3,14 +3,15 @@
 //! ```text
 //! cost(t)    = backlog(t) + (1 + λ(t)) · prefill(t) + decode_delay(t)
 //! prefill(t) = prefill_time(prompt, retention(t) · matched(t))
-//! λ(t)       = miss_penalty · min((1 + stiffness) · others(t), 1 + stiffness · eviction_pressure(t))
-//! others(t)  = arrivals(t) · prefill(t) + tail_reuse(t)
+//! λ(t)       = miss_penalty · min(others(t), 1 + stiffness · eviction_pressure(t))
+//! others(t)  = (arrivals(t) · prefill(t) + tail_reuse(t)) / (1 − busy(t))
 //! ```
 //! A miss costs its prefill now. Those pay too who come to the target while it runs, and wait; and whoever would have found what it
 //! pushes out. `λ` is that second price. How many come is the target's own rate of late, and the fleet's mean where that says little; what
-//! is pushed out is worth the share of such that is asked for again, and nothing where the room is full of what nobody wants.
-//! One request for one is the full price. Near the capacity limit every spill makes the next one more likely: the full price grows with
-//! the target's eviction pressure. A match is worth the share of such that responses found there lately: where running
+//! is pushed out is worth the share of such that is asked for again, and nothing where the room is full of what nobody wants. Whoever
+//! waits or computes again keeps others waiting in turn: in a queue that is busy for a share `busy` of the time, work that is added
+//! comes to 1 / (1 − busy) times itself before the queue has caught up. That has a most, which grows with the target's eviction
+//! pressure: near the capacity limit every spill makes the next one more likely. A match is worth the share of such that responses found there lately: where running
 //! contexts fill the memory, what is matched is gone before its turn. Evidence: `docs/policy.md`.
 
 use super::{ArrivalRate, Candidate, Choice, Policy, Reason, View};
@@ -44,6 +45,17 @@ const COSTS_KEPT: usize = 128;
 /// Requests that the fleet's mean counts for, beside those that a target got: of fewer, a target's own rate is chance.
 const PRIOR_REQUESTS: f64 = 3.0;
 
+/// A queue that is busier does not catch up, and `λ` is at its most.
+const MOST_BUSY: f64 = 0.95;
+
+/// What a target is sent, or targets are on average.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Traffic {
+    requests_per_s: f64,
+    /// Share of the time that their prefills take.
+    busy: f64,
+}
+
 impl Default for CacheAwareSettings {
     fn default() -> Self {
         Self { miss_penalty: 1.0, stiffness: 3.0, decode_delay_us: 20_000.0 }
@@ -57,13 +69,14 @@ impl CacheAware {
     }
 
     /// The cost of one candidate, in microseconds, where a target gets so many requests a second on average.
-    fn cost_us(&self, view: &View<'_>, candidate: &Candidate, mean_per_s: f64) -> f64 {
+    fn cost_us(&self, view: &View<'_>, candidate: &Candidate, mean: Traffic) -> f64 {
         let settings = &self.settings;
         let prefill_us = candidate.prefill.compared_us(view.prompt_tokens, candidate.retained_tokens());
-        let others =
-            expected_per_s(candidate, mean_per_s) * prefill_us * 1e-6 + f64::from(candidate.tail_reuse);
+        let expected = mean.expected_of(candidate);
+        let meanwhile = expected.requests_per_s * prefill_us * 1e-6;
+        let others = (meanwhile + f64::from(candidate.tail_reuse)) / (1.0 - expected.busy.min(MOST_BUSY));
         let most = 1.0 + settings.stiffness * f64::from(candidate.eviction_pressure);
-        let lambda = settings.miss_penalty * ((1.0 + settings.stiffness) * others).min(most);
+        let lambda = settings.miss_penalty * others.min(most);
         let running = candidate.load.in_flight.saturating_sub(candidate.load.in_prefill);
         candidate.backlog_us() + (1.0 + lambda) * prefill_us + running as f64 * settings.decode_delay_us
     }
@@ -82,11 +95,11 @@ impl Policy for CacheAware {
         if view.candidates.len() == 1 {
             return Choice { index: 0, reason: Reason::Only };
         }
-        let mean_per_s = mean_per_s(view);
+        let mean = Traffic::mean_of(view);
         let mut kept = [0.0; COSTS_KEPT];
         let mut least = f64::INFINITY;
         for (at, candidate) in view.candidates.iter().enumerate() {
-            let cost = self.cost_us(view, candidate, mean_per_s);
+            let cost = self.cost_us(view, candidate, mean);
             least = least.min(cost);
             if let Some(kept) = kept.get_mut(at) {
                 *kept = cost;
@@ -96,7 +109,7 @@ impl Policy for CacheAware {
         // Among equals the one with the longer match leaves more room elsewhere.
         let (mut index, mut best, mut tied, mut longest) = (0, (0, 0), 0, 0);
         for (at, candidate) in view.candidates.iter().enumerate() {
-            let cost = kept.get(at).copied().unwrap_or_else(|| self.cost_us(view, candidate, mean_per_s));
+            let cost = kept.get(at).copied().unwrap_or_else(|| self.cost_us(view, candidate, mean));
             longest = longest.max(candidate.matched_tokens);
             if cost > equal || (tied > 0 && candidate.matched_tokens < best.0) {
                 continue;
@@ -122,25 +135,35 @@ impl Policy for CacheAware {
     }
 
     fn cost(&self, view: &View<'_>, candidate: &Candidate) -> Option<f64> {
-        Some(self.cost_us(view, candidate, mean_per_s(view)) / 1e3)
+        Some(self.cost_us(view, candidate, Traffic::mean_of(view)) / 1e3)
     }
 }
 
-/// Requests a second that a target gets on average.
-fn mean_per_s(view: &View<'_>) -> f64 {
-    let mut all = ArrivalRate::default();
-    for candidate in view.candidates {
-        all.requests += candidate.arrivals.requests;
-        all.seconds += candidate.arrivals.seconds;
+impl Traffic {
+    /// The mean of all candidates.
+    fn mean_of(view: &View<'_>) -> Self {
+        let mut all = ArrivalRate::default();
+        for candidate in view.candidates {
+            all.requests += candidate.arrivals.requests;
+            all.prefill_seconds += candidate.arrivals.prefill_seconds;
+            all.seconds += candidate.arrivals.seconds;
+        }
+        Self { requests_per_s: all.per_s(), busy: all.busy() }
     }
-    all.per_s()
-}
 
-/// Requests a second that this one is expected to get: its own rate, as far as there is enough of it, and the mean beyond that.
-fn expected_per_s(candidate: &Candidate, mean_per_s: f64) -> f64 {
-    let (requests, seconds) = (candidate.arrivals.requests, candidate.arrivals.seconds);
-    let usual = f64::from(seconds) * mean_per_s;
-    mean_per_s * (f64::from(requests) + PRIOR_REQUESTS) / (usual + PRIOR_REQUESTS)
+    /// What a candidate is expected to get, where this is the mean: its own, as far as there is enough of it, and the mean beyond that.
+    fn expected_of(self, candidate: &Candidate) -> Self {
+        if self.requests_per_s == 0.0 {
+            return self;
+        }
+        let ArrivalRate { requests, prefill_seconds, seconds } = candidate.arrivals;
+        let prior_seconds = PRIOR_REQUESTS / self.requests_per_s;
+        let seconds = f64::from(seconds) + prior_seconds;
+        Self {
+            requests_per_s: (f64::from(requests) + PRIOR_REQUESTS) / seconds,
+            busy: (f64::from(prefill_seconds) + prior_seconds * self.busy) / seconds,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -193,8 +216,8 @@ mod tests {
         all[1].tail_reuse = 0.05;
         assert_eq!(choose(&all, 8_000), Choice { index: 1, reason: Reason::Spill });
         // While it runs, one more request comes.
-        let busy = ArrivalRate { requests: 36.0, seconds: 30.0 };
-        (all[0].arrivals, all[1].arrivals) = (busy, busy);
+        let often = ArrivalRate { requests: 36.0, prefill_seconds: 1.0, seconds: 30.0 };
+        (all[0].arrivals, all[1].arrivals) = (often, often);
         assert_eq!(choose(&all, 8_000).index, 0);
         // But to the other one.
         all[1].arrivals.requests = 0.0;
@@ -202,14 +225,36 @@ mod tests {
     }
 
     #[test]
-    fn a_few_requests_say_little_about_a_rate() {
+    fn who_waits_keeps_others_waiting_where_the_queue_is_long() {
+        let mut all = [candidate(0), candidate(1)];
+        all[0].matched_tokens = 8_000;
+        all[0].load.backlog_us = 1_400_000;
+        all[1].tail_reuse = 0.3;
+        let with = |all: &mut [Candidate], prefill_seconds: f32| {
+            let arrivals = ArrivalRate { requests: 3.0, prefill_seconds, seconds: 30.0 };
+            all.iter_mut().for_each(|candidate| candidate.arrivals = arrivals);
+        };
+        with(&mut all, 6.0);
+        assert_eq!(choose(&all, 8_000).index, 1, "a fifth of the time it is busy");
+        with(&mut all, 18.0);
+        assert_eq!(choose(&all, 8_000).index, 0, "three fifths");
+        with(&mut all, 300.0);
+        assert_eq!(choose(&all, 8_000).index, 0, "it never catches up");
+    }
+
+    #[test]
+    fn a_few_requests_say_little_about_what_comes() {
         let mut one = candidate(0);
-        one.arrivals = ArrivalRate { requests: 0.0, seconds: 30.0 };
-        assert!(expected_per_s(&one, 0.05) > 0.03);
-        assert!(expected_per_s(&one, 10.0) < 0.2);
-        one.arrivals.requests = 300.0;
-        assert!((expected_per_s(&one, 10.0) - 10.0).abs() < 1e-9);
-        assert_eq!(expected_per_s(&one, 0.0), 0.0);
+        one.arrivals = ArrivalRate { requests: 0.0, prefill_seconds: 0.0, seconds: 30.0 };
+        let mean = |requests_per_s| Traffic { requests_per_s, busy: 0.5 };
+        let few = mean(0.05).expected_of(&one);
+        assert!(few.requests_per_s > 0.03 && few.busy > 0.3, "{few:?}");
+        let many = mean(10.0).expected_of(&one);
+        assert!(many.requests_per_s < 0.2 && many.busy < 0.01, "{many:?}");
+        one.arrivals = ArrivalRate { requests: 300.0, prefill_seconds: 15.0, seconds: 30.0 };
+        let usual = mean(10.0).expected_of(&one);
+        assert!((usual.requests_per_s - 10.0).abs() < 1e-9 && (usual.busy - 0.5).abs() < 1e-9);
+        assert_eq!(mean(0.0).expected_of(&one), mean(0.0));
     }
 
     #[test]

@@ -107,6 +107,8 @@ pub struct Candidate {
 pub struct ArrivalRate {
     /// Requests.
     pub requests: f32,
+    /// Seconds that their prefills were expected to take.
+    pub prefill_seconds: f32,
     /// Seconds.
     pub seconds: f32,
 }
@@ -115,6 +117,11 @@ impl ArrivalRate {
     /// Requests a second.
     pub fn per_s(self) -> f64 {
         if self.seconds > 0.0 { f64::from(self.requests) / f64::from(self.seconds) } else { 0.0 }
+    }
+
+    /// Share of the time that their prefills take; more than 1 where more is sent than can be computed.
+    pub fn busy(self) -> f64 {
+        if self.seconds > 0.0 { f64::from(self.prefill_seconds) / f64::from(self.seconds) } else { 0.0 }
     }
 }
 

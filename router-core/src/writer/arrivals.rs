@@ -1,4 +1,4 @@
-//! How often requests are sent to an engine.
+//! How often requests are sent to an engine, and how busy their prefills keep it.
 
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use crate::time::Time;
 pub(crate) struct Arrivals {
     /// Requests, those that are long ago with less weight, at `last`.
     requests: f64,
+    /// Seconds that their prefills were expected to take, likewise.
+    prefill_seconds: f64,
     last: Time,
     /// Since when they are counted.
     since: Option<Time>,
@@ -24,9 +26,11 @@ impl Arrivals {
         self.since.get_or_insert(now);
     }
 
-    pub(super) fn count(&mut self, at: Time) {
+    pub(super) fn count(&mut self, at: Time, prefill: Duration) {
         self.watch(at);
-        self.requests = self.requests_at(at) + 1.0;
+        let weight = fading(at.since(self.last));
+        self.requests = self.requests * weight + 1.0;
+        self.prefill_seconds = self.prefill_seconds * weight + prefill.as_secs_f64();
         // Messages of different requests may be out of order by a little.
         self.last = self.last.max(at);
     }
@@ -34,11 +38,12 @@ impl Arrivals {
     pub(super) fn rate(self, now: Time) -> ArrivalRate {
         let watched = self.since.map_or(Duration::ZERO, |since| now.since(since));
         let seconds = WINDOW.as_secs_f64() * (1.0 - fading(watched));
-        ArrivalRate { requests: self.requests_at(now) as f32, seconds: seconds as f32 }
-    }
-
-    fn requests_at(self, now: Time) -> f64 {
-        self.requests * fading(now.since(self.last))
+        let weight = fading(now.since(self.last));
+        ArrivalRate {
+            requests: (self.requests * weight) as f32,
+            prefill_seconds: (self.prefill_seconds * weight) as f32,
+            seconds: seconds as f32,
+        }
     }
 }
 
@@ -60,11 +65,12 @@ mod tests {
         let mut arrivals = Arrivals::default();
         arrivals.watch(at(0));
         for request in 1..=1_000 {
-            arrivals.count(at(request * 250));
-            let rate = arrivals.rate(at(request * 250)).per_s();
-            assert!((3.9..4.1).contains(&rate), "{rate} after {request}");
+            arrivals.count(at(request * 250), Duration::from_millis(100));
+            let rate = arrivals.rate(at(request * 250));
+            assert!((3.9..4.1).contains(&rate.per_s()), "{rate:?} after {request}");
+            assert!((0.39..0.41).contains(&rate.busy()), "{rate:?} after {request}");
         }
-        arrivals.count(at(0));
+        arrivals.count(at(0), Duration::ZERO);
         assert!(arrivals.rate(at(250_000)).per_s() > 4.0, "what comes late counts, and turns no clock back");
         assert!(arrivals.rate(at(550_000)).per_s() < 0.001);
         assert_eq!(Arrivals::default().rate(at(0)).per_s(), 0.0);

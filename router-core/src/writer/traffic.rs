@@ -21,7 +21,7 @@ impl State {
         // A target that has moved since the decision: what was claimed and learned then is void, and stays so.
         let in_place = self.roster.rank(traffic.target).is_some_and(|rank| rank.tenure == traffic.tenure);
         match traffic.event {
-            TrafficEvent::Routed if in_place => self.arrive(traffic),
+            TrafficEvent::Routed { prefill } if in_place => self.arrive(traffic, prefill),
             TrafficEvent::Prefilled { at } if in_place && self.has_witness(traffic) => {
                 self.await_witness(traffic, at)
             }
@@ -36,7 +36,7 @@ impl State {
             TrafficEvent::Undone => self.take_back(traffic.target, traffic.ordinal),
             TrafficEvent::Observed(observation) => self.observe(traffic, &observation, in_place),
             TrafficEvent::Unchecked => self.miss_usage(traffic.target),
-            TrafficEvent::Routed => {}
+            TrafficEvent::Routed { .. } => {}
         }
     }
 
@@ -82,10 +82,10 @@ impl State {
     }
 
     /// A request is on its way: what it finds at its target is measured before anything of it is claimed.
-    fn arrive(&mut self, traffic: &Traffic) {
+    fn arrive(&mut self, traffic: &Traffic, prefill: Duration) {
         let reused = self.claims.tail_tokens(traffic.slot, traffic.key.hashes(), traffic.decided_at);
         if let Some(rank) = self.roster.figures_mut(traffic.target) {
-            rank.arrivals.count(traffic.decided_at);
+            rank.arrivals.count(traffic.decided_at, prefill);
             rank.pressure.reused(reused);
             self.dirty = true;
         }

@@ -101,6 +101,9 @@ fn encode_targets(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
     gauges(encoder, "espalier_tail_reuse", help, &reuse)?;
     let arrivals: Vec<_> = targets().map(|target| (labels(target), target.arrivals.per_s())).collect();
     gauges(encoder, "espalier_target_arrivals_per_second", "Requests sent there each second", &arrivals)?;
+    let busy: Vec<_> = targets().map(|target| (labels(target), target.arrivals.busy())).collect();
+    let help = "Share of the time that the prefills of what is sent there take";
+    gauges(encoder, "espalier_target_prefill_busy", help, &busy)?;
     let retention: Vec<_> = targets().map(|target| (labels(target), f64::from(target.retention))).collect();
     gauges(encoder, "espalier_retention", "Share of claimed tokens that responses found cached", &retention)
 }
