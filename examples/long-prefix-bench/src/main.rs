@@ -215,6 +215,7 @@ fn tables(report: &Report) -> String {
     [
         report::cells,
         report::checks,
+        report::replays,
         report::others,
         report::published,
         report::gains,
@@ -228,7 +229,8 @@ fn tables(report: &Report) -> String {
 }
 
 fn agree(lab: &Path, http: &Path) -> Result<(), Failure> {
-    say(&report::agreement(&Report::read(lab)?, &Report::read(http)?)?)
+    let (lab, http) = (Report::read(lab)?, Report::read(http)?);
+    say(&(report::replays(&http) + &report::nominal(&lab, &http)?))
 }
 
 fn jitter(suite: Suite, only: &str, traces: Option<&Path>) -> Result<(), Failure> {

@@ -113,6 +113,8 @@ struct World<'a> {
     asking: Vec<Asking>,
     /// What an engine's agent has seen and not told.
     untold: Vec<Vec<Change>>,
+    /// Where requests have to go, whatever the router would do.
+    recorded: &'a [Option<usize>],
     unsent: usize,
     open: usize,
     outcome: Outcome,
@@ -120,6 +122,17 @@ struct World<'a> {
 
 /// Runs to the end of the last answer.
 pub fn run(setting: &Setting, traffic: &Traffic, contestant: &Contestant) -> Result<Outcome, LabError> {
+    replay(setting, traffic, contestant, &[])
+}
+
+/// The same, with every request sent to the engine that is given for it, if one is. The router is asked all the same, and the
+/// [`Outcome`] tells how often it was overruled.
+pub fn replay(
+    setting: &Setting,
+    traffic: &Traffic,
+    contestant: &Contestant,
+    recorded: &[Option<usize>],
+) -> Result<Outcome, LabError> {
     let own = setting.capacity_tokens / BLOCK_TOKENS;
     let capacity_blocks = match contestant.caches {
         Caches::Own => own,
@@ -161,6 +174,7 @@ pub fn run(setting: &Setting, traffic: &Traffic, contestant: &Contestant) -> Res
         in_flight: traffic.requests.iter().map(|_| None).collect(),
         asking: vec![Asking::default(); traffic.sessions.len()],
         untold: vec![Vec::new(); engines],
+        recorded,
         unsent: traffic.requests.len(),
         open: 0,
         outcome: Outcome {
