@@ -7,13 +7,14 @@ use super::svg::escaped;
 /// Rows of names and figures under one title.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Table {
+    /// Empty where the heading says it.
     title: String,
     /// What each column says, and its width on a terminal.
     columns: Vec<(String, usize)>,
     rows: Vec<(String, Vec<String>)>,
 }
 
-/// Width of names on a terminal.
+/// Least width of names on a terminal.
 const NAME: usize = 26;
 
 impl Table {
@@ -38,13 +39,17 @@ impl Table {
 
     /// For a terminal.
     pub(super) fn text(&self, text: &mut String) {
-        let _ = write!(text, "{}\n  {:<NAME$}", self.title, "");
+        let name_width = self.rows.iter().map(|(name, _)| name.chars().count()).fold(NAME, usize::max);
+        if !self.title.is_empty() {
+            let _ = writeln!(text, "{}", self.title);
+        }
+        let _ = write!(text, "  {:<name_width$}", "");
         self.columns.iter().for_each(|(name, width)| {
             let _ = write!(text, " {name:>width$}");
         });
         text.push('\n');
         for (name, figures) in &self.rows {
-            let _ = write!(text, "  {name:<NAME$}");
+            let _ = write!(text, "  {name:<name_width$}");
             figures.iter().zip(&self.columns).for_each(|(figure, (_, width))| {
                 let _ = write!(text, " {figure:>width$}");
             });
@@ -54,7 +59,10 @@ impl Table {
 
     /// For the page.
     pub(super) fn html(&self, body: &mut String) {
-        let _ = write!(body, "<h3>{}</h3><div class=\"wide\"><table><tr><th></th>", escaped(&self.title));
+        if !self.title.is_empty() {
+            let _ = write!(body, "<h3>{}</h3>", escaped(&self.title));
+        }
+        body.push_str("<div class=\"wide\"><table><tr><th></th>");
         self.columns.iter().for_each(|(name, _)| {
             let _ = write!(body, "<th>{}</th>", escaped(name));
         });

@@ -130,7 +130,7 @@ fn tables(report: &Report) -> Vec<Table> {
 /// Without rows where the first of the published rows has no run here.
 fn beside(cell: &Cell, published: &Published) -> Table {
     let columns = [
-        ("their", 12),
+        ("their name", 12),
         ("hits %, theirs", 15),
         ("here", 11),
         ("TTFT s, theirs", 17),
