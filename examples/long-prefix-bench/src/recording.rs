@@ -19,9 +19,9 @@ pub struct Recording {
     pub seed: u64,
     /// In the order of [`Traffic::requests`].
     pub arrivals: Vec<Arrival>,
-    /// The lab on these; absent of a router or of engines that the lab has not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub replay: Option<Replay>,
+    /// The lab on these, by whose choices; none of a router or of engines that the lab has not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replays: Vec<Replay>,
 }
 
 /// One request on its way.
@@ -55,10 +55,12 @@ pub struct Replay {
     pub choices: Choices,
     /// Requests, those of the warm-up too.
     pub requests: usize,
-    /// Of these, those whose engine is known of both.
-    pub compared: usize,
-    /// Of these, those that the lab's router has sent elsewhere, or would have.
-    pub elsewhere: usize,
+    /// Of these, those whose engine was recorded.
+    pub known: usize,
+    /// Of recorded choices those that the lab's router would have made otherwise. Of its own ones nothing: engines are alike, and which of
+    /// them comes first is chance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<usize>,
     /// Requests that were sent later than recorded: a turn waits for the answer before it.
     pub held: usize,
     /// Requests of which both found the same cached tokens.
@@ -84,7 +86,7 @@ impl Recording {
             at_s: at.as_secs_f64(),
             engine,
         });
-        Self { seed, arrivals: arrivals.collect(), replay: None }
+        Self { seed, arrivals: arrivals.collect(), replays: Vec::new() }
     }
 
     /// When each was sent.
@@ -102,8 +104,6 @@ impl Recording {
 
     /// What the lab made of these arrivals, beside what came of them over HTTP.
     pub fn beside(&self, http: &[Request], lab: &Outcome, choices: Choices, metrics: Metrics) -> Replay {
-        let known =
-            || self.arrivals.iter().zip(&lab.requests).filter_map(|(of, own)| Some((of.engine?, own)));
         let pairs = || http.iter().zip(&lab.requests);
         let later = pairs().filter_map(|(http, lab)| {
             Some((http.first? - http.sent).as_secs_f64() - (lab.first? - lab.sent).as_secs_f64())
@@ -112,11 +112,8 @@ impl Recording {
         Replay {
             choices,
             requests: self.arrivals.len(),
-            compared: known().count(),
-            elsewhere: match choices {
-                Choices::Own => known().filter(|(engine, own)| own.engine != *engine).count(),
-                Choices::Recorded => lab.overruled,
-            },
+            known: self.arrivals.iter().filter(|arrival| arrival.engine.is_some()).count(),
+            elsewhere: (choices == Choices::Recorded).then_some(lab.overruled),
             held: self.times().into_iter().zip(&lab.requests).filter(late).count(),
             alike: pairs().filter(|(http, lab)| http.cached_tokens == lab.cached_tokens).count(),
             later_s: Distribution::of(later.collect()),
@@ -183,8 +180,8 @@ mod tests {
                     assert_eq!(again.requests, outcome.requests, "{}, {choices:?}", contestant.name);
                     let replay = recording.beside(&outcome.requests, &again, choices, Metrics::default());
                     let all = traffic.requests.len();
-                    assert_eq!((replay.requests, replay.compared, replay.alike), (all, all, all));
-                    assert_eq!((replay.elsewhere, replay.held), (0, 0), "{}, {choices:?}", contestant.name);
+                    assert_eq!((replay.requests, replay.known, replay.alike), (all, all, all));
+                    assert_eq!((replay.elsewhere.unwrap_or(0), replay.held), (0, 0), "{}", contestant.name);
                     assert_eq!(replay.later_s, Distribution::default());
                 }
             }
@@ -203,12 +200,9 @@ mod tests {
             let later = if place == moved { Duration::from_secs_f64(later) } else { Duration::ZERO };
             assert_eq!(request.sent, before.sent + later, "{place}");
         }
-        let replay = recording.beside(&outcome.requests, &again, Choices::Own, Metrics::default());
-        assert!(
-            replay.elsewhere > 0 && replay.elsewhere < replay.compared,
-            "turns have moved: {}",
-            replay.elsewhere
-        );
+        let again = repeated(&traffic, &recording, &router, Choices::Recorded);
+        let turns = again.overruled;
+        assert!(turns > 0 && turns < traffic.requests.len() / 2, "those between have moved by one: {turns}");
     }
 
     #[test]
@@ -234,12 +228,8 @@ mod tests {
         let again = repeated(&traffic, &recording, &router, Choices::Recorded);
         assert!(again.requests.iter().all(|request| request.engine == 2));
         let replay = recording.beside(&again.requests, &again, Choices::Recorded, Metrics::default());
-        let others = replay.compared - replay.compared.div_ceil(4);
-        assert!(
-            replay.elsewhere.abs_diff(others) <= 1,
-            "three of four turns are others': {}",
-            replay.elsewhere
-        );
+        let (others, elsewhere) = (replay.known - replay.known.div_ceil(4), replay.elsewhere.unwrap());
+        assert!(elsewhere.abs_diff(others) <= 1, "three of four turns are others': {elsewhere}");
     }
 
     #[test]

@@ -179,17 +179,17 @@ fn repeated() -> Report {
     for cell in &mut report.cells {
         for run in cell.runs.iter_mut().filter(|run| run.contestant != "random") {
             let replay = |metrics: &_| Replay {
-                choices: Choices::Own,
+                choices: Choices::Recorded,
                 requests: 50,
-                compared: 40,
-                elsewhere: 3,
+                known: 40,
+                elsewhere: Some(3),
                 held: 0,
                 alike: 45,
                 later_s: Default::default(),
                 metrics: Clone::clone(metrics),
             };
             let recording =
-                |(seed, metrics)| Recording { seed, arrivals: Vec::new(), replay: Some(replay(metrics)) };
+                |(seed, metrics)| Recording { seed, arrivals: Vec::new(), replays: vec![replay(metrics)] };
             run.recordings = (1..).zip(&run.seeds).map(recording).collect();
         }
     }
@@ -214,7 +214,7 @@ fn what_the_lab_has_repeated_is_judged() {
     assert!(page.contains("HTTP beside the lab on the same arrivals") && page.contains("<td>6 of 80</td>"));
     is_one_file(&page);
     let (slow, page) = beside(|report| {
-        let of = report.cells[0].runs[0].recordings.iter_mut().filter_map(|of| of.replay.as_mut());
+        let of = report.cells[0].runs[0].recordings.iter_mut().flat_map(|of| &mut of.replays);
         of.for_each(|replay| replay.metrics.ttft_s.p50 /= 1.2);
     });
     assert!(slow.contains(&format!("{} of {rows} within", rows - 1)) && slow.contains("+20.0 %"), "{slow}");

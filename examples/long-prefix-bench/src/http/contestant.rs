@@ -140,11 +140,13 @@ impl Contestant {
         }
     }
 
-    /// Who decides where its requests go when the lab repeats its run: the driver's own rules are there to compare engines.
-    pub(super) fn choices_of_replay(self) -> Choices {
+    /// By whose choices the lab repeats its run. The driver's own rules are there to compare engines: by their own choices one swap of
+    /// two requests would decide all that comes after.
+    pub(super) fn choices_of_replays(self) -> &'static [Choices] {
         match self {
-            Self::SessionSticky | Self::RoundRobin => Choices::Recorded,
-            Self::CacheAware | Self::CacheAwareNoAgents | Self::SglangRouter | Self::Smg => Choices::Own,
+            Self::SessionSticky | Self::RoundRobin => &[Choices::Recorded],
+            Self::CacheAware | Self::CacheAwareNoAgents => &[Choices::Own, Choices::Recorded],
+            Self::SglangRouter | Self::Smg => &[],
         }
     }
 

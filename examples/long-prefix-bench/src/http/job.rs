@@ -14,7 +14,7 @@ use crate::engine::Limits;
 use crate::grid::Plan;
 use crate::lab::{self, Kind, LabError};
 use crate::metrics::{Detail, Metrics};
-use crate::recording::Replay;
+use crate::recording::{Choices, Replay};
 use crate::result::{Cell, EndToEnd, Entry, Report, SCHEMA};
 use crate::runner::{BenchError, Prepared, empty, entry, profile};
 use crate::workload::TraceError;
@@ -155,7 +155,7 @@ impl HttpJob<'_> {
                 progress.begin(&what, prepared.traffic.requests.len());
                 let mut ran = self.one(place, &prepared, &manner, stop, progress).await?;
                 if let Some(recorded) = &mut ran.recorded {
-                    recorded.recording.replay = self.replay(place, plan, &prepared, recorded)?;
+                    recorded.recording.replays = self.replays(place, plan, &prepared, recorded)?;
                 }
                 let ended = ran.checks.ended_early.clone();
                 tell(progress, &name, &ran.checks);
@@ -199,18 +199,18 @@ impl HttpJob<'_> {
     }
 
     /// The lab on the same arrivals, where it has the engines and the router.
-    fn replay(
+    fn replays(
         &self,
         place: usize,
         plan: &Plan,
         prepared: &Prepared,
         of: &Recorded,
-    ) -> Result<Option<Replay>, HttpError> {
-        let Against::Started { contestants, .. } = &self.against else { return Ok(None) };
+    ) -> Result<Vec<Replay>, HttpError> {
+        let Against::Started { contestants, .. } = &self.against else { return Ok(Vec::new()) };
         let (over_http, all) = (contestants[place], lab::contestants(Default::default()));
-        let Some(own) = all.iter().find(|own| own.name == over_http.name()) else { return Ok(None) };
-        let choices = over_http.choices_of_replay();
-        Ok(Some(prepared.replay(plan, own, choices, &of.recording, &of.requests)?))
+        let Some(own) = all.iter().find(|own| own.name == over_http.name()) else { return Ok(Vec::new()) };
+        let replay = |choices: &Choices| prepared.replay(plan, own, *choices, &of.recording, &of.requests);
+        Ok(over_http.choices_of_replays().iter().map(replay).collect::<Result<_, _>>()?)
     }
 
     /// What is missing is said before anything is run.

@@ -21,8 +21,8 @@ const FIGURES: [(&str, usize); 6] =
     [("hits %, lab", 12), ("HTTP", 7), ("apart", 8), ("TTFT p50 s, lab", 16), ("HTTP", 7), ("apart", 8)];
 
 /// What the lab does on the same arrivals.
-const REPEATED: [(&str, usize); 4] =
-    [("choices", 9), ("elsewhere", 11), ("same hits %", 11), ("later ms p50, p90", 18)];
+const REPEATED: [(&str, usize); 5] =
+    [("choices", 9), ("elsewhere", 11), ("held", 5), ("same hits %", 11), ("later ms p50, p90", 18)];
 
 const VERDICT: (&str, usize) = ("bounds", 8);
 
@@ -34,6 +34,14 @@ struct Apart {
     ttft: Beside,
 }
 
+/// A run over HTTP that the lab has repeated, seed by seed.
+struct Repeated<'a> {
+    run: &'a Run,
+    choices: Choices,
+    apart: Apart,
+    replays: Vec<&'a Replay>,
+}
+
 struct Beside {
     lab: f64,
     http: f64,
@@ -43,7 +51,7 @@ struct Beside {
 /// to first token are, and how many are within the bounds. Empty of a result of the lab. Runs that are void or ended early are left out.
 pub fn replays(report: &Report) -> String {
     let rows = report.cells.iter().flat_map(repeated);
-    with_tally(columns::texts(HEADING, &tables(report)), rows.map(|(_, apart, _)| apart))
+    with_tally(columns::texts(HEADING, &tables(report)), rows.map(|of| of.apart))
 }
 
 /// A table of every contestant that both results have, each at the times that were drawn and in its own order, with the same differences: what
@@ -72,10 +80,11 @@ pub fn nominal(lab: &Report, http: &Report) -> Result<String, CompareError> {
 /// For the page.
 pub(super) fn section(body: &mut String, report: &Report) {
     let about = format!(
-        "The lab is given the requests of each run over HTTP at the times at which they were sent. Its own router decides where they go; of the \
-         driver's own rules they go where they went (as recorded), and its rule is asked all the same. Elsewhere: requests that it sent \
-         elsewhere, or would have. Same hits: requests of which both found the same cached tokens. Later: by how much first tokens came later over \
-         HTTP. Hit rates should be within {:.0} %, median TTFT within {:.0} %.",
+        "The lab is given the requests of each run over HTTP at the times at which they were sent. By their own choices: its router decides where \
+         they go. As recorded: they go where they went, and its rule is asked all the same. Elsewhere: requests that this would have sent \
+         elsewhere. Held: turns whose answer before was later here than there, and that waited for it. Same hits: requests of which both \
+         found the same cached tokens. Later: by how much first tokens came later over HTTP. Hit rates should be within {:.0} %, median \
+         TTFT within {:.0} %.",
         100.0 * MOST_HITS_APART,
         100.0 * MOST_TTFT_APART
     );
@@ -85,45 +94,51 @@ pub(super) fn section(body: &mut String, report: &Report) {
 fn tables(report: &Report) -> Vec<Table> {
     let table = |cell: &Cell| {
         let mut table = Table::new(&cell.id, FIGURES.into_iter().chain(REPEATED).chain([VERDICT]));
-        for (run, apart, replays) in repeated(cell) {
-            let figures = [apart.figures(), in_detail(&replays), vec![apart.verdict()]];
-            table.row(&run.contestant, figures.concat());
+        for of in repeated(cell) {
+            let figures = [of.apart.figures(), of.detail(), vec![of.apart.verdict()]];
+            table.row(&of.run.contestant, figures.concat());
         }
         table
     };
     report.cells.iter().map(table).collect()
 }
 
-/// Everybody in a cell whose run is sound and that the lab has repeated.
-fn repeated(cell: &Cell) -> impl Iterator<Item = (&Run, Apart, Vec<&Replay>)> {
+/// Everybody in a cell whose run is sound, by each of the choices that the lab has repeated it with.
+fn repeated(cell: &Cell) -> impl Iterator<Item = Repeated<'_>> {
     let sound = cell.runs.iter().filter(|run| run.is_sound());
-    sound.filter_map(|run| {
-        let seeds = cell.seeds.iter().zip(&run.seeds);
-        let of = |seed: u64| run.recordings.iter().find(|of| of.seed == seed)?.replay.as_ref();
-        let both: Vec<_> = seeds.filter_map(|(seed, http)| Some((of(seed.seed)?, http))).collect();
-        let apart = || Apart::of(both.iter().map(|(replay, http)| (&replay.metrics, *http)));
-        (!both.is_empty()).then(|| (run, apart(), both.iter().map(|(replay, _)| *replay).collect()))
-    })
+    sound.flat_map(|run| [Choices::Own, Choices::Recorded].map(|choices| (run, choices))).filter_map(
+        |(run, choices)| {
+            let of = |seed: u64| {
+                let recording = run.recordings.iter().find(|of| of.seed == seed)?;
+                recording.replays.iter().find(|of| of.choices == choices)
+            };
+            let seeds = cell.seeds.iter().zip(&run.seeds);
+            let both: Vec<_> = seeds.filter_map(|(seed, http)| Some((of(seed.seed)?, http))).collect();
+            let apart = || Apart::of(both.iter().map(|(replay, http)| (&replay.metrics, *http)));
+            let replays = || both.iter().map(|(replay, _)| *replay).collect();
+            (!both.is_empty()).then(|| Repeated { run, choices, apart: apart(), replays: replays() })
+        },
+    )
 }
 
-/// Whose choices they are, and how much of the run the lab has repeated.
-fn in_detail(replays: &[&Replay]) -> Vec<String> {
-    let sum = |of: fn(&Replay) -> usize| replays.iter().map(|replay| of(replay)).sum::<usize>();
-    let later = |of: fn(&Replay) -> f64| 1e3 * mean(&replays.iter().map(|one| of(one)).collect::<Vec<_>>());
-    let choices = match replays.first().map(|replay| replay.choices) {
-        Some(Choices::Recorded) => "recorded",
-        Some(Choices::Own) | None => "own",
-    };
-    let elsewhere = match sum(|of| of.compared) {
-        0 => "–".to_owned(),
-        compared => format!("{} of {compared}", sum(|of| of.elsewhere)),
-    };
-    vec![
-        choices.to_owned(),
-        elsewhere,
-        format!("{:.1}", 100.0 * sum(|of| of.alike) as f64 / sum(|of| of.requests).max(1) as f64),
-        format!("{:.1}, {:.1}", later(|of| of.later_s.p50), later(|of| of.later_s.p90)),
-    ]
+impl Repeated<'_> {
+    /// Whose choices they are, and how much of the run the lab has repeated.
+    fn detail(&self) -> Vec<String> {
+        let sum = |of: fn(&Replay) -> usize| self.replays.iter().map(|replay| of(replay)).sum::<usize>();
+        let later =
+            |of: fn(&Replay) -> f64| 1e3 * mean(&self.replays.iter().map(|one| of(one)).collect::<Vec<_>>());
+        let elsewhere: Option<usize> = self.replays.iter().map(|replay| replay.elsewhere).sum();
+        vec![
+            match self.choices {
+                Choices::Own => "own".to_owned(),
+                Choices::Recorded => "recorded".to_owned(),
+            },
+            elsewhere.map_or_else(|| "–".to_owned(), |count| format!("{count} of {}", sum(|of| of.known))),
+            sum(|of| of.held).to_string(),
+            format!("{:.1}", 100.0 * sum(|of| of.alike) as f64 / sum(|of| of.requests).max(1) as f64),
+            format!("{:.1}, {:.1}", later(|of| of.later_s.p50), later(|of| of.later_s.p90)),
+        ]
+    }
 }
 
 /// Tables, if there are any, and how many of their rows are within the bounds.
