@@ -20,9 +20,11 @@ const MOST_TTFT_APART: f64 = 0.15;
 const FIGURES: [(&str, usize); 6] =
     [("hits %, lab", 12), ("HTTP", 7), ("apart", 8), ("TTFT p50 s, lab", 16), ("HTTP", 7), ("apart", 8)];
 
-/// What the lab does on the same arrivals.
-const REPEATED: [(&str, usize); 5] =
-    [("choices", 9), ("elsewhere", 11), ("held", 5), ("same hits %", 11), ("later ms p50, p90", 18)];
+const CHOICES: (&str, usize) = ("choices", 9);
+
+/// How much of a run the lab has repeated.
+const REPEATED: [(&str, usize); 4] =
+    [("elsewhere", 11), ("held", 5), ("same hits %", 11), ("later ms p50, p90", 18)];
 
 const VERDICT: (&str, usize) = ("bounds", 8);
 
@@ -93,9 +95,10 @@ pub(super) fn section(body: &mut String, report: &Report) {
 
 fn tables(report: &Report) -> Vec<Table> {
     let table = |cell: &Cell| {
-        let mut table = Table::new(&cell.id, FIGURES.into_iter().chain(REPEATED).chain([VERDICT]));
+        let columns = [CHOICES].into_iter().chain(FIGURES).chain(REPEATED).chain([VERDICT]);
+        let mut table = Table::new(&cell.id, columns);
         for of in repeated(cell) {
-            let figures = [of.apart.figures(), of.detail(), vec![of.apart.verdict()]];
+            let figures = [vec![of.choices()], of.apart.figures(), of.detail(), vec![of.apart.verdict()]];
             table.row(&of.run.contestant, figures.concat());
         }
         table
@@ -122,17 +125,20 @@ fn repeated(cell: &Cell) -> impl Iterator<Item = Repeated<'_>> {
 }
 
 impl Repeated<'_> {
-    /// Whose choices they are, and how much of the run the lab has repeated.
+    fn choices(&self) -> String {
+        match self.choices {
+            Choices::Own => "own".to_owned(),
+            Choices::Recorded => "recorded".to_owned(),
+        }
+    }
+
+    /// How much of the run the lab has repeated.
     fn detail(&self) -> Vec<String> {
         let sum = |of: fn(&Replay) -> usize| self.replays.iter().map(|replay| of(replay)).sum::<usize>();
         let later =
             |of: fn(&Replay) -> f64| 1e3 * mean(&self.replays.iter().map(|one| of(one)).collect::<Vec<_>>());
         let elsewhere: Option<usize> = self.replays.iter().map(|replay| replay.elsewhere).sum();
         vec![
-            match self.choices {
-                Choices::Own => "own".to_owned(),
-                Choices::Recorded => "recorded".to_owned(),
-            },
             elsewhere.map_or_else(|| "–".to_owned(), |count| format!("{count} of {}", sum(|of| of.known))),
             sum(|of| of.held).to_string(),
             format!("{:.1}", 100.0 * sum(|of| of.alike) as f64 / sum(|of| of.requests).max(1) as f64),
