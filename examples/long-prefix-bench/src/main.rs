@@ -30,14 +30,15 @@ enum Command {
     Run(Run),
     /// Runs cells over HTTP, in real time, against routers that it starts or against one that is running.
     Http(Box<OverHttp>),
-    /// Prints how far a result of the lab and one over HTTP of the same cells are apart.
+    /// Prints how far the lab and a result over HTTP are apart: on the same arrivals, and at the times that were drawn.
     Agree {
         /// The lab's.
         lab: PathBuf,
         /// The one over HTTP.
         http: PathBuf,
     },
-    /// Prints how far the lab's own figures move when sessions start some milliseconds later: what `agree` cannot undercut.
+    /// Prints how far the lab's own figures move when sessions start some milliseconds later: what two runs at the times that were drawn
+    /// cannot undercut.
     Jitter {
         /// Whose cells.
         #[arg(long, value_enum, default_value_t = Suite::EndToEnd)]
@@ -215,6 +216,7 @@ fn tables(report: &Report) -> String {
     [
         report::cells,
         report::checks,
+        report::replays,
         report::others,
         report::published,
         report::gains,
@@ -228,7 +230,8 @@ fn tables(report: &Report) -> String {
 }
 
 fn agree(lab: &Path, http: &Path) -> Result<(), Failure> {
-    say(&report::agreement(&Report::read(lab)?, &Report::read(http)?)?)
+    let (lab, http) = (Report::read(lab)?, Report::read(http)?);
+    say(&(report::replays(&http) + &report::nominal(&lab, &http)?))
 }
 
 fn jitter(suite: Suite, only: &str, traces: Option<&Path>) -> Result<(), Failure> {

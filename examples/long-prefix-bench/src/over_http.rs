@@ -65,7 +65,8 @@ pub(crate) struct OverHttp {
     /// A worker behind it; give it once for each. Their caches are emptied before every run, and their counters are read.
     #[arg(long, value_name = "URL", requires = "url", value_parser = http_url)]
     worker_url: Vec<String>,
-    /// Runs the same cells in the lab too, and prints how far the two are apart.
+    /// Runs the same cells in the lab too, at the times that were drawn, and prints how far the two are apart. How far the lab is apart
+    /// on the arrivals as they were is printed in any case.
     #[arg(long)]
     agree: bool,
     /// Where result.json and report.html go, and lab.json with --agree.
@@ -175,7 +176,7 @@ impl OverHttp {
         };
         let lab = lab.run(&|| ())?;
         lab.write(&self.out.join("lab.json"))?;
-        say(&report::agreement(&lab, http)?)
+        say(&report::nominal(&lab, http)?)
     }
 }
 

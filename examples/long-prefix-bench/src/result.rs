@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::aftermath::Aftermath;
 use crate::http::Checks;
 use crate::metrics::{Detail, Metrics};
+use crate::recording::Recording;
 
 /// Name and version of the schema. A new version reads no old files.
 pub const SCHEMA: &str = "espalier.long-prefix-bench/2";
@@ -163,6 +164,9 @@ pub struct Run {
     /// One for each seed that was run over HTTP.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Checks>,
+    /// One for each seed that was run over HTTP to its end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recordings: Vec<Recording>,
     /// One for each seed, where something goes wrong at one moment and the grid has the same without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aftermaths: Vec<Aftermath>,

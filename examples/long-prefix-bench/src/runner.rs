@@ -12,8 +12,11 @@ use sglang_sim::Timing;
 use crate::aftermath::{self, Aftermath, Course};
 use crate::engine::Limits;
 use crate::grid::{Capacity, Plan, TIMEOUT};
-use crate::lab::{Clients, Contestant, Kind, LabError, MOST_BLOCKS, Outcome, Setting, contestants, run};
+use crate::lab::{
+    Clients, Contestant, Kind, LabError, MOST_BLOCKS, Outcome, Request, Setting, contestants, replay, run,
+};
 use crate::metrics::{Detail, Metrics, detail, metrics};
+use crate::recording::{Choices, Recording, Replay};
 use crate::reference::Accesses;
 use crate::result::{Cell, EngineProfile, Entry, Report, Run, SCHEMA, Seed};
 use crate::sequence::BLOCK_TOKENS;
@@ -80,6 +83,12 @@ pub(crate) struct Prepared {
     pub(crate) ideal: Vec<usize>,
     pub(crate) setting: Setting,
     pub(crate) seed: Seed,
+}
+
+impl BenchError {
+    fn lab(plan: &Plan, contestant: &Contestant, source: LabError) -> Self {
+        Self::Lab { contestant: contestant.name, cell: plan.id(), source }
+    }
 }
 
 impl Job<'_> {
@@ -234,12 +243,25 @@ impl Prepared {
         Ok(self.figures(&self.outcome(plan, contestant)?))
     }
 
+    /// The same on the arrivals of a run over HTTP, beside what came of its requests.
+    pub(crate) fn replay(
+        &self,
+        plan: &Plan,
+        contestant: &Contestant,
+        choices: Choices,
+        recording: &Recording,
+        http: &[Request],
+    ) -> Result<Replay, BenchError> {
+        let traffic = self.traffic.sent_at(&recording.times());
+        let outcome = replay(&self.setting, &traffic, contestant, &recording.engines(choices))
+            .map_err(|source| BenchError::lab(plan, contestant, source))?;
+        let (figures, _) = self.figures(&outcome);
+        Ok(recording.beside(http, &outcome, choices, figures))
+    }
+
     fn outcome(&self, plan: &Plan, contestant: &Contestant) -> Result<Outcome, BenchError> {
-        run(&self.setting, &self.traffic, contestant).map_err(|source| BenchError::Lab {
-            contestant: contestant.name,
-            cell: plan.id(),
-            source,
-        })
+        run(&self.setting, &self.traffic, contestant)
+            .map_err(|source| BenchError::lab(plan, contestant, source))
     }
 
     /// What became of a run, in figures.
@@ -289,6 +311,7 @@ pub(crate) fn empty<'a>(plan: &Plan, contestants: impl Iterator<Item = &'a str>)
         seeds: Vec::new(),
         detail: Detail::default(),
         checks: Vec::new(),
+        recordings: Vec::new(),
         aftermaths: Vec::new(),
     };
     Cell {

@@ -9,7 +9,8 @@ use long_prefix_bench::http::{
     Against, Api, Contestant, HttpError, HttpJob, Programs, Progress, RouterError,
 };
 use long_prefix_bench::lab::Clients;
-use long_prefix_bench::report::{agreement, cells, checks, page, regrets};
+use long_prefix_bench::recording::Choices;
+use long_prefix_bench::report::{cells, checks, nominal, page, regrets, replays};
 use long_prefix_bench::result::Report;
 use long_prefix_bench::runner::Job;
 use long_prefix_bench::workload::Pattern;
@@ -116,7 +117,19 @@ async fn round_robin_does_over_http_what_it_does_in_the_lab() {
         let hits = |report: &Report| report.cells[0].run("round_robin").unwrap().mean(|of| of.hit_rate);
         // What comes together finds nothing of each other, and what is together is a matter of milliseconds.
         assert!((hits(&http) - hits(&lab)).abs() < 0.1, "{} {}", hits(&http), hits(&lab));
-        assert!(agreement(&lab, &http).unwrap().contains("of 1 within") || !run.is_sound());
+        assert!(nominal(&lab, &http).unwrap().contains("of 1 within") || !run.is_sound());
+        let [recording] = run.recordings.as_slice() else { panic!("one seed, to its end") };
+        let mut arrivals = recording.arrivals.clone();
+        arrivals.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
+        assert!(arrivals.iter().enumerate().all(|(turn, arrival)| arrival.engine == Some(turn % 2)));
+        let [replay] = recording.replays.as_slice() else { panic!("by recorded choices alone") };
+        assert_eq!((replay.choices, replay.known), (Choices::Recorded, arrivals.len()));
+        // A turn that is held may lose its place.
+        assert!(
+            replay.elsewhere == Some(0) || replay.held > 0,
+            "the same rule in the same order: {replay:?}"
+        );
+        assert!(replays(&http).contains("of 1 within") || !run.is_sound());
         assert!(http.cells[0].run("pooled cache").is_some(), "references are the lab's");
     }
 }

@@ -117,6 +117,7 @@ mod tests {
         Seen {
             due,
             sent: due + Duration::from_millis(lag_ms),
+            engine: None,
             first: Some(due * 2),
             done: Some(due * 3),
             prompt_tokens: 100,

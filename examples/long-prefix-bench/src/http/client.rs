@@ -63,6 +63,8 @@ pub(super) struct Answer {
     pub(super) usage: Usage,
     /// Prompt tokens that the router expected to be cached, where it says so.
     pub(super) predicted_tokens: Option<u64>,
+    /// The worker that the router chose, where it says so.
+    pub(super) worker: Option<String>,
     pub(super) output: Vec<u32>,
 }
 
@@ -101,8 +103,9 @@ impl Client {
         if response.status() != StatusCode::OK {
             return Err(Failure::Status(response.status()));
         }
-        let predicted = response.headers().get("x-espalier-predicted-tokens");
-        answer.predicted_tokens = predicted.and_then(|tokens| tokens.to_str().ok()?.parse().ok());
+        let said = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        answer.predicted_tokens = said("x-espalier-predicted-tokens").and_then(|tokens| tokens.parse().ok());
+        answer.worker = said("x-espalier-worker").map(str::to_owned);
         let mut events = Events::of(api);
         let read = read(response, &mut events, leave_at, answer, first).await;
         answer.usage = events.usage.unwrap_or_default();

@@ -11,6 +11,7 @@ use super::client::{Answer, Client, Failure};
 use super::events::Api;
 use super::process::{Process, ProcessError, version};
 use super::scale::Scale;
+use crate::recording::Choices;
 use crate::sequence::BLOCK_TOKENS;
 
 /// One of the comparison. Names are those of the lab where the lab has the same.
@@ -72,6 +73,14 @@ pub enum RouterError {
     },
 }
 
+/// What is said of its index to a router of ours.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Index {
+    pub(super) scale: Scale,
+    /// Blocks at most, where a cell bounds them.
+    pub(super) most_blocks: Option<u64>,
+}
+
 /// A router that has been started.
 #[derive(Debug)]
 pub(super) struct Router {
@@ -131,22 +140,40 @@ impl Contestant {
         }
     }
 
+    /// By whose choices the lab repeats its run. The driver's own rules are there to compare engines: by their own choices one swap of
+    /// two requests would decide all that comes after.
+    pub(super) fn choices_of_replays(self) -> &'static [Choices] {
+        match self {
+            Self::SessionSticky | Self::RoundRobin => &[Choices::Recorded],
+            Self::CacheAware | Self::CacheAwareNoAgents => &[Choices::Own, Choices::Recorded],
+            Self::SglangRouter | Self::Smg => &[],
+        }
+    }
+
+    /// It is ours, and its index takes a bound.
+    pub(super) fn is_ours(self) -> bool {
+        matches!(self, Self::CacheAware | Self::CacheAwareNoAgents)
+    }
+
     /// What its program says of its version, where it has one; `Err` with the program if it cannot be run.
     pub fn version(self, programs: &Programs) -> Result<Option<String>, PathBuf> {
         let Some(program) = self.program(programs) else { return Ok(None) };
         version(program).map(Some).ok_or_else(|| program.to_owned())
     }
 
-    /// What it is started with: its defaults for prefix caching, and its log kept small.
-    pub(super) fn arguments(self, ports: Ports, workers: &[String], scale: Scale) -> Vec<String> {
+    /// What it is started with: its defaults for prefix caching, its log kept small, and of ours the bound that a cell is about.
+    pub(super) fn arguments(self, ports: Ports, workers: &[String], index: Index) -> Vec<String> {
         let Ports { http, control, metrics } = ports;
         let mut arguments = match self {
             Self::CacheAware | Self::CacheAwareNoAgents => {
                 let mut all =
                     words("serve --host 127.0.0.1 --prometheus-port 0 --policy cache_aware --log-level warn");
                 all.extend(words(&format!("--port {http} --grpc-port {control}")));
-                if scale.block_tokens() != BLOCK_TOKENS {
-                    all.extend(words(&format!("--block-size {}", scale.block_tokens())));
+                if index.scale.block_tokens() != BLOCK_TOKENS {
+                    all.extend(words(&format!("--block-size {}", index.scale.block_tokens())));
+                }
+                if let Some(blocks) = index.most_blocks {
+                    all.extend(words(&format!("--max-blocks {blocks}")));
                 }
                 all
             }
@@ -166,13 +193,14 @@ impl Contestant {
         arguments
     }
 
-    /// The command as people would write it, and the version, for the record.
+    /// The command as people would write it where a cell bounds no index, and the version, for the record.
     pub(super) fn settings(self, programs: &Programs, scale: Scale) -> String {
         let Some(program) = self.program(programs) else { return "straight to the workers".to_owned() };
         let name =
             program.file_name().map_or_else(|| program.to_string_lossy(), |name| name.to_string_lossy());
         let ports = Ports { http: 8000, control: 50_051, metrics: 29_000 };
-        let arguments = self.arguments(ports, &["URL …".to_owned()], scale).join(" ");
+        let index = Index { scale, most_blocks: None };
+        let arguments = self.arguments(ports, &["URL …".to_owned()], index).join(" ");
         let version = version(program).unwrap_or_default();
         format!("{name} {arguments} ({version})")
     }
@@ -203,10 +231,10 @@ impl Router {
         programs: &Programs,
         ports: Ports,
         workers: &[String],
-        scale: Scale,
+        index: Index,
     ) -> Result<Option<Self>, RouterError> {
         let Some(program) = contestant.program(programs) else { return Ok(None) };
-        let arguments = contestant.arguments(ports, workers, scale);
+        let arguments = contestant.arguments(ports, workers, index);
         let process = Process::start(program, &arguments, Stdio::null(), false)?;
         Ok(Some(Self { url: format!("http://127.0.0.1:{}", ports.http), process }))
     }
@@ -247,12 +275,18 @@ mod tests {
     #[test]
     fn blocks_are_scaled_for_ours_and_nobody_else_is_tuned() {
         let ports = Ports { http: 1, control: 2, metrics: 3 };
-        let of = |contestant: Contestant, scale: &str| {
-            contestant.arguments(ports, &["http://w".to_owned()], scale.parse().unwrap()).join(" ")
+        let bounded = |contestant: Contestant, scale: &str, most_blocks| {
+            let index = Index { scale: scale.parse().unwrap(), most_blocks };
+            contestant.arguments(ports, &["http://w".to_owned()], index).join(" ")
         };
+        let of = |contestant, scale| bounded(contestant, scale, None);
         assert!(of(Contestant::CacheAware, "16").contains("--block-size 4 --worker-urls http://w"));
         assert!(!of(Contestant::CacheAware, "1").contains("--block-size"));
-        assert_eq!(of(Contestant::SglangRouter, "1"), of(Contestant::SglangRouter, "16"));
+        assert!(
+            bounded(Contestant::CacheAware, "1", Some(4_096)).contains("--max-blocks 4096 --worker-urls")
+        );
+        assert!(!of(Contestant::CacheAware, "1").contains("--max-blocks"));
+        assert_eq!(of(Contestant::SglangRouter, "1"), bounded(Contestant::SglangRouter, "16", Some(4_096)));
         assert!(of(Contestant::RoundRobin, "1").is_empty());
     }
 }

@@ -21,8 +21,10 @@ use crate::workload::{Traffic, Turn};
 pub(super) struct Seen {
     /// When it should have been sent; what delays the driver delays the client.
     pub(super) due: Duration,
-    /// When it was.
+    /// When it was; no two at the same time, and in the order in which their ways were chosen.
     pub(super) sent: Duration,
+    /// The worker that it went to, by its place; absent where nobody says.
+    pub(super) engine: Option<usize>,
     pub(super) first: Option<Duration>,
     pub(super) done: Option<Duration>,
     /// As engines count them, not scaled back.
@@ -41,12 +43,15 @@ pub(super) struct Drive {
     /// The model's name, for routes that want one.
     pub(super) model: String,
     pub(super) way: Way,
+    /// The workers' addresses, as far as they are known.
+    pub(super) workers: Vec<String>,
     pub(super) timeout: Duration,
     pub(super) client: Client,
     pub(super) began: Instant,
     /// Called when a request is over.
     pub(super) over: Box<dyn Fn() + Send + Sync>,
     prompts: Prompts,
+    choosing: Mutex<()>,
     seen: Mutex<Vec<Option<Seen>>>,
     session_ends: Mutex<Vec<Duration>>,
     refused_in_a_row: AtomicUsize,
@@ -56,6 +61,7 @@ pub(super) struct Drive {
 /// Where, and how.
 pub(super) struct Target {
     pub(super) way: Way,
+    pub(super) workers: Vec<String>,
     pub(super) api: Api,
     pub(super) model: String,
     pub(super) scale: Scale,
@@ -71,7 +77,7 @@ impl Drive {
         timeout: Duration,
         over: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
-        let Target { way, api, model, scale } = target;
+        let Target { way, workers, api, model, scale } = target;
         Self {
             seen: Mutex::new(vec![None; traffic.requests.len()]),
             session_ends: Mutex::new(vec![Duration::ZERO; traffic.sessions.len()]),
@@ -80,11 +86,13 @@ impl Drive {
             api,
             model,
             way,
+            workers,
             timeout,
             client: Client::new(),
             began: Instant::now(),
             over,
             prompts: Prompts::new(scale),
+            choosing: Mutex::default(),
             refused_in_a_row: AtomicUsize::new(0),
             out_of_descriptors: AtomicBool::new(false),
         }
@@ -142,24 +150,30 @@ impl Drive {
         sleep_until(self.began + due).await;
         join_all(prompts.into_iter().map(|(request, prompt, body)| {
             // Chosen in order, before any of them is under way.
-            let sequence = &self.traffic.requests[request as usize];
-            let chosen = self.way.choose(session, sequence, self.began.elapsed());
-            self.ask(request, due, prompt, body, chosen)
+            let (sent, chosen) = self.choose(session, request);
+            self.ask(request, (due, sent), prompt, body, chosen)
         }))
         .await;
+    }
+
+    /// Where a request goes, and when that was decided: for one after the other, so that the times tell the order.
+    fn choose(&self, session: usize, request: u32) -> (Duration, Result<Chosen<'_>, LabError>) {
+        let _alone = self.choosing.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.began.elapsed();
+        (now, self.way.choose(session, &self.traffic.requests[request as usize], now))
     }
 
     async fn ask(
         &self,
         request: u32,
-        due: Duration,
+        (due, sent): (Duration, Duration),
         prompt: Vec<u32>,
         body: String,
         chosen: Result<Chosen<'_>, LabError>,
     ) {
-        let sent = self.began.elapsed();
         let leave_at = self.began + due + self.timeout;
         let mut answer = Answer::default();
+        let chosen_engine = chosen.as_ref().ok().and_then(Chosen::engine);
         let asked = match chosen {
             Err(_) => Err(Failure::Nowhere),
             Ok(mut chosen) => {
@@ -184,6 +198,7 @@ impl Drive {
         let seen = Seen {
             due,
             sent,
+            engine: chosen_engine.or_else(|| self.place_of(answer.worker.as_deref()?)),
             first: since(answer.first),
             done: since(answer.done),
             prompt_tokens: answer.usage.prompt_tokens,
@@ -194,5 +209,9 @@ impl Drive {
         };
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)[request as usize] = Some(seen);
         (self.over)();
+    }
+
+    fn place_of(&self, worker: &str) -> Option<usize> {
+        self.workers.iter().position(|url| url == worker)
     }
 }

@@ -7,13 +7,14 @@ use tokio::sync::watch;
 
 use super::client::Client;
 use super::contestant::{Contestant, Programs, RouterError, probe};
-use super::run::{Manner, Ran, running, started};
+use super::run::{Manner, Ran, Recorded, running, started};
 use super::workers::WorkersError;
 use super::{Api, Checks, Scale};
 use crate::engine::Limits;
 use crate::grid::Plan;
 use crate::lab::{self, Kind, LabError};
 use crate::metrics::{Detail, Metrics};
+use crate::recording::{Choices, Replay};
 use crate::result::{Cell, EndToEnd, Entry, Report, SCHEMA};
 use crate::runner::{BenchError, Prepared, empty, entry, profile};
 use crate::workload::TraceError;
@@ -140,14 +141,22 @@ impl HttpJob<'_> {
         progress: &dyn Progress,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<Option<String>, HttpError> {
-        let manner = Manner { scale: self.scale, api: self.api, model: self.model.to_owned() };
+        let manner = Manner {
+            scale: self.scale,
+            api: self.api,
+            model: self.model.to_owned(),
+            most_blocks: plan.most_blocks,
+        };
         for seed in 1..=self.seeds {
             let prepared = Prepared::new(plan, self.traces, seed)?;
             cell.seeds.push(prepared.seed.clone());
             for (place, name) in self.names().enumerate() {
                 let what = format!("{name}, {}, seed {seed}", plan.id());
                 progress.begin(&what, prepared.traffic.requests.len());
-                let ran = self.one(place, &prepared, &manner, stop, progress).await?;
+                let mut ran = self.one(place, &prepared, &manner, stop, progress).await?;
+                if let Some(recorded) = &mut ran.recorded {
+                    recorded.recording.replays = self.replays(place, plan, &prepared, recorded)?;
+                }
                 let ended = ran.checks.ended_early.clone();
                 tell(progress, &name, &ran.checks);
                 keep(cell, place, seed, ran);
@@ -189,6 +198,21 @@ impl HttpJob<'_> {
         }
     }
 
+    /// The lab on the same arrivals, where it has the engines and the router.
+    fn replays(
+        &self,
+        place: usize,
+        plan: &Plan,
+        prepared: &Prepared,
+        of: &Recorded,
+    ) -> Result<Vec<Replay>, HttpError> {
+        let Against::Started { contestants, .. } = &self.against else { return Ok(Vec::new()) };
+        let (over_http, all) = (contestants[place], lab::contestants(Default::default()));
+        let Some(own) = all.iter().find(|own| own.name == over_http.name()) else { return Ok(Vec::new()) };
+        let replay = |choices: &Choices| prepared.replay(plan, own, *choices, &of.recording, &of.requests);
+        Ok(over_http.choices_of_replays().iter().map(replay).collect::<Result<_, _>>()?)
+    }
+
     /// What is missing is said before anything is run.
     async fn check(&self) -> Result<(), HttpError> {
         match &self.against {
@@ -224,6 +248,16 @@ impl HttpJob<'_> {
         all.filter(|of| of.kind == Kind::Reference && self.can_go_on()).collect()
     }
 
+    /// What the record of a command does not say.
+    fn bound_of_index(&self, contestant: Contestant) -> &'static str {
+        let is_bounded = self.cells.iter().any(|plan| plan.most_blocks.is_some());
+        if is_bounded && contestant.is_ours() {
+            "; in cells that name an index, --max-blocks as they say"
+        } else {
+            ""
+        }
+    }
+
     fn report(&self, references: &[lab::Contestant]) -> Report {
         let own = match &self.against {
             Against::Started { contestants, programs } => {
@@ -231,7 +265,7 @@ impl HttpJob<'_> {
                     name: contestant.name().to_owned(),
                     what: contestant.what().to_owned(),
                     is_reference: false,
-                    settings: contestant.settings(programs, self.scale),
+                    settings: contestant.settings(programs, self.scale) + self.bound_of_index(*contestant),
                 };
                 contestants.iter().map(entry).collect()
             }
@@ -274,6 +308,7 @@ fn keep(cell: &mut Cell, place: usize, seed: u64, ran: Ran) {
     let run = &mut cell.runs[place];
     run.seeds.push(ran.metrics);
     run.checks.push(ran.checks);
+    run.recordings.extend(ran.recorded.map(|recorded| recorded.recording));
     if seed == 1 {
         run.detail = ran.detail;
     }

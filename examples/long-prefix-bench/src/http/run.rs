@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use super::checks::{CachedTokens, Checks, RouterCost};
 use super::client::{Client, Failure};
-use super::contestant::{Contestant, Ports, Programs, Router, probe};
+use super::contestant::{Contestant, Index, Ports, Programs, Router, probe};
 use super::drive::{Drive, Seen, Target};
 use super::job::HttpError;
 use super::limits::{open_files, out_of_descriptors};
@@ -18,6 +18,7 @@ use super::workers::{Workers, WorkersRole};
 use super::{Api, Scale, system};
 use crate::lab::{Outcome, Request, Setting};
 use crate::metrics::{Detail, Metrics};
+use crate::recording::Recording;
 use crate::runner::Prepared;
 use crate::workload::Traffic;
 
@@ -27,6 +28,8 @@ pub(super) struct Manner {
     pub(super) scale: Scale,
     pub(super) api: Api,
     pub(super) model: String,
+    /// Blocks in our router's index at most, if that is to matter.
+    pub(super) most_blocks: Option<u64>,
 }
 
 /// Figures of a run.
@@ -34,6 +37,14 @@ pub(super) struct Ran {
     pub(super) metrics: Metrics,
     pub(super) detail: Detail,
     pub(super) checks: Checks,
+    /// Of a run to its end.
+    pub(super) recorded: Option<Recorded>,
+}
+
+/// Every request of a run: how it was sent, and what became of it.
+pub(super) struct Recorded {
+    pub(super) recording: Recording,
+    pub(super) requests: Vec<Request>,
 }
 
 /// Processes of ours that take part in a run.
@@ -70,7 +81,7 @@ pub(super) async fn started(
 ) -> Result<Ran, HttpError> {
     let setting = &prepared.setting;
     let mut parts = tokio::select! {
-        parts = start(contestant, programs, setting, manner.scale) => parts?,
+        parts = start(contestant, programs, setting, manner) => parts?,
         () = stopped(stop) => return Ok(Ran::without(Checks { ended_early: Some(STOPPED.to_owned()), ..Checks::default() })),
     };
     let urls = parts.workers.as_ref().map(|workers| workers.urls.clone()).unwrap_or_default();
@@ -91,13 +102,14 @@ async fn start(
     contestant: Contestant,
     programs: &Programs,
     setting: &Setting,
-    scale: Scale,
+    manner: &Manner,
 ) -> Result<Parts, HttpError> {
     let ports = Ports::free()?;
     let control = contestant.has_agents().then(|| ports.control_url());
-    let role = WorkersRole::new(setting.workers, setting.capacity_tokens, scale, control);
+    let role = WorkersRole::new(setting.workers, setting.capacity_tokens, manner.scale, control);
     let mut workers = Workers::start(&programs.own, &role).await?;
-    let mut router = Router::start(contestant, programs, ports, &workers.urls, scale)?;
+    let index = Index { scale: manner.scale, most_blocks: manner.most_blocks };
+    let mut router = Router::start(contestant, programs, ports, &workers.urls, index)?;
     if let Some(router) = &mut router {
         router.ready(&Client::new()).await?;
     }
@@ -131,10 +143,10 @@ async fn drive(
     stop: &mut watch::Receiver<bool>,
     over: Box<dyn Fn() + Send + Sync>,
 ) -> Ran {
-    let Manner { scale, api, model } = manner.clone();
+    let Manner { scale, api, model, .. } = manner.clone();
     let truth = Truth::new(workers);
     let (before, used_before) = (truth.counters().await, parts.used());
-    let target = Target { way, api, model, scale };
+    let target = Target { way, workers: workers.to_vec(), api, model, scale };
     let traffic = Arc::new(prepared.traffic.clone());
     let drive = Arc::new(Drive::new(traffic, target, prepared.setting.timeout, over));
     let ended_early = tokio::select! {
@@ -169,8 +181,13 @@ async fn drive(
         });
     }
     let outcome = outcome(&seen, truth.watched(), counted, drive.session_ends(), scale);
+    let recorded = seen.iter().cloned().collect::<Option<Vec<Seen>>>().map(|seen| {
+        let sent = seen.iter().map(|seen| (seen.sent, seen.engine));
+        let recording = Recording::new(prepared.seed.seed, &prepared.traffic, sent);
+        Recorded { recording, requests: outcome.requests.clone() }
+    });
     let (metrics, detail) = figures(prepared, &seen, outcome);
-    Ran { metrics, detail, checks }
+    Ran { metrics, detail, checks, recorded }
 }
 
 /// Waits to be told; for ever, if whoever could tell is gone.
@@ -204,7 +221,7 @@ async fn trouble(parts: &mut Parts, drive: &Drive) -> String {
 impl Ran {
     /// Of a run in which nothing was measured.
     pub(super) fn without(checks: Checks) -> Self {
-        Self { metrics: Metrics::default(), detail: Detail::default(), checks }
+        Self { metrics: Metrics::default(), detail: Detail::default(), checks, recorded: None }
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Sticky {
 #[derive(Debug)]
 pub(super) struct Chosen<'a> {
     url: &'a str,
+    /// Unless a router decides.
+    engine: Option<usize>,
     in_flight: Option<InFlight>,
 }
 
@@ -59,10 +61,11 @@ impl Way {
         now: Duration,
     ) -> Result<Chosen<'_>, LabError> {
         match self {
-            Self::Router(url) => Ok(Chosen { url, in_flight: None }),
+            Self::Router(url) => Ok(Chosen { url, engine: None, in_flight: None }),
             Self::RoundRobin { workers, next } => {
                 let turn = next.fetch_add(1, Relaxed) % workers.len().max(1);
-                Ok(Chosen { url: workers.get(turn).map_or("", String::as_str), in_flight: None })
+                let url = workers.get(turn).map_or("", String::as_str);
+                Ok(Chosen { url, engine: Some(turn), in_flight: None })
             }
             Self::Sticky(sticky) => sticky.choose(session, sequence, now),
         }
@@ -76,13 +79,18 @@ impl Sticky {
         let routed = side.route(sequence.prompt(), at.get(&session).copied(), &[], now)?;
         let (worker, in_flight) = routed.ok_or(LabError::UnknownWorker)?;
         at.insert(session, worker);
-        Ok(Chosen { url: &self.workers[worker], in_flight: Some(in_flight) })
+        Ok(Chosen { url: &self.workers[worker], engine: Some(worker), in_flight: Some(in_flight) })
     }
 }
 
 impl Chosen<'_> {
     pub(super) fn url(&self) -> &str {
         self.url
+    }
+
+    /// The engine, unless a router decides.
+    pub(super) fn engine(&self) -> Option<usize> {
+        self.engine
     }
 
     /// Its first token came.

@@ -109,6 +109,8 @@ pub struct Outcome {
     pub retracted: u64,
     /// Tokens that were evicted.
     pub evicted_tokens: u64,
+    /// Requests that had to go to another engine than their router would have chosen.
+    pub overruled: usize,
     /// Of several routers: decisions on which the others were asked too.
     pub polls: Vec<Poll>,
     /// When each engine joined, and when it left; empty where all are there all the time.

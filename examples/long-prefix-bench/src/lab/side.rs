@@ -257,6 +257,26 @@ impl Side {
         self.engine_of(explained.candidates.get(explained.chosen)?.target)
     }
 
+    /// Sends a prompt to an engine that is given, and says whether it would have chosen the same, or had to. Chance goes on as if it
+    /// had decided itself.
+    pub(super) fn route_to(
+        &mut self,
+        key: &PrefixKey,
+        only: Option<usize>,
+        engine: usize,
+        now: Duration,
+    ) -> Result<(InFlight, bool), LabError> {
+        self.turn(now);
+        let worker = *self.workers.get(engine).ok_or(LabError::UnknownWorker)?;
+        let only = only.map(|engine| self.workers[engine]);
+        let own = RouteRequest { key: Some(key), only, ..RouteRequest::default() };
+        let explained = self.router.explain(&own, as_time(now), &mut self.rng)?;
+        let chosen = explained.candidates.get(explained.chosen).map(|candidate| candidate.target.worker);
+        let given = RouteRequest { only: Some(worker), ..own };
+        let in_flight = self.router.route(&given, as_time(now), &mut self.rng.clone())?;
+        Ok((in_flight, chosen == Some(worker)))
+    }
+
     fn engine_of(&self, target: TargetId) -> Option<usize> {
         self.workers.iter().position(|worker| *worker == target.worker)
     }

@@ -1,7 +1,6 @@
 //! Capacity: how many requests a second a fleet bears with each router while 95 % of them meet both objectives.
 
-use std::fmt::Write as _;
-
+use super::columns::{self, Table};
 use crate::result::{Cell, Report};
 
 /// Cells that differ in nothing but their load.
@@ -64,26 +63,32 @@ pub fn ladders(report: &Report) -> Vec<Ladder<'_>> {
 
 /// Every ladder with everybody's capacity; empty if there is none.
 pub fn capacities(report: &Report) -> String {
-    let mut text = String::new();
-    for ladder in ladders(report) {
+    columns::texts(&heading(), &tables(report))
+}
+
+/// The same for the page.
+pub(super) fn section(body: &mut String, report: &Report) {
+    let about = "Between two loads in proportion, at most the highest load there is; none where the least one is too much.";
+    columns::section(body, &heading(), about, &tables(report));
+}
+
+fn heading() -> String {
+    format!("Requests a second with {:.0} % of the objectives met", 100.0 * MET)
+}
+
+fn tables(report: &Report) -> Vec<Table> {
+    let table = |ladder: &Ladder<'_>| {
         let loads: Vec<String> = ladder.cells.iter().map(|cell| cell.rho.to_string()).collect();
-        let _ = writeln!(
-            text,
-            "{}: requests a second with {:.0} % of the objectives met (ρ {})",
-            ladder.name,
-            100.0 * MET,
-            loads.join(", ")
-        );
+        let title = format!("{} (ρ {})", ladder.name, loads.join(", "));
+        let mut table = Table::new(title, [("requests/s", 12), ("× round_robin", 14)]);
         let blind = ladder.capacity_per_s("round_robin");
         for entry in report.contestants.iter().filter(|entry| !entry.is_reference) {
             let own = ladder.capacity_per_s(&entry.name);
             let ratio = own.zip(blind).map_or("–".to_owned(), |(own, blind)| format!("{:.2}", own / blind));
             let own = own.map_or_else(|| "none".to_owned(), |own| format!("{own:.2}"));
-            let _ = writeln!(text, "  {:<26}{own:>10}{ratio:>10} × round_robin", entry.name);
+            table.row(&entry.name, vec![own, ratio]);
         }
-    }
-    if !text.is_empty() {
-        text.push('\n');
-    }
-    text
+        table
+    };
+    ladders(report).iter().map(table).collect()
 }

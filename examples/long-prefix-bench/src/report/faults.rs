@@ -1,10 +1,8 @@
 //! What faults and further routers cost: the same traffic with and without.
 
-use std::fmt::Write as _;
-
+use super::columns::{self, Table};
 use super::gains::ttft_ratio;
 use super::pairs::shown;
-use super::svg::escaped;
 use crate::aftermath::{Moved, Times};
 use crate::metrics::Metrics;
 use crate::result::{Cell, Report, Run};
@@ -18,62 +16,25 @@ struct Beside<'a> {
 /// A column: its name, its width on a terminal, and what it says of a run beside the same without.
 type Column<'a> = (String, usize, Box<dyn Fn(&Run, &Run) -> String + 'a>);
 
+const HEADING: &str = "Faults and several routers";
+
 /// Every disturbed cell relative to the same undisturbed; empty where there is nothing to compare.
 pub fn faults(report: &Report) -> String {
-    let all = beside(report);
-    if all.is_empty() {
-        return String::new();
-    }
-    let mut text =
-        "With faults, or several routers, relative to the same traffic without; * where the interval excludes 1\n"
-            .to_owned();
-    for beside in all {
-        let columns = beside.columns();
-        let _ = write!(text, "{}\n  {:<26}", beside.cell.id, "");
-        columns.iter().for_each(|(name, width, _)| {
-            let _ = write!(text, " {name:>width$}");
-        });
-        text.push('\n');
-        for (run, before) in beside.runs(report) {
-            let _ = write!(text, "  {:<26}", run.contestant);
-            columns.iter().for_each(|(_, width, figure)| {
-                let _ = write!(text, " {:>width$}", figure(run, before));
-            });
-            text.push('\n');
-        }
-    }
-    text.push('\n');
-    text
+    let heading = format!("{HEADING}, relative to the same traffic without; * where the interval excludes 1");
+    columns::texts(&heading, &tables(report))
 }
 
 /// The same for the page.
-pub(super) fn tables(body: &mut String, report: &Report) {
-    let all = beside(report);
-    if all.is_empty() {
-        return;
-    }
-    body.push_str(
-        "<h2>Faults and several routers</h2><p class=\"soft\">Relative to the same traffic without, in the mean over the seeds; * where \
-         the interval of paired seeds excludes 1. Hits back: seconds until hits are at 90 % of those without, the median over moments and seeds, and their \
-         range. Alike: decisions that all routers would have taken alike. Moved: next turns that went to a worker with less of their \
-         prompt than one before them still had, in brackets the share of tokens; at the same times without the change, and with it.</p>",
-    );
-    for beside in all {
-        let columns = beside.columns();
-        let _ = write!(body, "<div class=\"wide\"><table><tr><th>{}</th>", escaped(&beside.cell.id));
-        columns.iter().for_each(|(name, ..)| {
-            let _ = write!(body, "<th>{}</th>", escaped(name));
-        });
-        body.push_str("</tr>");
-        for (run, before) in beside.runs(report) {
-            let _ = write!(body, "<tr><td>{}</td>", escaped(&run.contestant));
-            columns.iter().for_each(|(.., figure)| {
-                let _ = write!(body, "<td>{}</td>", escaped(&figure(run, before)));
-            });
-            body.push_str("</tr>");
-        }
-        body.push_str("</table></div>");
-    }
+pub(super) fn section(body: &mut String, report: &Report) {
+    let about = "Relative to the same traffic without, in the mean over the seeds; * where the interval of paired seeds excludes 1. Hits \
+        back: seconds until hits are at 90 % of those without, the median over moments and seeds, and their range. Alike: decisions \
+        that all routers would have taken alike. Moved: next turns that went to a worker with less of their prompt than one before them \
+        still had, in brackets the share of tokens; at the same times without the change, and with it.";
+    columns::section(body, HEADING, about, &tables(report));
+}
+
+fn tables(report: &Report) -> Vec<Table> {
+    beside(report).iter().map(|beside| beside.table(report)).collect()
 }
 
 fn beside(report: &Report) -> Vec<Beside<'_>> {
@@ -83,6 +44,16 @@ fn beside(report: &Report) -> Vec<Beside<'_>> {
 }
 
 impl<'a> Beside<'a> {
+    fn table(&self, report: &'a Report) -> Table {
+        let columns = self.columns();
+        let names = columns.iter().map(|(name, width, _)| (name.as_str(), *width));
+        let mut table = Table::new(&self.cell.id, names);
+        for (run, before) in self.runs(report) {
+            table.row(&run.contestant, columns.iter().map(|(.., figure)| figure(run, before)).collect());
+        }
+        table
+    }
+
     fn runs(&self, report: &'a Report) -> impl Iterator<Item = (&'a Run, &'a Run)> {
         let plain = self.plain;
         let routers = self.cell.runs.iter().filter(|run| !report.is_reference(&run.contestant));

@@ -1,7 +1,6 @@
 //! What agents are worth: the same traffic with and without.
 
-use std::fmt::Write as _;
-
+use super::columns::{self, Table};
 use super::pairs::{paired, shown};
 use crate::result::{Cell, Report, Run};
 use crate::stats::{Ratio, geometric_mean};
@@ -12,33 +11,34 @@ const WITHOUT: &str = "cache_aware, no agents";
 
 /// Agents on against off in every cell; empty where there is nothing to compare.
 pub fn gains(report: &Report) -> String {
-    let pairs = report.cells.iter().filter_map(|cell| Some((cell, cell.run(WITH)?, cell.run(WITHOUT)?)));
-    let pairs: Vec<_> = pairs.collect();
-    if pairs.is_empty() {
-        return String::new();
-    }
-    let mut text = format!(
-        "`cache_aware` with agents relative to without; * where the interval excludes 1\n{:<62}{:>16}{:>8}{:>16}{:>32}\n",
-        "", "hits %, without", "with", "SLO %", "mean TTFT, with ÷ without"
-    );
+    let heading = "`cache_aware` with agents relative to without; * where the interval excludes 1";
+    columns::texts(heading, &[table(report)])
+}
+
+/// The same for the page.
+pub(super) fn section(body: &mut String, report: &Report) {
+    let about = "cache_aware with agents relative to without, with the interval of paired seeds; * where it excludes 1.";
+    columns::section(body, "What agents are worth", about, &[table(report)]);
+}
+
+fn table(report: &Report) -> Table {
+    let columns = [("hits %, without", 16), ("with", 8), ("SLO %", 16), ("mean TTFT, with ÷ without", 32)];
+    let mut table = Table::new("", columns);
     let mut ratios = Vec::new();
+    let pairs = report.cells.iter().filter_map(|cell| Some((cell, cell.run(WITH)?, cell.run(WITHOUT)?)));
     for (cell, with, without) in pairs {
         let ratio = ttft_ratio((cell, with), (cell, without));
         ratios.extend(ratio.map(|ratio| ratio.ratio));
-        let hits = |run: &Run| 100.0 * run.mean(|of| of.hit_rate);
+        let hits = |run: &Run| format!("{:.1}", 100.0 * run.mean(|of| of.hit_rate));
         let met = |run: &Run| 100.0 * run.mean(|of| of.slo_share);
         let objectives = format!("{:.1} → {:.1}", met(without), met(with));
-        let _ = writeln!(
-            text,
-            "{:<62}{:>16.1}{:>8.1}{objectives:>16}{:>32}",
-            cell.id,
-            hits(without),
-            hits(with),
-            shown(ratio)
-        );
+        table.row(&cell.id, vec![hits(without), hits(with), objectives, shown(ratio)]);
     }
-    let _ = writeln!(text, "{:<62}{:>46.3}\n", "geometric mean", geometric_mean(&ratios));
-    text
+    if !ratios.is_empty() {
+        let mean = format!("{:.3}", geometric_mean(&ratios));
+        table.row("geometric mean", vec![String::new(), String::new(), String::new(), mean]);
+    }
+    table
 }
 
 /// Mean time to first token of one over the other's, paired by seed.

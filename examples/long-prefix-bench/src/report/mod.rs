@@ -2,6 +2,7 @@
 
 mod agreement;
 mod capacity;
+mod columns;
 mod compare;
 mod end_to_end;
 mod faults;
@@ -16,7 +17,7 @@ mod svg;
 mod table;
 mod targets;
 
-pub use agreement::agreement;
+pub use agreement::{nominal, replays};
 pub use capacity::{Ladder, capacities, ladders};
 pub use compare::{CompareError, compare};
 pub use end_to_end::checks;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::plots::{self, Series};
 use super::regret::{Regret, TRACKS, regrets};
 use super::svg::escaped;
-use super::{end_to_end, faults};
+use super::{agreement, capacity, end_to_end, faults, gains, others, published};
 use crate::result::{Cell, Report, Run};
 use crate::stats::mean;
 
@@ -62,7 +62,12 @@ pub fn page(report: &Report) -> String {
         plots::shades(),
         plots::heat_map(report)
     );
-    faults::tables(&mut body, report);
+    agreement::section(&mut body, report);
+    others::section(&mut body, report);
+    published::section(&mut body, report);
+    gains::section(&mut body, report);
+    faults::section(&mut body, report);
+    capacity::section(&mut body, report);
     body.push_str("<h2>Cells</h2>");
     report.cells.iter().enumerate().for_each(|(place, each)| cell(&mut body, report, each, place == 0));
     contestants(&mut body, report);

@@ -31,27 +31,31 @@ pub(super) fn heat_map(report: &Report) -> String {
     const LABEL: f64 = 170.0;
     const WIDTH: f64 = 46.0;
     const HEIGHT: f64 = 26.0;
-    const HEAD: f64 = 250.0;
+    // What names of cells take of both directions, with the mean width of a letter.
+    const LETTER: f64 = 6.0;
+    const LEAN: (f64, f64) = (0.5, 0.87);
     let routers: Vec<&str> = report
         .contestants
         .iter()
         .filter(|entry| !entry.is_reference)
         .map(|entry| entry.name.as_str())
         .collect();
+    let longest = report.cells.iter().map(|cell| cell.id.chars().count()).max().unwrap_or(0) as f64 * LETTER;
+    let (room, head) = (LEAN.0 * longest, LEAN.1 * longest + 20.0);
     let mut body = String::new();
     for (column, cell) in report.cells.iter().enumerate() {
         let x = LABEL + WIDTH * (column as f64 + 0.5) + 4.0;
         let _ = write!(
             body,
             r#"<text transform="translate({x:.1} {:.1}) rotate(-60)">{}</text>"#,
-            HEAD - 8.0,
+            head - 8.0,
             escaped(&cell.id)
         );
         let least = best(report, cell);
         for (row, name) in routers.iter().enumerate() {
             let Some(regret) = ttft(cell, name).map(|ttft| ttft / least) else { continue };
             let shade = SHADES.iter().filter(|most| regret > **most).count();
-            let (x, y) = (LABEL + WIDTH * column as f64, HEAD + HEIGHT * row as f64);
+            let (x, y) = (LABEL + WIDTH * column as f64, head + HEIGHT * row as f64);
             let _ = write!(
                 body,
                 r#"<g class="h{shade}"><rect x="{x:.1}" y="{y:.1}" width="{:.1}" height="{:.1}" rx="3"><title>{}, {}: {regret:.2}</title></rect><text x="{:.1}" y="{:.1}" text-anchor="middle">{}</text></g>"#,
@@ -66,7 +70,7 @@ pub(super) fn heat_map(report: &Report) -> String {
         }
     }
     for (row, name) in routers.iter().enumerate() {
-        let y = HEAD + HEIGHT * (row as f64 + 0.5) + 3.0;
+        let y = head + HEIGHT * (row as f64 + 0.5) + 3.0;
         let _ = write!(
             body,
             r#"<text class="name" x="{:.1}" y="{y:.1}" text-anchor="end">{}</text>"#,
@@ -75,8 +79,8 @@ pub(super) fn heat_map(report: &Report) -> String {
         );
     }
     // Room for the last head, which leans to the right.
-    let width = LABEL + WIDTH * report.cells.len() as f64 + 150.0;
-    let height = HEAD + HEIGHT * routers.len() as f64 + 6.0;
+    let width = LABEL + WIDTH * report.cells.len() as f64 + room;
+    let height = head + HEIGHT * routers.len() as f64 + 6.0;
     format!(
         r#"<svg class="heat" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">{body}</svg>"#
     )

@@ -1,7 +1,6 @@
 //! What others have published, beside what the same set-up comes to here. What is alike and what is not is in `docs/benchmark.md`.
 
-use std::fmt::Write as _;
-
+use super::columns::{self, Table};
 use crate::result::{Cell, Report};
 
 /// A published result.
@@ -109,32 +108,37 @@ impl Published {
     }
 }
 
+const HEADING: &str = "Published set-ups, theirs beside here";
+
 /// Every cell that repeats something, beside what was published of it; empty without such cells.
 pub fn published(report: &Report) -> String {
-    let mut text = String::new();
-    for cell in &report.cells {
-        for of in PUBLISHED.iter().filter(|of| of.is_of(cell)) {
-            beside(&mut text, cell, of);
-        }
-    }
-    text
+    columns::texts(HEADING, &tables(report))
 }
 
-fn beside(text: &mut String, cell: &Cell, published: &Published) {
-    let _ = writeln!(
-        text,
-        "{}: beside {}\n  {:<14}{:<26}{:>16}{:>12}{:>18}{:>12}{:>22}{:>12}",
-        cell.id,
-        published.source,
-        "theirs",
-        "here",
-        "hits %, theirs",
-        "here",
-        "TTFT s, theirs",
-        "here",
-        "times as fast, theirs",
-        "here"
-    );
+/// The same for the page.
+pub(super) fn section(body: &mut String, report: &Report) {
+    let about = "Other engines than ours: what counts is who is ahead, and by how much. Times as fast: mean TTFT of the first row over \
+        the row's. What is alike and what is not is in docs/benchmark.md.";
+    columns::section(body, HEADING, about, &tables(report));
+}
+
+fn tables(report: &Report) -> Vec<Table> {
+    let repeats = |cell| PUBLISHED.iter().filter(move |of| of.is_of(cell)).map(move |of| (cell, of));
+    report.cells.iter().flat_map(repeats).map(|(cell, of)| beside(cell, of)).collect()
+}
+
+/// Without rows where the first of the published rows has no run here.
+fn beside(cell: &Cell, published: &Published) -> Table {
+    let columns = [
+        ("their name", 12),
+        ("hits %, theirs", 15),
+        ("here", 11),
+        ("TTFT s, theirs", 17),
+        ("here", 11),
+        ("times as fast, theirs", 21),
+        ("here", 11),
+    ];
+    let mut table = Table::new(format!("{}: beside {}", cell.id, published.source), columns);
     let figure = |name: &str, of: fn(&crate::metrics::Metrics) -> f64| {
         cell.run(name).filter(|run| run.is_sound()).map(|run| run.mean(of))
     };
@@ -142,11 +146,10 @@ fn beside(text: &mut String, cell: &Cell, published: &Published) {
     let Some(((_, base, base_ttft, _), base_here)) =
         published.rows.first().and_then(|row| Some((row, ttft(row.1)?)))
     else {
-        return;
+        return table;
     };
     for (theirs, here, ttft_s, hits) in published.rows {
         let Some(own) = ttft(here) else { continue };
-        let hits = hits.map_or_else(|| "–".to_owned(), |hits| format!("{hits:.1}"));
         let own_hits = figure(here, |of| 100.0 * of.hit_rate).unwrap_or(0.0);
         let times = |base: f64, own: f64| format!("{:.2}", base / own.max(1e-6));
         let (their_times, own_times) = if here == base {
@@ -154,12 +157,20 @@ fn beside(text: &mut String, cell: &Cell, published: &Published) {
         } else {
             (times(*base_ttft, *ttft_s), times(base_here, own))
         };
-        let _ = writeln!(
-            text,
-            "  {theirs:<14}{here:<26}{hits:>16}{own_hits:>12.1}{ttft_s:>18.3}{own:>12.3}{their_times:>22}{own_times:>12}"
+        table.row(
+            *here,
+            vec![
+                (*theirs).to_owned(),
+                hits.map_or_else(|| "–".to_owned(), |hits| format!("{hits:.1}")),
+                format!("{own_hits:.1}"),
+                format!("{ttft_s:.3}"),
+                format!("{own:.3}"),
+                their_times,
+                own_times,
+            ],
         );
     }
-    text.push('\n');
+    table
 }
 
 #[cfg(test)]

@@ -227,6 +227,33 @@ impl Traffic {
         self.requests.iter().map(|sequence| sequence.prompt_tokens() as u64).sum()
     }
 
+    /// The turn of each request within its session.
+    pub fn turn_of(&self) -> Vec<u32> {
+        let mut turn_of = vec![0; self.requests.len()];
+        for session in &self.sessions {
+            for (turn, requests) in session.turns.iter().map(|turn| &turn.requests).enumerate() {
+                requests.iter().for_each(|request| turn_of[*request as usize] = turn as u32);
+            }
+        }
+        turn_of
+    }
+
+    /// The same requests at given times, one for each: a turn is sent at that of its first request, and only if the answer before is late
+    /// with that. Sessions do not think.
+    pub fn sent_at(&self, times: &[Duration]) -> Self {
+        let mut traffic = self.clone();
+        for session in &mut traffic.sessions {
+            for turn in &mut session.turns {
+                let first = turn.requests.iter().filter_map(|request| times.get(*request as usize)).min();
+                turn.think = Duration::ZERO;
+                turn.not_before = first.copied().unwrap_or_default();
+            }
+            session.start = session.turns.first().map_or(session.start, |turn| turn.not_before);
+        }
+        traffic.hash = traffic.compute_hash();
+        traffic
+    }
+
     fn compute_hash(&self) -> u64 {
         let mut hash = Xxh3::new();
         for session in &self.sessions {

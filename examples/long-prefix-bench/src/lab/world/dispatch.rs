@@ -48,8 +48,15 @@ impl World<'_> {
         let only = self.home(router, request);
         self.tell_owner(router, session);
         let Some(side) = &mut self.sides[router] else { return Ok(None) };
-        let tried = &self.tried[request];
-        let decided = side.route(self.traffic.requests[request].prompt(), only, tried, self.now)?;
+        let prompt = self.traffic.requests[request].prompt();
+        let decided = match self.recorded.get(request).copied().flatten() {
+            Some(engine) => {
+                let (in_flight, agrees) = side.route_to(prompt, only, engine, self.now)?;
+                self.outcome.overruled += usize::from(!agrees);
+                Some((engine, in_flight))
+            }
+            None => side.route(prompt, only, &self.tried[request], self.now)?,
+        };
         if let Some((engine, _)) = &decided
             && only.is_none()
         {

@@ -1,6 +1,7 @@
 //! What happens in a run: sessions ask, routers decide, engines work, agents report, clients lose patience. What goes wrong with
-//! engines is in `trouble`, with routers in `routers`; in `fleet` engines come and go.
+//! engines is in `trouble`, with routers in `routers`; in `fleet` engines come and go; `caches` is what they hold together.
 
+mod caches;
 mod dispatch;
 mod fleet;
 mod routers;
@@ -15,7 +16,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use router_core::{InFlight, Usage};
-use rustc_hash::FxHashSet;
 
 use super::contestant::{Caches, Contestant};
 use super::fault::{Blow, Fault};
@@ -113,6 +113,8 @@ struct World<'a> {
     asking: Vec<Asking>,
     /// What an engine's agent has seen and not told.
     untold: Vec<Vec<Change>>,
+    /// Where requests have to go, whatever the router would do.
+    recorded: &'a [Option<usize>],
     unsent: usize,
     open: usize,
     outcome: Outcome,
@@ -120,6 +122,17 @@ struct World<'a> {
 
 /// Runs to the end of the last answer.
 pub fn run(setting: &Setting, traffic: &Traffic, contestant: &Contestant) -> Result<Outcome, LabError> {
+    replay(setting, traffic, contestant, &[])
+}
+
+/// The same, with every request sent to the engine that is given for it, if one is. The router is asked all the same, and the
+/// [`Outcome`] tells how often it was overruled.
+pub fn replay(
+    setting: &Setting,
+    traffic: &Traffic,
+    contestant: &Contestant,
+    recorded: &[Option<usize>],
+) -> Result<Outcome, LabError> {
     let own = setting.capacity_tokens / BLOCK_TOKENS;
     let capacity_blocks = match contestant.caches {
         Caches::Own => own,
@@ -161,6 +174,7 @@ pub fn run(setting: &Setting, traffic: &Traffic, contestant: &Contestant) -> Res
         in_flight: traffic.requests.iter().map(|_| None).collect(),
         asking: vec![Asking::default(); traffic.sessions.len()],
         untold: vec![Vec::new(); engines],
+        recorded,
         unsent: traffic.requests.len(),
         open: 0,
         outcome: Outcome {
@@ -351,27 +365,6 @@ impl World<'_> {
 
     fn is_over(&self) -> bool {
         self.unsent == 0 && self.open == 0
-    }
-
-    /// Each memory once, however many engines share it.
-    fn memories(&self) -> impl Iterator<Item = &Rc<RefCell<Memory>>> {
-        let of = |engine: &Engine| Rc::as_ptr(engine.memory());
-        let engines = self.engines.iter().enumerate();
-        let first = move |(number, engine): &(usize, &Engine)| {
-            !self.engines[..*number].iter().any(|other| of(other) == of(engine))
-        };
-        engines.filter(first).map(|(_, engine)| engine.memory())
-    }
-
-    fn replication(&self) -> f64 {
-        let mut distinct = FxHashSet::default();
-        let mut copies = 0;
-        for memory in self.memories() {
-            let memory = memory.borrow();
-            copies += memory.cached_blocks();
-            memory.collect(&mut distinct);
-        }
-        copies as f64 / distinct.len().max(1) as f64
     }
 
     fn ended(mut self) -> Outcome {

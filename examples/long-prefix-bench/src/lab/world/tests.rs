@@ -1,6 +1,7 @@
 //! Whole runs: everybody answers, the seed decides, and what goes wrong has its price.
 
 use router_core::policy::CacheAwareSettings;
+use rustc_hash::FxHashSet;
 use sglang_sim::Timing;
 
 use super::super::{Clients, contestants};
