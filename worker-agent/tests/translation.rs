@@ -603,6 +603,47 @@ fn a_clear_takes_what_was_named_with_it() {
 }
 
 #[test]
+fn a_name_is_void_when_all_is_stated_anew() {
+    let mut all = Predicting::new();
+    let prompt = [1, 2, 3, 4];
+    all.name(&prompt);
+    // Its request came to nothing, and the coordinator began anew; then another sends the same.
+    all.view.count_as_told();
+    all.store(&prompt, 0);
+    assert_eq!(all.told().stored, [Run { parent: 0, hashes: all.blocks(&prompt) }]);
+}
+
+#[test]
+fn a_name_is_good_for_one_store() {
+    let mut all = Predicting::new();
+    let prompt = [1, 2, 3, 4];
+    let engine_hash = |end: usize| Engine::hash(&(String::new(), prompt[..end].to_vec()));
+    let evicted = Event::Removed(Removed { hashes: vec![engine_hash(2), engine_hash(4)], medium: None });
+    let again = |all: &mut Predicting| {
+        all.happen(std::slice::from_ref(&evicted));
+        while all.told() != ViewDelta::default() {}
+        all.store(&prompt, 0);
+        assert_eq!(all.told().stored.len(), 1, "another has sent it");
+    };
+    // Stored while all is told after a clear.
+    all.happen(&[Event::Cleared]);
+    all.view.take_delta();
+    all.name(&prompt);
+    all.store(&prompt, 0);
+    assert_eq!(all.told().stored.len(), 1);
+    for _ in 0..50 {
+        all.told();
+    }
+    again(&mut all);
+    // Stored before it was told that it had gone.
+    all.happen(std::slice::from_ref(&evicted));
+    all.name(&prompt);
+    all.store(&prompt, 0);
+    assert_eq!(all.told(), ViewDelta::default());
+    again(&mut all);
+}
+
+#[test]
 fn what_is_found_by_comparing_is_not_told_again() {
     let mut all = Predicting::new();
     all.name(&[8, 9]);

@@ -268,7 +268,7 @@ impl BlockView {
     pub fn count_as_told(&mut self) {
         self.cleared = false;
         self.queue.clear();
-        self.unpredicted.forget_stored();
+        self.unpredicted.clear();
         self.blocks.retain(|_, block| {
             block.told = true;
             block.queued = false;
@@ -341,6 +341,8 @@ impl BlockView {
         self.held += 1;
         let bucket = &mut self.buckets[(hash >> 56) as usize];
         *bucket = bucket.wrapping_add(hash as u16);
+        // Whatever is told of it, a name is good for one store.
+        let named = self.unpredicted.take_name(hash);
         if !block.is_untold() {
             return;
         }
@@ -350,6 +352,8 @@ impl BlockView {
         } else if self.tell == Tell::Removals {
             block.told = true;
             self.told += 1;
+        } else if named {
+            self.know(hash);
         } else {
             self.await_name(hash);
         }
