@@ -17,7 +17,7 @@ pub(super) struct Unpredicted {
     /// Blocks stored since the last call of [`ripen`](Self::ripen), and those stored before it.
     young: Vec<u64>,
     older: Vec<u64>,
-    /// Something has been named: the coordinator uses this key space.
+    /// The coordinator uses this key space.
     in_use: bool,
 }
 
@@ -32,11 +32,6 @@ impl Unpredicted {
         {
             self.named.remove(&oldest);
         }
-    }
-
-    /// The coordinator uses this key space.
-    pub(super) fn use_it(&mut self) {
-        self.in_use = true;
     }
 
     /// A block is stored now. Takes its name, and says whether it had one.
@@ -93,12 +88,17 @@ impl BlockView {
         if self.tell != Tell::Unpredicted {
             return;
         }
-        self.unpredicted.use_it();
+        self.use_it();
         if self.parent_of_held(last).is_some() {
             self.know(last);
         } else {
             self.unpredicted.name(last);
         }
+    }
+
+    /// The coordinator uses this key space: it is to be told of stores here, too, if it has named prompts of another rank.
+    pub fn use_it(&mut self) {
+        self.unpredicted.in_use = true;
     }
 
     /// A quarter of a second or more has passed: what was stored before the last call, and has not been named, is to be told.
