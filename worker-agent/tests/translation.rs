@@ -693,3 +693,43 @@ fn an_absent_coordinator_costs_bounded_memory() {
     }
     assert!(most <= 1025, "{most} changes were kept for blocks that are gone");
 }
+
+/// A router that does not come to take what is to be told, of an engine that evicts all the time.
+#[test]
+fn what_an_absent_coordinator_is_to_be_told_is_bounded_and_never_left_out() {
+    for tell in [Tell::Removals, Tell::Unpredicted, Tell::All] {
+        let mut mirror = Mirror::new(2, 100);
+        let space = KeySpace::new(Unit::Token, 2, 7).unwrap();
+        let mut view = BlockView::new(space, tell, &mirror).unwrap();
+        let mut happen = |view: &mut BlockView, event| {
+            let changes = mirror.apply(&[event]);
+            view.follow(&mirror, &changes);
+        };
+        let stored = |page: u32| {
+            Event::Stored(Stored {
+                hashes: vec![i64::from(page)],
+                parent: None,
+                tokens: TokenIds::Narrow(vec![page, page]),
+                page_size: 2,
+                lora_id: None,
+                lora_name: None,
+                cache_salt: None,
+                medium: None,
+            })
+        };
+        happen(&mut view, stored(1));
+        let claimed: Vec<u64> = view.hashes().collect();
+        view.take_delta();
+        for page in 2..20_000 {
+            happen(&mut view, stored(page));
+            let gone = Removed { hashes: vec![i64::from(page) - 1], medium: None };
+            happen(&mut view, Event::Removed(gone));
+            assert!(view.pending() <= 2_000, "{tell:?}");
+        }
+        assert!(view.has_changes(), "{tell:?}");
+        let is_told = view.needs_baseline() || view.take_delta().removed.contains(&claimed[0]);
+        assert!(is_told, "{tell:?}");
+        view.take_baseline();
+        assert!(!view.needs_baseline());
+    }
+}

@@ -8,6 +8,7 @@
 //! costs nothing, and an absent coordinator bounded memory. One stored and removed is told to have gone: who sent the prompt there
 //! believes that it is held.
 
+mod absence;
 mod run;
 mod text;
 mod tokens;
@@ -82,6 +83,8 @@ pub struct BlockView {
     queue: Vec<u64>,
     unpredicted: Unpredicted,
     cleared: bool,
+    /// More was to be told than a baseline says.
+    needs_baseline: bool,
     /// Deltas that tell of stores still, whatever else is told.
     telling: u32,
     buckets: Box<[u16; BUCKETS]>,
@@ -153,6 +156,7 @@ impl BlockView {
             queue: Vec::new(),
             unpredicted: Unpredicted::default(),
             cleared: false,
+            needs_baseline: false,
             telling: 0,
             buckets: Box::new([0; BUCKETS]),
             untranslatable_pages: 0,
@@ -223,7 +227,7 @@ impl BlockView {
 
     /// There may be something to tell.
     pub fn has_changes(&self) -> bool {
-        self.cleared || !self.queue.is_empty()
+        self.cleared || self.needs_baseline || !self.queue.is_empty()
     }
 
     /// Changes that are kept until they are told; of each block at most one.
@@ -266,7 +270,7 @@ impl BlockView {
 
     /// All blocks held count as told, and nothing else.
     pub fn count_as_told(&mut self) {
-        self.cleared = false;
+        (self.cleared, self.needs_baseline) = (false, false);
         self.queue.clear();
         self.unpredicted.clear();
         self.blocks.retain(|_, block| {
@@ -294,7 +298,7 @@ impl BlockView {
         self.held = 0;
         self.told = 0;
         self.buckets.fill(0);
-        self.cleared = true;
+        (self.cleared, self.needs_baseline) = (true, false);
     }
 
     fn store(&mut self, mirror: &Mirror, page: PageId) {
@@ -371,22 +375,6 @@ impl BlockView {
         if !std::mem::replace(&mut block.queued, true) {
             self.queue.push(hash);
         }
-        // Blocks that came and went unreported must not pile up while nobody takes deltas.
-        if self.queue.len() > 2 * (self.held + self.told) + 1024 {
-            self.compact();
-        }
-    }
-
-    fn compact(&mut self) {
-        let blocks = &mut self.blocks;
-        self.queue.retain(|hash| {
-            let Some(block) = blocks.get_mut(hash) else { return false };
-            let pending = (block.pages > 0) != block.told;
-            block.queued = pending;
-            if block.pages == 0 && !block.told {
-                blocks.remove(hash);
-            }
-            pending
-        });
+        self.bound_queue();
     }
 }
