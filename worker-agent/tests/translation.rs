@@ -603,6 +603,35 @@ fn a_clear_takes_what_was_named_with_it() {
 }
 
 #[test]
+fn what_comes_back_before_it_was_told_comes_after_its_parent() {
+    let mut all = Predicting::new();
+    let prompt = [1, 2, 3, 4];
+    let engine_hash = |end: usize| Engine::hash(&(String::new(), prompt[..end].to_vec()));
+    let evicted = |ends: &[usize]| {
+        let hashes = ends.iter().map(|end| engine_hash(*end)).collect();
+        Event::Removed(Removed { hashes, medium: None })
+    };
+    all.name(&[8, 9]);
+    // The end goes and comes while both wait to be named.
+    all.store(&prompt, 0);
+    all.happen(&[evicted(&[4])]);
+    all.store(&prompt, 2);
+    let both = [Run { parent: 0, hashes: all.blocks(&prompt) }];
+    assert_eq!(all.view.take_delta().stored, both);
+    // Named after it was stored, gone, and sent by another.
+    all.happen(&[evicted(&[2, 4])]);
+    all.told();
+    all.store(&prompt[..2], 0);
+    all.name(&prompt[..2]);
+    all.store(&prompt, 2);
+    all.name(&prompt);
+    all.happen(&[evicted(&[4, 2])]);
+    all.view.take_delta();
+    all.store(&prompt, 0);
+    assert_eq!(all.told().stored, both);
+}
+
+#[test]
 fn a_name_is_void_when_all_is_stated_anew() {
     let mut all = Predicting::new();
     let prompt = [1, 2, 3, 4];

@@ -248,10 +248,11 @@ impl BlockView {
             block.queued = false;
             match (block.pages > 0, block.told) {
                 (true, false) => {
-                    block.told = true;
-                    self.told += 1;
-                    if tells_stores {
-                        push_block(&mut delta.stored, block.parent, hash);
+                    // Its parent may still wait to be named.
+                    for (parent, hash) in self.know(hash) {
+                        if tells_stores {
+                            push_block(&mut delta.stored, parent, hash);
+                        }
                     }
                 }
                 (false, told) => {

@@ -130,14 +130,19 @@ impl BlockView {
         }
     }
 
-    /// The coordinator knows a block and all before it.
-    pub(super) fn know(&mut self, last: u64) {
+    /// The coordinator knows a block and all before it from now on. Those that it did not know, parents before their children, each
+    /// after its parent's hash.
+    pub(super) fn know(&mut self, last: u64) -> Vec<(u64, u64)> {
+        let mut news = Vec::new();
         let mut at = last;
         while let Some(block) = self.blocks.get_mut(&at).filter(|block| block.pages > 0 && !block.told) {
             block.told = true;
             self.told += 1;
+            news.push((block.parent, at));
             at = block.parent;
         }
+        news.reverse();
+        news
     }
 }
 
