@@ -8,7 +8,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use espalier_proto::coordinator_message::Message as Answer;
-use espalier_proto::{CacheKind, EvictionPolicy, ReportLevel, Resync, SetReportLevel, WorkerState};
+use espalier_proto::{
+    CacheKind, EvictionPolicy, KeyUnit, Predicted, ReportLevel, Resync, SetReportLevel, WorkerState,
+};
 use router_core::key::Salt;
 use support::{Coordinator, Engine, Setup, Wishes, agent, config, prompt};
 use worker_agent::mirror::Doubt;
@@ -549,4 +551,20 @@ async fn a_tokenizer_that_loses_something_is_named_as_the_reason_and_tokens_are_
     let reason = &book.accepts[0].reason;
     assert!(reason.contains("WordPiece") && reason.contains("text"), "{reason}");
     agent.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_router_that_names_prompts_of_one_rank_is_told_what_others_store_on_any() {
+    let mut engine = Engine::start(Setup { ranks: 2, ..Setup::default() }).await;
+    let wishes = || Wishes { level: ReportLevel::Removals, ..Wishes::default() };
+    let (one, other) = (Coordinator::start(wishes()).await, Coordinator::start(wishes()).await);
+    let _agent = agent(&engine, &[&one, &other]);
+    for rank in 0..2 {
+        one.until_holds(rank, &HashSet::new()).await;
+    }
+    let key = one.space().key_of_tokens(Salt::default(), &prompt(1, 40));
+    let last = key.hashes().last().unwrap().get();
+    one.tell(Answer::Predicted(Predicted { rank: 0, unit: KeyUnit::Token.into(), last: vec![last] })).await;
+    engine.store(1, &prompt(2, 40)).await;
+    one.until_holds(1, &engine.blocks(1, one.space())).await;
 }

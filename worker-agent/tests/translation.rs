@@ -603,6 +603,76 @@ fn a_clear_takes_what_was_named_with_it() {
 }
 
 #[test]
+fn what_comes_back_before_it_was_told_comes_after_its_parent() {
+    let mut all = Predicting::new();
+    let prompt = [1, 2, 3, 4];
+    let engine_hash = |end: usize| Engine::hash(&(String::new(), prompt[..end].to_vec()));
+    let evicted = |ends: &[usize]| {
+        let hashes = ends.iter().map(|end| engine_hash(*end)).collect();
+        Event::Removed(Removed { hashes, medium: None })
+    };
+    all.name(&[8, 9]);
+    // The end goes and comes while both wait to be named.
+    all.store(&prompt, 0);
+    all.happen(&[evicted(&[4])]);
+    all.store(&prompt, 2);
+    let both = [Run { parent: 0, hashes: all.blocks(&prompt) }];
+    assert_eq!(all.view.take_delta().stored, both);
+    // Named after it was stored, gone, and sent by another.
+    all.happen(&[evicted(&[2, 4])]);
+    all.told();
+    all.store(&prompt[..2], 0);
+    all.name(&prompt[..2]);
+    all.store(&prompt, 2);
+    all.name(&prompt);
+    all.happen(&[evicted(&[4, 2])]);
+    all.view.take_delta();
+    all.store(&prompt, 0);
+    assert_eq!(all.told().stored, both);
+}
+
+#[test]
+fn a_name_is_void_when_all_is_stated_anew() {
+    let mut all = Predicting::new();
+    let prompt = [1, 2, 3, 4];
+    all.name(&prompt);
+    // Its request came to nothing, and the coordinator began anew; then another sends the same.
+    all.view.count_as_told();
+    all.store(&prompt, 0);
+    assert_eq!(all.told().stored, [Run { parent: 0, hashes: all.blocks(&prompt) }]);
+}
+
+#[test]
+fn a_name_is_good_for_one_store() {
+    let mut all = Predicting::new();
+    let prompt = [1, 2, 3, 4];
+    let engine_hash = |end: usize| Engine::hash(&(String::new(), prompt[..end].to_vec()));
+    let evicted = Event::Removed(Removed { hashes: vec![engine_hash(2), engine_hash(4)], medium: None });
+    let again = |all: &mut Predicting| {
+        all.happen(std::slice::from_ref(&evicted));
+        while all.told() != ViewDelta::default() {}
+        all.store(&prompt, 0);
+        assert_eq!(all.told().stored.len(), 1, "another has sent it");
+    };
+    // Stored while all is told after a clear.
+    all.happen(&[Event::Cleared]);
+    all.view.take_delta();
+    all.name(&prompt);
+    all.store(&prompt, 0);
+    assert_eq!(all.told().stored.len(), 1);
+    for _ in 0..50 {
+        all.told();
+    }
+    again(&mut all);
+    // Stored before it was told that it had gone.
+    all.happen(std::slice::from_ref(&evicted));
+    all.name(&prompt);
+    all.store(&prompt, 0);
+    assert_eq!(all.told(), ViewDelta::default());
+    again(&mut all);
+}
+
+#[test]
 fn what_is_found_by_comparing_is_not_told_again() {
     let mut all = Predicting::new();
     all.name(&[8, 9]);
@@ -651,4 +721,44 @@ fn an_absent_coordinator_costs_bounded_memory() {
         most = most.max(view.pending());
     }
     assert!(most <= 1025, "{most} changes were kept for blocks that are gone");
+}
+
+/// A router that does not come to take what is to be told, of an engine that evicts all the time.
+#[test]
+fn what_an_absent_coordinator_is_to_be_told_is_bounded_and_never_left_out() {
+    for tell in [Tell::Removals, Tell::Unpredicted, Tell::All] {
+        let mut mirror = Mirror::new(2, 100);
+        let space = KeySpace::new(Unit::Token, 2, 7).unwrap();
+        let mut view = BlockView::new(space, tell, &mirror).unwrap();
+        let mut happen = |view: &mut BlockView, event| {
+            let changes = mirror.apply(&[event]);
+            view.follow(&mirror, &changes);
+        };
+        let stored = |page: u32| {
+            Event::Stored(Stored {
+                hashes: vec![i64::from(page)],
+                parent: None,
+                tokens: TokenIds::Narrow(vec![page, page]),
+                page_size: 2,
+                lora_id: None,
+                lora_name: None,
+                cache_salt: None,
+                medium: None,
+            })
+        };
+        happen(&mut view, stored(1));
+        let claimed: Vec<u64> = view.hashes().collect();
+        view.take_delta();
+        for page in 2..20_000 {
+            happen(&mut view, stored(page));
+            let gone = Removed { hashes: vec![i64::from(page) - 1], medium: None };
+            happen(&mut view, Event::Removed(gone));
+            assert!(view.pending() <= 2_000, "{tell:?}");
+        }
+        assert!(view.has_changes(), "{tell:?}");
+        let is_told = view.needs_baseline() || view.take_delta().removed.contains(&claimed[0]);
+        assert!(is_told, "{tell:?}");
+        view.take_baseline();
+        assert!(!view.needs_baseline());
+    }
 }

@@ -35,11 +35,9 @@ impl HicacheArgs {
     ) -> Option<HostTier> {
         let tokens = match self.hicache_size {
             0 => (device_tokens as f64 * self.hicache_ratio) as usize,
-            size => {
-                usize::try_from(size.saturating_mul(GIGABYTE) / bytes_per_token).unwrap_or(usize::MAX / 2)
-            }
+            size => usize::try_from(size.saturating_mul(GIGABYTE) / bytes_per_token).unwrap_or(usize::MAX),
         };
-        let capacity_tokens = (tokens / page_size + 1) * page_size;
+        let capacity_tokens = (tokens.min(usize::MAX / 2) / page_size + 1) * page_size;
         self.enable_hierarchical_cache
             .then_some(HostTier { capacity_tokens, write_policy: self.hicache_write_policy })
     }
@@ -77,5 +75,10 @@ mod tests {
         assert_eq!(tokens(args), Some((2_416, WritePolicy::WriteBack)));
         assert_eq!(tokens(HicacheArgs { hicache_size: 8, ..args }), Some((8_016, WritePolicy::WriteBack)));
         assert_eq!(tokens(HicacheArgs { enable_hierarchical_cache: false, ..args }), None);
+        for vast in
+            [HicacheArgs { hicache_ratio: f64::MAX, ..args }, HicacheArgs { hicache_size: u64::MAX, ..args }]
+        {
+            assert!(tokens(vast).is_some_and(|(tokens, _)| tokens > 1 << 40), "{vast:?}");
+        }
     }
 }

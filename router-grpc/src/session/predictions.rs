@@ -5,7 +5,7 @@ use std::time::Duration;
 use router_core::key::{BlockHash, Unit};
 use tokio::time::Instant;
 
-use super::{Outbox, convert};
+use super::{OUTBOX, Outbox, convert};
 
 /// The last block of a prompt that is claimed by prediction.
 #[derive(Clone, Copy, Debug)]
@@ -53,11 +53,41 @@ impl Predictions {
         self.due
     }
 
-    /// Sends what has been collected. An agent that does not read goes without: it tells of what is not named.
+    /// Sends what has been collected. An agent that does not read goes without: it tells of what is not named, and what must be said
+    /// finds room.
     pub(super) fn send(&mut self, outbox: &Outbox) {
         self.due = None;
         for ((rank, unit), last) in self.named.drain(..) {
-            let _ = outbox.try_send(Ok(convert::predicted(rank, unit, last)));
+            if outbox.capacity() > OUTBOX / 2 {
+                let _ = outbox.try_send(Ok(convert::predicted(rank, unit, last)));
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn names_leave_room_for_what_must_be_said() {
+        let mut predictions = Predictions::new(Duration::ZERO);
+        let (outbox, mut messages) = mpsc::channel(OUTBOX);
+        let last = BlockHash::new(7).unwrap();
+        let mut name = |ranks: u32| {
+            (0..ranks).for_each(|rank| predictions.add(Predicted { rank, unit: Unit::Token, last }));
+            predictions.send(&outbox);
+            assert_eq!(predictions.due(), None);
+        };
+        name(3);
+        assert_eq!(messages.len(), 3, "one for each rank");
+        while messages.try_recv().is_ok() {}
+        // As many ranks as an engine may have, and an agent that does not read.
+        name(1_024);
+        assert_eq!(messages.len(), OUTBOX / 2);
+        name(1);
+        assert_eq!(messages.len(), OUTBOX / 2, "what found no room is not sent late");
     }
 }

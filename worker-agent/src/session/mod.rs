@@ -71,7 +71,7 @@ struct Desk {
     wanted: Level,
     /// Symbols that came and were not looked at yet: of a rank and unit the latest.
     symbols: Vec<SymbolBatch>,
-    /// What the router said that it predicts, until it is looked at; no more than is kept of it.
+    /// What the router said that it predicts, until it is looked at: one for each rank and unit.
     predicted: Vec<PredictedPrompts>,
     /// Symbols have come.
     came: Arc<Notify>,
@@ -207,9 +207,15 @@ impl Desk {
 
     /// The router has named what it predicts. What finds no room is told of when it is stored.
     fn put_predicted(&mut self, prompts: PredictedPrompts) {
+        let PredictedPrompts { rank, unit, last } = prompts;
         let waiting: usize = self.predicted.iter().map(|prompts| prompts.last.len()).sum();
-        if waiting + prompts.last.len() <= MOST_PREDICTED {
-            self.predicted.push(prompts);
+        let has_room = waiting + last.len() <= MOST_PREDICTED;
+        if last.is_empty() || !has_room || rank as usize >= self.outboxes.len() {
+            return;
+        }
+        match self.predicted.iter_mut().find(|other| (other.rank, other.unit) == (rank, unit)) {
+            Some(prompts) => prompts.last.extend(last),
+            None => self.predicted.push(PredictedPrompts { rank, unit, last }),
         }
     }
 
@@ -220,5 +226,34 @@ impl Desk {
         self.outboxes.truncate(ranks);
         self.outboxes.iter_mut().for_each(Outbox::begin_life);
         self.outboxes.resize_with(ranks, || Outbox::new(limits));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use router_core::key::Unit;
+
+    use super::*;
+
+    #[test]
+    fn what_is_named_and_not_looked_at_is_bounded() {
+        let limits = Limits { deltas: 1, bytes: 1 };
+        let mut desk = Desk {
+            outboxes: vec![Outbox::new(limits)],
+            wanted: Level::Removals,
+            symbols: Vec::new(),
+            predicted: Vec::new(),
+            came: Arc::default(),
+        };
+        let named = |rank, last| PredictedPrompts { rank, unit: Unit::Token, last };
+        for _ in 0..3 {
+            desk.put_predicted(named(0, Vec::new()));
+            desk.put_predicted(named(7, vec![1]));
+        }
+        assert_eq!(desk.predicted, [], "nothing is named, or of no rank");
+        for hash in 1..=MOST_PREDICTED as u64 + 5 {
+            desk.put_predicted(named(0, vec![hash]));
+        }
+        assert_eq!(desk.predicted, [named(0, (1..=MOST_PREDICTED as u64).collect())]);
     }
 }

@@ -1,13 +1,14 @@
 //! What a router says that it predicts, so that it is told of the rest.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
+use router_core::key::Unit;
 use tokio::time::Instant;
 
 use super::reconcile::view_of;
 use super::writer::Writer;
 use crate::cache::lock;
-use crate::translate::BlockView;
 
 /// Time that a router has to name what it predicts; twice as long at most.
 const NAMING_TIME: Duration = Duration::from_millis(250);
@@ -16,13 +17,15 @@ const NAMING_TIME: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Predictions {
     wanted: bool,
+    /// Units of which something was named, of whichever rank.
+    used: HashSet<Unit>,
     ripen_due: Instant,
 }
 
 impl Predictions {
     /// `wanted`: the router is not alone.
     pub(super) fn new(wanted: bool) -> Self {
-        Self { wanted, ripen_due: Instant::now() + NAMING_TIME }
+        Self { wanted, used: HashSet::new(), ripen_due: Instant::now() + NAMING_TIME }
     }
 
     pub(super) fn wanted(&self) -> bool {
@@ -38,6 +41,7 @@ impl Writer<'_> {
         }
         let predicted = std::mem::take(&mut lock(&self.desk).predicted);
         for prompts in predicted {
+            self.predictions.used.insert(prompts.unit);
             let Some(rank) = self.life.ranks.get(prompts.rank as usize) else { continue };
             let mut cache = lock(&rank.cache);
             if let Some(view) = view_of(cache.views(self.index), prompts.unit) {
@@ -47,7 +51,12 @@ impl Writer<'_> {
         if now >= self.predictions.ripen_due {
             self.predictions.ripen_due = now + NAMING_TIME;
             for rank in self.life.ranks.iter() {
-                lock(&rank.cache).views(self.index).iter_mut().for_each(BlockView::ripen);
+                for view in lock(&rank.cache).views(self.index) {
+                    if self.predictions.used.contains(&view.space().unit()) {
+                        view.use_it();
+                    }
+                    view.ripen();
+                }
             }
         }
     }

@@ -229,6 +229,9 @@ impl<'a> Writer<'a> {
         if views.is_empty() {
             return Plan::Nothing;
         }
+        if views.iter().any(BlockView::needs_baseline) {
+            outbox.owe_baseline();
+        }
         if outbox.owes_baseline() && self.rounds.may_begin(rank as u32, &self.terms.reconcile) {
             outbox.tell_incomplete(incomplete);
             views.iter_mut().for_each(BlockView::count_as_told);

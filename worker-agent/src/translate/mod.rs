@@ -8,6 +8,7 @@
 //! costs nothing, and an absent coordinator bounded memory. One stored and removed is told to have gone: who sent the prompt there
 //! believes that it is held.
 
+mod absence;
 mod run;
 mod text;
 mod tokens;
@@ -82,6 +83,8 @@ pub struct BlockView {
     queue: Vec<u64>,
     unpredicted: Unpredicted,
     cleared: bool,
+    /// More was to be told than a baseline says.
+    needs_baseline: bool,
     /// Deltas that tell of stores still, whatever else is told.
     telling: u32,
     buckets: Box<[u16; BUCKETS]>,
@@ -153,6 +156,7 @@ impl BlockView {
             queue: Vec::new(),
             unpredicted: Unpredicted::default(),
             cleared: false,
+            needs_baseline: false,
             telling: 0,
             buckets: Box::new([0; BUCKETS]),
             untranslatable_pages: 0,
@@ -223,7 +227,7 @@ impl BlockView {
 
     /// There may be something to tell.
     pub fn has_changes(&self) -> bool {
-        self.cleared || !self.queue.is_empty()
+        self.cleared || self.needs_baseline || !self.queue.is_empty()
     }
 
     /// Changes that are kept until they are told; of each block at most one.
@@ -244,10 +248,11 @@ impl BlockView {
             block.queued = false;
             match (block.pages > 0, block.told) {
                 (true, false) => {
-                    block.told = true;
-                    self.told += 1;
-                    if tells_stores {
-                        push_block(&mut delta.stored, block.parent, hash);
+                    // Its parent may still wait to be named.
+                    for (parent, hash) in self.know(hash) {
+                        if tells_stores {
+                            push_block(&mut delta.stored, parent, hash);
+                        }
                     }
                 }
                 (false, told) => {
@@ -266,9 +271,9 @@ impl BlockView {
 
     /// All blocks held count as told, and nothing else.
     pub fn count_as_told(&mut self) {
-        self.cleared = false;
+        (self.cleared, self.needs_baseline) = (false, false);
         self.queue.clear();
-        self.unpredicted.forget_stored();
+        self.unpredicted.clear();
         self.blocks.retain(|_, block| {
             block.told = true;
             block.queued = false;
@@ -294,7 +299,7 @@ impl BlockView {
         self.held = 0;
         self.told = 0;
         self.buckets.fill(0);
-        self.cleared = true;
+        (self.cleared, self.needs_baseline) = (true, false);
     }
 
     fn store(&mut self, mirror: &Mirror, page: PageId) {
@@ -341,6 +346,8 @@ impl BlockView {
         self.held += 1;
         let bucket = &mut self.buckets[(hash >> 56) as usize];
         *bucket = bucket.wrapping_add(hash as u16);
+        // Whatever is told of it, a name is good for one store.
+        let named = self.unpredicted.take_name(hash);
         if !block.is_untold() {
             return;
         }
@@ -350,6 +357,8 @@ impl BlockView {
         } else if self.tell == Tell::Removals {
             block.told = true;
             self.told += 1;
+        } else if named {
+            self.know(hash);
         } else {
             self.await_name(hash);
         }
@@ -367,22 +376,6 @@ impl BlockView {
         if !std::mem::replace(&mut block.queued, true) {
             self.queue.push(hash);
         }
-        // Blocks that came and went unreported must not pile up while nobody takes deltas.
-        if self.queue.len() > 2 * (self.held + self.told) + 1024 {
-            self.compact();
-        }
-    }
-
-    fn compact(&mut self) {
-        let blocks = &mut self.blocks;
-        self.queue.retain(|hash| {
-            let Some(block) = blocks.get_mut(hash) else { return false };
-            let pending = (block.pages > 0) != block.told;
-            block.queued = pending;
-            if block.pages == 0 && !block.told {
-                blocks.remove(hash);
-            }
-            pending
-        });
+        self.bound_queue();
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct Unpredicted {
     /// Blocks stored since the last call of [`ripen`](Self::ripen), and those stored before it.
     young: Vec<u64>,
     older: Vec<u64>,
-    /// Something has been named: the coordinator uses this key space.
+    /// The coordinator uses this key space.
     in_use: bool,
 }
 
@@ -34,23 +34,21 @@ impl Unpredicted {
         }
     }
 
-    /// The coordinator uses this key space.
-    pub(super) fn use_it(&mut self) {
-        self.in_use = true;
-    }
-
-    /// A block is stored that the coordinator has not been told of. Whether it has named it; else it may do so yet.
-    pub(super) fn stored(&mut self, hash: u64) -> bool {
+    /// A block is stored now. Takes its name, and says whether it had one.
+    pub(super) fn take_name(&mut self, hash: u64) -> bool {
         let named = self.named.remove(&hash);
         if named {
             // It stands near the end: prompts are stored soon after they are named.
             if let Some(at) = self.in_order.iter().rposition(|other| *other == hash) {
                 self.in_order.remove(at);
             }
-        } else {
-            self.young.push(hash);
         }
         named
+    }
+
+    /// A block is stored that the coordinator has neither named nor been told of. It may name it yet.
+    fn wait_for_name(&mut self, hash: u64) {
+        self.young.push(hash);
     }
 
     /// Time has passed. Takes what was stored before the call before this one, unless nothing was ever named.
@@ -63,25 +61,22 @@ impl Unpredicted {
     }
 
     /// Blocks that wait to be named.
-    pub(super) fn waiting(&self) -> usize {
+    fn waiting(&self) -> usize {
         self.young.len() + self.older.len()
     }
 
-    /// Forgets blocks that need not be told any more.
-    pub(super) fn retain(&mut self, mut is_untold: impl FnMut(u64) -> bool) {
-        self.young.retain(|hash| is_untold(*hash));
-        self.older.retain(|hash| is_untold(*hash));
+    /// Forgets blocks that need not be told any more. One that came again and again waits once.
+    fn retain(&mut self, mut is_untold: impl FnMut(u64) -> bool) {
+        let mut kept = FxHashSet::default();
+        let mut keeps = |hash: &u64| is_untold(*hash) && kept.insert(*hash);
+        self.young.retain(&mut keeps);
+        self.older.retain(&mut keeps);
     }
 
-    /// All that is held counts as told.
-    pub(super) fn forget_stored(&mut self) {
+    /// All that is held counts as told, and what was claimed before is void.
+    pub(super) fn clear(&mut self) {
         self.young.clear();
         self.older.clear();
-    }
-
-    /// Nothing is held, and what was claimed is void.
-    pub(super) fn clear(&mut self) {
-        self.forget_stored();
         self.named.clear();
         self.in_order.clear();
     }
@@ -93,12 +88,17 @@ impl BlockView {
         if self.tell != Tell::Unpredicted {
             return;
         }
-        self.unpredicted.use_it();
+        self.use_it();
         if self.parent_of_held(last).is_some() {
             self.know(last);
         } else {
             self.unpredicted.name(last);
         }
+    }
+
+    /// The coordinator uses this key space: it is to be told of stores here, too, if it has named prompts of another rank.
+    pub fn use_it(&mut self) {
+        self.unpredicted.in_use = true;
     }
 
     /// A quarter of a second or more has passed: what was stored before the last call, and has not been named, is to be told.
@@ -121,23 +121,64 @@ impl BlockView {
         }
     }
 
-    /// The coordinator may have named a block that is stored now, or may do so soon.
+    /// The coordinator may name a block soon that is stored now.
     pub(super) fn await_name(&mut self, hash: u64) {
-        if self.unpredicted.stored(hash) {
-            self.know(hash);
-        } else if self.unpredicted.waiting() > 2 * self.held + 1024 {
+        self.unpredicted.wait_for_name(hash);
+        if self.unpredicted.waiting() > 2 * self.held + 1024 {
             let blocks = &self.blocks;
             self.unpredicted.retain(|hash| blocks.get(&hash).is_some_and(|block| block.is_untold()));
         }
     }
 
-    /// The coordinator knows a block and all before it.
-    fn know(&mut self, last: u64) {
+    /// The coordinator knows a block and all before it from now on. Those that it did not know, parents before their children, each
+    /// after its parent's hash.
+    pub(super) fn know(&mut self, last: u64) -> Vec<(u64, u64)> {
+        let mut news = Vec::new();
         let mut at = last;
         while let Some(block) = self.blocks.get_mut(&at).filter(|block| block.pages > 0 && !block.told) {
             block.told = true;
             self.told += 1;
+            news.push((block.parent, at));
             at = block.parent;
         }
+        news.reverse();
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use router_core::key::{KeySpace, Unit};
+
+    use super::*;
+    use crate::events::{Event, Removed, Stored, TokenIds};
+    use crate::mirror::Mirror;
+
+    #[test]
+    fn what_comes_and_goes_in_a_unit_that_is_not_used_does_not_pile_up() {
+        let mut mirror = Mirror::new(2, 100);
+        let space = KeySpace::new(Unit::Token, 2, 7).unwrap();
+        let mut view = BlockView::new(space, Tell::Unpredicted, &mirror).unwrap();
+        let stored = Event::Stored(Stored {
+            hashes: vec![1],
+            parent: None,
+            tokens: TokenIds::Narrow(vec![1, 2]),
+            page_size: 2,
+            lora_id: None,
+            lora_name: None,
+            cache_salt: None,
+            medium: None,
+        });
+        let removed = Event::Removed(Removed { hashes: vec![1], medium: None });
+        for _ in 0..4_000 {
+            for event in [&stored, &removed] {
+                let changes = mirror.apply(std::slice::from_ref(event));
+                view.follow(&mirror, &changes);
+                view.take_delta();
+                view.ripen();
+            }
+        }
+        let waiting = view.unpredicted.waiting();
+        assert!(waiting <= 2 + 1_024, "{waiting} of one block");
     }
 }
