@@ -609,10 +609,11 @@ pub struct Symbols {
     pub symbols: ::prost::alloc::vec::Vec<u8>,
 }
 /// Prompts, and prompts with their answers, that the coordinator has come to claim for a rank by its own routing, each named by the
-/// hash of its last whole block. The agent takes these blocks and all before them as known. At level REMOVALS it tells of other blocks that are
-/// stored, in `stored` of a Delta, once the coordinator has had time to name them: after a quarter of a second at least. A unit of
-/// which nothing has been named in a session is one that the coordinator does not use, and gets no such stores. Naming is a help, not an
-/// account: a prompt that is not named is told of, and one whose request came to nothing is found by reconciliation.
+/// hash of its last whole block. The agent takes these blocks and all before them as known. At level REMOVALS it tells of other blocks
+/// that are stored, in `stored` of a Delta, once the coordinator has had time to name them: after a quarter of a second at least. A unit of
+/// which nothing has been named in a session, while something of the other has, is one that the coordinator does not use, and gets no such
+/// stores. Naming is a help, not an account: a prompt that is not named is told of, and one whose request came to nothing is found by
+/// reconciliation.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Predicted {
     #[prost(uint32, tag = "1")]

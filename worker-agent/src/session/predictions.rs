@@ -31,6 +31,11 @@ impl Predictions {
     pub(super) fn wanted(&self) -> bool {
         self.wanted
     }
+
+    /// A router that has named nothing yet may come to use any unit: it sends nothing here, or does not predict.
+    fn uses(&self, unit: Unit) -> bool {
+        self.used.is_empty() || self.used.contains(&unit)
+    }
 }
 
 impl Writer<'_> {
@@ -52,9 +57,7 @@ impl Writer<'_> {
             self.predictions.ripen_due = now + NAMING_TIME;
             for rank in self.life.ranks.iter() {
                 for view in lock(&rank.cache).views(self.index) {
-                    if self.predictions.used.contains(&view.space().unit()) {
-                        view.use_it();
-                    }
+                    view.set_used(self.predictions.uses(view.space().unit()));
                     view.ripen();
                 }
             }

@@ -51,7 +51,7 @@ impl Unpredicted {
         self.young.push(hash);
     }
 
-    /// Time has passed. Takes what was stored before the call before this one, unless nothing was ever named.
+    /// Time has passed. Takes what was stored before the call before this one, if the key space is used.
     pub(super) fn ripen(&mut self) -> Vec<u64> {
         if !self.in_use {
             self.older.append(&mut self.young);
@@ -88,7 +88,7 @@ impl BlockView {
         if self.tell != Tell::Unpredicted {
             return;
         }
-        self.use_it();
+        self.set_used(true);
         if self.parent_of_held(last).is_some() {
             self.know(last);
         } else {
@@ -96,9 +96,9 @@ impl BlockView {
         }
     }
 
-    /// The coordinator uses this key space: it is to be told of stores here, too, if it has named prompts of another rank.
-    pub fn use_it(&mut self) {
-        self.unpredicted.in_use = true;
+    /// Whether the coordinator uses this key space: else it is told of no stores here.
+    pub fn set_used(&mut self, used: bool) {
+        self.unpredicted.in_use = used;
     }
 
     /// A quarter of a second or more has passed: what was stored before the last call, and has not been named, is to be told.
