@@ -189,7 +189,7 @@ pub struct Target {
     /// Tokens that requests found there after they had not been used for half as long as what will go next, per token evicted, lately. Near 0
     /// the room is full of what nobody asks for again, or empty.
     pub tail_reuse: f32,
-    /// Requests that this router sends there, lately.
+    /// Requests that are sent there, lately: this router's, as many times as its agent knows of routers.
     pub arrivals: ArrivalRate,
     /// Share of the tokens expected to be cached that responses found lately, 0 to 1, of those that had once been there: what claims on it are
     /// worth.

@@ -33,9 +33,10 @@ pub struct Introduction {
     pub units: Units,
     /// It can find the difference of the claims on its blocks and what is held (channel 4 of `docs/routing.md`).
     pub reconciles: bool,
-    /// At [`ReportLevel::Removals`] it tells of stores that were not predicted, and is to be told what was
-    /// ([`Notice::Predicted`](crate::Notice::Predicted)).
-    pub wants_predictions: bool,
+    /// Routers that it reports to, this one included; 0 where that is unknown. If there are several, it tells of stores that were not predicted at
+    /// [`ReportLevel::Removals`], and is to be told what was ([`Notice::Predicted`](crate::Notice::Predicted)); and each is taken to
+    /// send as much as this one.
+    pub routers: u32,
     /// The template that the engine renders chats with.
     pub chat_template: Option<Arc<dyn ChatTemplate>>,
 }

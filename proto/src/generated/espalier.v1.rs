@@ -378,10 +378,10 @@ pub struct Hello {
     /// What the engine's cache keeps beside the KV of full attention. Blocks that are reported are those of full attention in any case.
     #[prost(enumeration = "CacheKind", tag = "21")]
     pub cache_kind: i32,
-    /// At level REMOVALS the coordinator SHOULD say what it predicts, in Predicted, so that the agent can tell it of other stores: others
-    /// send work to the engine, too.
-    #[prost(bool, tag = "22")]
-    pub wants_predictions: bool,
+    /// Coordinators that the agent reports to, this one included; 0 when unknown. If there are several, each sends only a share of the work that the
+    /// engine gets: at level REMOVALS it SHOULD then say what it predicts, in Predicted, so that the agent can tell it of other stores.
+    #[prost(uint32, tag = "22")]
+    pub coordinators: u32,
     /// Where the engine keeps what leaves its device, to use it from there; absent if it does not. It MUST come with an eviction_policy other than
     /// LRU. Blocks are held while any tier has them that the engine tells of.
     #[prost(message, optional, tag = "23")]

@@ -119,6 +119,16 @@ impl ArrivalRate {
         if self.seconds > 0.0 { f64::from(self.requests) / f64::from(self.seconds) } else { 0.0 }
     }
 
+    /// What so many routers send of which each sends as much.
+    pub(crate) fn times(self, routers: u32) -> Self {
+        let routers = routers as f32;
+        Self {
+            requests: self.requests * routers,
+            prefill_seconds: self.prefill_seconds * routers,
+            seconds: self.seconds,
+        }
+    }
+
     /// Share of the time that their prefills take; more than 1 where more is sent than can be computed.
     pub fn busy(self) -> f64 {
         if self.seconds > 0.0 { f64::from(self.prefill_seconds) / f64::from(self.seconds) } else { 0.0 }

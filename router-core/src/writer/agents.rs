@@ -112,7 +112,7 @@ impl State {
             level,
             units: agent.units,
             reconciles: agent.reconciles,
-            wants_predictions: agent.wants_predictions,
+            routers: agent.routers,
             since: at,
             last_report: at,
             open: true,

@@ -50,7 +50,8 @@ pub(crate) struct Session {
     /// The units it names blocks in.
     pub(crate) units: Units,
     pub(crate) reconciles: bool,
-    pub(crate) wants_predictions: bool,
+    /// Those that send work to the engine, as far as the agent knows.
+    pub(crate) routers: u32,
     /// When it began to speak for the worker.
     pub(crate) since: Time,
     pub(crate) last_report: Time,
@@ -106,10 +107,14 @@ impl Member {
 
     /// The session that is to be told what is predicted.
     pub(super) fn told_predictions(&self) -> Option<SessionId> {
-        let wants = |session: &Session| {
-            session.open && session.wants_predictions && session.level == ReportLevel::Removals
-        };
+        let wants =
+            |session: &Session| session.open && session.routers > 1 && session.level == ReportLevel::Removals;
         self.session.filter(wants).map(|session| session.id)
+    }
+
+    /// Routers that send work to the engine, at least this one.
+    pub(super) fn routers(&self) -> u32 {
+        self.session.filter(|session| session.open).map_or(1, |session| session.routers.max(1))
     }
 
     pub(super) fn publish(&mut self) -> Arc<Worker> {

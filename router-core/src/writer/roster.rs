@@ -294,7 +294,7 @@ impl Roster {
             ..Fleet::default()
         };
         for member in &mut self.workers {
-            let worker = member.publish();
+            let (worker, routers) = (member.publish(), member.routers());
             fleet.has_pools |= worker.role != Role::Unified;
             for (rank, state) in member.ranks.iter_mut().enumerate() {
                 state.arrivals.watch(now);
@@ -312,8 +312,9 @@ impl Roster {
                     doubtful: state.doubtful,
                     claimed_tokens: claimed_tokens(state.slot),
                     eviction_pressure: state.pressure.share(),
-                    tail_reuse: state.pressure.tail_reuse(),
-                    arrivals: state.arrivals.rate(now),
+                    // Each router finds only what it has asked for, of what all of them push out.
+                    tail_reuse: state.pressure.tail_reuse() * routers as f32,
+                    arrivals: state.arrivals.rate(now).times(routers),
                     retention: state.retention.share(),
                     prefill: state.prefill,
                     reported: state.reported,

@@ -39,7 +39,7 @@ pub(crate) fn join(router: &Router, worker: usize, at: Time) -> Update {
         units: router_core::Units::TOKENS,
         reconcile: Vec::new(),
         reconciles: false,
-        wants_predictions: false,
+        routers: 1,
         chat_template: None,
     };
     let (session, level) = (SessionId(worker as u64), ReportLevel::Full);

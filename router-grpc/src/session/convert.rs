@@ -38,8 +38,8 @@ pub(super) struct Greeting {
     /// What the agent can translate to, with a hash that is known here.
     pub(super) units: Units,
     pub(super) reconciles: bool,
-    /// It is to be told what is predicted.
-    pub(super) wants_predictions: bool,
+    /// Those that it reports to; 0 if unknown.
+    pub(super) routers: u32,
 }
 
 pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
@@ -98,7 +98,7 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
         },
         units: hello.units().filter(|_| knows_hash).filter_map(unit).collect(),
         reconciles: hello.sketch_version == SKETCH_VERSION,
-        wants_predictions: hello.wants_predictions,
+        routers: hello.coordinators,
     })
 }
 

@@ -63,8 +63,7 @@ impl AgentService {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let greeting = convert::hello(&hello)?;
-        let Greeting { url, incarnation, profile, max_level, units, reconciles, wants_predictions } =
-            greeting;
+        let Greeting { url, incarnation, profile, max_level, units, reconciles, routers } = greeting;
         let mut level = self.terms.level.min(max_level);
         let spaces: Vec<_> = match level {
             ReportLevel::Counts => Vec::new(),
@@ -88,7 +87,7 @@ impl AgentService {
             reconcile,
             units,
             reconciles,
-            wants_predictions,
+            routers,
             chat_template,
         };
         let considered = self.consider(&agent).await?;

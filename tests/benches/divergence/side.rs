@@ -50,7 +50,6 @@ impl Side {
     /// A router in front of ready engines with empty caches, whose agents have joined where the level has agents.
     pub(crate) fn new(setting: Setting, seed: u64) -> Result<Self, Fault> {
         let Setting { level, engines, routers, .. } = setting;
-        let wants_predictions = routers > 1;
         let settings = Settings { correct_from_responses: level.hears_responses(), ..Settings::new(0x5EED) };
         let (router, writer) = Router::new(settings);
         let mut side = Self {
@@ -95,7 +94,7 @@ impl Side {
                 units: router_core::Units::TOKENS,
                 reconcile: Vec::new(),
                 reconciles: true,
-                wants_predictions,
+                routers: routers as u32,
                 chat_template: None,
             };
             let session = SessionId(engine as u64);

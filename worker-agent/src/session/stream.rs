@@ -70,8 +70,8 @@ impl Link {
         let max_level =
             if life.info.events.is_empty() { Level::Counts } else { self.settings.config.report_level };
         let resume = self.resume_points(&life);
-        let wants_predictions = self.settings.wants_predictions();
-        let hello = convert::hello(&life, &self.settings.advertised, max_level, (resume, wants_predictions));
+        let coordinators = self.settings.routers.len() as u32;
+        let hello = convert::hello(&life, &self.settings.advertised, max_level, (resume, coordinators));
         self.counters.count(&hello);
         out.send(hello).await.map_err(|_| SessionError::Closed)?;
 

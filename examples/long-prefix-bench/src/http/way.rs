@@ -48,7 +48,7 @@ impl Way {
         let all = lab::contestants(CacheAwareSettings::default());
         let rule = all.iter().find(|of| of.name == "session_sticky").ok_or(LabError::UnknownWorker)?;
         let capacity_tokens = setting.capacity_tokens as u64;
-        let side = Side::new(rule, workers.len(), capacity_tokens, setting.most_blocks, setting.seed)?;
+        let side = Side::new(rule, (workers.len(), 1), capacity_tokens, setting.most_blocks, setting.seed)?;
         let (side, at) = (Mutex::new(side), Mutex::default());
         Ok(Self::Sticky(Box::new(Sticky { workers: workers.to_vec(), side, at })))
     }

@@ -63,6 +63,8 @@ pub(crate) struct Side {
     profile: WorkerProfile,
     rng: fastrand::Rng,
     agents: bool,
+    /// That agents report to.
+    routers: u32,
     truth: Arc<Mutex<Vec<Truth>>>,
     owner: Arc<Owner>,
 }
@@ -78,10 +80,10 @@ struct Told {
 }
 
 impl Side {
-    /// A router in front of ready engines with empty caches, whose agents have joined if it has agents.
+    /// One of so many routers in front of ready engines with empty caches, whose agents have joined if it has agents.
     pub(crate) fn new(
         contestant: &Contestant,
-        engines: usize,
+        (engines, routers): (usize, usize),
         capacity_tokens: u64,
         max_blocks: u64,
         seed: u64,
@@ -109,6 +111,7 @@ impl Side {
             },
             rng: fastrand::Rng::with_seed(seed),
             agents: contestant.agents,
+            routers: routers as u32,
             truth: Arc::default(),
             owner: Arc::default(),
         };
@@ -182,7 +185,7 @@ impl Side {
             units: Units::TOKENS,
             reconcile: Vec::new(),
             reconciles: false,
-            wants_predictions: false,
+            routers: self.routers,
             chat_template: None,
         };
         let (session, level, at) = (SessionId(engine as u64), ReportLevel::Full, as_time(now));

@@ -128,7 +128,7 @@ impl Story {
             reconcile: Vec::new(),
             units,
             reconciles: false,
-            wants_predictions: false,
+            routers: 1,
             chat_template: None,
         }
     }

@@ -287,15 +287,15 @@ fn an_agent_that_wants_to_know_is_told_what_is_predicted() {
         };
         notices.iter().filter_map(of).collect()
     };
-    for (level, wants_predictions, expected) in [
-        (ReportLevel::Removals, true, true),
-        (ReportLevel::Removals, false, false),
-        (ReportLevel::Full, true, false),
-        (ReportLevel::Counts, true, false),
+    for (level, routers, expected) in [
+        (ReportLevel::Removals, 2, true),
+        (ReportLevel::Removals, 1, false),
+        (ReportLevel::Full, 2, false),
+        (ReportLevel::Counts, 2, false),
     ] {
         let mut story = Story::with_workers(1);
         let worker = story.router.snapshot().fleet.workers[0].id;
-        let agent = Introduction { wants_predictions, ..story.introduction(worker, 1, Vec::new()) };
+        let agent = Introduction { routers, ..story.introduction(worker, 1, Vec::new()) };
         let (session, at) = (SessionId(7), story.now);
         story.ask(|done| Update::Fleet(FleetUpdate::Join { agent, session, level, at, done })).unwrap();
         story.baseline(worker, 7, 0, Vec::new());

@@ -53,7 +53,7 @@ pub(super) fn hello(
     life: &Life,
     worker_url: &str,
     max_level: Level,
-    (resume, wants_predictions): (Vec<ResumePoint>, bool),
+    (resume, coordinators): (Vec<ResumePoint>, u32),
 ) -> Outgoing {
     let info = &life.info;
     let point = |point: ResumePoint| proto::ResumePoint {
@@ -99,7 +99,7 @@ pub(super) fn hello(
         max_level: to_level(max_level).into(),
         resume: resume.into_iter().map(point).collect(),
         sketch_version: SKETCH_VERSION,
-        wants_predictions,
+        coordinators,
         chat_template: life.chat_template.as_ref().ok().map(|template| chat_template(template)),
         agent: concat!("worker-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
     }))

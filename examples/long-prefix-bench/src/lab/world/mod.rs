@@ -154,7 +154,8 @@ pub fn replay(
     let side = |number: usize| {
         let seed = setting.seed ^ (number as u64) << 32;
         let capacity_tokens = setting.capacity_tokens as u64;
-        Side::new(contestant, setting.workers, capacity_tokens, setting.most_blocks, seed).map(Some)
+        let fleet = (setting.workers, routers);
+        Side::new(contestant, fleet, capacity_tokens, setting.most_blocks, seed).map(Some)
     };
     let mut world = World {
         setting,

@@ -90,7 +90,8 @@ impl World<'_> {
         }
         let seed = self.setting.seed ^ (router as u64) << 32 ^ 1 << 48;
         let (capacity_tokens, most_blocks) = (self.setting.capacity_tokens as u64, self.setting.most_blocks);
-        let mut side = Side::new(self.contestant, 0, capacity_tokens, most_blocks, seed)?;
+        let routers = self.sides.len();
+        let mut side = Side::new(self.contestant, (0, routers), capacity_tokens, most_blocks, seed)?;
         for engine in self.present().collect::<Vec<_>>() {
             side.join(self.met(engine), self.now)?;
         }
