@@ -523,6 +523,35 @@ fn room_is_worth_what_requests_find_in_its_tail() {
 }
 
 #[test]
+fn each_of_several_routers_is_taken_to_send_as_much() {
+    let measured = |routers: u32| {
+        let mut story = Story::with_workers(1);
+        let worker = story.router.snapshot().fleet.workers[0].id;
+        let agent = Introduction { routers, ..story.introduction(worker, 1, Vec::new()) };
+        story.join_as(agent, 7).unwrap();
+        let hashes = story.hashes(&prompt(1, 40));
+        story.baseline(worker, 7, 1, vec![stored(None, &hashes)]);
+        story.pass(Duration::from_secs(2));
+        story.serve(&prompt(1, 40), 160);
+        story.serve(&prompt(2, 40), 0);
+        let Target { tail_reuse, arrivals, .. } = story.router.snapshot().fleet.targets[0].clone();
+        story.report(worker, 7, AgentReport::Left);
+        let alone = story.router.snapshot().fleet.targets[0].arrivals;
+        (tail_reuse, arrivals, alone)
+    };
+    let (reuse, arrivals, _) = measured(0);
+    let (of_all, all, alone) = measured(4);
+    assert!(reuse > 0.0 && arrivals.requests > 1.0 && arrivals.prefill_seconds > 0.0);
+    assert_eq!(of_all, 4.0 * reuse);
+    assert_eq!(
+        (all.requests, all.prefill_seconds),
+        (4.0 * arrivals.requests, 4.0 * arrivals.prefill_seconds)
+    );
+    assert_eq!(all.seconds, arrivals.seconds);
+    assert!(alone.requests < all.requests / 3.0, "nobody says any more that there are others");
+}
+
+#[test]
 fn a_router_that_predicts_nothing_measures_all_the_same() {
     let profile = WorkerProfile { capacity_tokens: 4_000, ..WorkerProfile::default() };
     let mut story = Story::with(1, profile, |settings| settings.predict = false);
