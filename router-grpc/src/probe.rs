@@ -43,11 +43,6 @@ const HOST_TIER: &str = "enable_hierarchical_cache";
 const TIERS: [&str; 4] =
     [HOST_TIER, "enable_lmcache", "enable_flexkv", "enable_unified_cache_external_linker"];
 
-/// What `hicache_size` counts.
-const GIGABYTE: u64 = 1_000_000_000;
-/// What `memory_usage` counts.
-const GIBIBYTE: f64 = (1_u64 << 30) as f64;
-
 /// How workers are checked.
 #[derive(Clone, Debug)]
 pub(crate) struct ProbeSettings {
@@ -342,12 +337,11 @@ fn lower_tier(info: &Value) -> Option<LowerTier> {
     }
     let number = |name: &str| info[name].as_u64().or_else(|| info["internal_states"][0][name].as_u64());
     let usage = |name: &str| info["internal_states"][0]["memory_usage"][name].as_f64();
-    let bytes_per_token = usage("kvcache").zip(usage("token_capacity"));
     let pool = HostPool {
         device_tokens: number("max_total_num_tokens").unwrap_or(0),
         ratio: info["hicache_ratio"].as_f64(),
-        bytes: number("hicache_size").unwrap_or(0).saturating_mul(GIGABYTE),
-        bytes_per_token: bytes_per_token.map(|(gibibytes, tokens)| gibibytes * GIBIBYTE / tokens),
+        gigabytes: number("hicache_size").unwrap_or(0),
+        kv_cache: usage("kvcache").zip(usage("token_capacity")),
         has_all: info["hicache_write_policy"] == "write_through",
     };
     Some(pool.tier())

@@ -17,11 +17,6 @@ const HOST_TIER: &str = "enable_hierarchical_cache";
 const TIERS: [&str; 4] =
     [HOST_TIER, "enable_lmcache", "enable_flexkv", "enable_unified_cache_external_linker"];
 
-/// What `hicache_size` counts.
-const GIGABYTE: u64 = 1_000_000_000;
-/// What `memory_usage` counts.
-const GIBIBYTE: f64 = (1_u64 << 30) as f64;
-
 /// An engine's description of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineInfo {
@@ -195,12 +190,11 @@ fn lower_tier(answer: &Value) -> Option<LowerTier> {
         return Some(LowerTier::default());
     }
     let usage = |name: &str| answer.pointer(&format!("/internal_states/0/memory_usage/{name}"))?.as_f64();
-    let bytes_per_token = usage("kvcache").zip(usage("token_capacity"));
     let pool = HostPool {
         device_tokens: positive(field(answer, "max_total_num_tokens")).unwrap_or(0),
         ratio: field(answer, "hicache_ratio").and_then(Value::as_f64),
-        bytes: positive(field(answer, "hicache_size")).unwrap_or(0).saturating_mul(GIGABYTE),
-        bytes_per_token: bytes_per_token.map(|(gibibytes, tokens)| gibibytes * GIBIBYTE / tokens),
+        gigabytes: positive(field(answer, "hicache_size")).unwrap_or(0),
+        kv_cache: usage("kvcache").zip(usage("token_capacity")),
         has_all: field(answer, "hicache_write_policy").and_then(Value::as_str) == Some("write_through"),
     };
     Some(pool.tier())
