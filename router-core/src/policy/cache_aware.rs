@@ -11,8 +11,8 @@
 //! is pushed out is worth the share of such that is asked for again, and nothing where the room is full of what nobody wants. Whoever
 //! waits or computes again keeps others waiting in turn: in a queue that is busy for a share `busy` of the time, work that is added
 //! comes to 1 / (1 − busy) times itself before the queue has caught up. That has a most, which grows with the target's eviction
-//! pressure: near the capacity limit every spill makes the next one more likely. A match is worth the share of such that responses found there lately: where running
-//! contexts fill the memory, what is matched is gone before its turn. Evidence: `docs/policy.md`.
+//! pressure: near the capacity limit every spill makes the next one more likely. A match is worth the share of such that responses
+//! found there lately: where running contexts fill the memory, what is matched is gone before its turn. Evidence: `docs/policy.md`.
 
 use super::{ArrivalRate, Candidate, Choice, Policy, Reason, View};
 
@@ -45,15 +45,23 @@ const COSTS_KEPT: usize = 128;
 /// Requests that the fleet's mean counts for, beside those that a target got: of fewer, a target's own rate is chance.
 const PRIOR_REQUESTS: f64 = 3.0;
 
-/// A queue that is busier does not catch up, and `λ` is at its most.
+/// A queue that is busier counts as this busy: what is added to it, as twenty times itself.
 const MOST_BUSY: f64 = 0.95;
 
-/// What a target is sent, or targets are on average.
+/// What a target is sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Traffic {
     requests_per_s: f64,
     /// Share of the time that their prefills take.
     busy: f64,
+}
+
+/// What targets are sent on average.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Mean {
+    traffic: Traffic,
+    /// Time in which that is as many requests as it counts for; none if there are none.
+    prior_seconds: Option<f64>,
 }
 
 impl Default for CacheAwareSettings {
@@ -69,7 +77,7 @@ impl CacheAware {
     }
 
     /// The cost of one candidate, in microseconds, where a target gets so many requests a second on average.
-    fn cost_us(&self, view: &View<'_>, candidate: &Candidate, mean: Traffic) -> f64 {
+    fn cost_us(&self, view: &View<'_>, candidate: &Candidate, mean: Mean) -> f64 {
         let settings = &self.settings;
         let prefill_us = candidate.prefill.compared_us(view.prompt_tokens, candidate.retained_tokens());
         let expected = mean.expected_of(candidate);
@@ -95,7 +103,7 @@ impl Policy for CacheAware {
         if view.candidates.len() == 1 {
             return Choice { index: 0, reason: Reason::Only };
         }
-        let mean = Traffic::mean_of(view);
+        let mean = Mean::of(view);
         let mut kept = [0.0; COSTS_KEPT];
         let mut least = f64::INFINITY;
         for (at, candidate) in view.candidates.iter().enumerate() {
@@ -135,33 +143,35 @@ impl Policy for CacheAware {
     }
 
     fn cost(&self, view: &View<'_>, candidate: &Candidate) -> Option<f64> {
-        Some(self.cost_us(view, candidate, Traffic::mean_of(view)) / 1e3)
+        Some(self.cost_us(view, candidate, Mean::of(view)) / 1e3)
     }
 }
 
-impl Traffic {
-    /// The mean of all candidates.
-    fn mean_of(view: &View<'_>) -> Self {
+impl Mean {
+    /// Of all candidates.
+    fn of(view: &View<'_>) -> Self {
         let mut all = ArrivalRate::default();
         for candidate in view.candidates {
             all.requests += candidate.arrivals.requests;
             all.prefill_seconds += candidate.arrivals.prefill_seconds;
             all.seconds += candidate.arrivals.seconds;
         }
-        Self { requests_per_s: all.per_s(), busy: all.busy() }
+        Self::new(Traffic { requests_per_s: all.per_s(), busy: all.busy() })
     }
 
-    /// What a candidate is expected to get, where this is the mean: its own, as far as there is enough of it, and the mean beyond that.
-    fn expected_of(self, candidate: &Candidate) -> Self {
-        if self.requests_per_s == 0.0 {
-            return self;
-        }
+    fn new(traffic: Traffic) -> Self {
+        let requests_per_s = traffic.requests_per_s;
+        Self { traffic, prior_seconds: (requests_per_s > 0.0).then(|| PRIOR_REQUESTS / requests_per_s) }
+    }
+
+    /// What a candidate is expected to get: its own, as far as there is enough of it, and the mean beyond that.
+    fn expected_of(self, candidate: &Candidate) -> Traffic {
+        let Some(prior_seconds) = self.prior_seconds else { return self.traffic };
         let ArrivalRate { requests, prefill_seconds, seconds } = candidate.arrivals;
-        let prior_seconds = PRIOR_REQUESTS / self.requests_per_s;
         let seconds = f64::from(seconds) + prior_seconds;
-        Self {
+        Traffic {
             requests_per_s: (f64::from(requests) + PRIOR_REQUESTS) / seconds,
-            busy: (f64::from(prefill_seconds) + prior_seconds * self.busy) / seconds,
+            busy: (f64::from(prefill_seconds) + prior_seconds * self.traffic.busy) / seconds,
         }
     }
 }
@@ -246,7 +256,7 @@ mod tests {
     fn a_few_requests_say_little_about_what_comes() {
         let mut one = candidate(0);
         one.arrivals = ArrivalRate { requests: 0.0, prefill_seconds: 0.0, seconds: 30.0 };
-        let mean = |requests_per_s| Traffic { requests_per_s, busy: 0.5 };
+        let mean = |requests_per_s| Mean::new(Traffic { requests_per_s, busy: 0.5 });
         let few = mean(0.05).expected_of(&one);
         assert!(few.requests_per_s > 0.03 && few.busy > 0.3, "{few:?}");
         let many = mean(10.0).expected_of(&one);
@@ -254,7 +264,7 @@ mod tests {
         one.arrivals = ArrivalRate { requests: 300.0, prefill_seconds: 15.0, seconds: 30.0 };
         let usual = mean(10.0).expected_of(&one);
         assert!((usual.requests_per_s - 10.0).abs() < 1e-9 && (usual.busy - 0.5).abs() < 1e-9);
-        assert_eq!(mean(0.0).expected_of(&one), mean(0.0));
+        assert_eq!(mean(0.0).expected_of(&one), mean(0.0).traffic);
     }
 
     #[test]

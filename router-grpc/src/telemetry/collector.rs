@@ -100,9 +100,10 @@ fn encode_targets(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> f
     let help = "Tokens found in the older half of the cache per token evicted";
     gauges(encoder, "espalier_tail_reuse", help, &reuse)?;
     let arrivals: Vec<_> = targets().map(|target| (labels(target), target.arrivals.per_s())).collect();
-    gauges(encoder, "espalier_target_arrivals_per_second", "Requests sent there each second", &arrivals)?;
+    let help = "Requests sent there each second: this router's, as many times as its agent knows of routers";
+    gauges(encoder, "espalier_target_arrivals_per_second", help, &arrivals)?;
     let busy: Vec<_> = targets().map(|target| (labels(target), target.arrivals.busy())).collect();
-    let help = "Share of the time that the prefills of what is sent there take";
+    let help = "Share of the time that the prefills of these requests are expected to take";
     gauges(encoder, "espalier_target_prefill_busy", help, &busy)?;
     let retention: Vec<_> = targets().map(|target| (labels(target), f64::from(target.retention))).collect();
     gauges(encoder, "espalier_retention", "Share of claimed tokens that responses found cached", &retention)
