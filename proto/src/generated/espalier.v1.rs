@@ -378,7 +378,7 @@ pub struct Hello {
     /// What the engine's cache keeps beside the KV of full attention. Blocks that are reported are those of full attention in any case.
     #[prost(enumeration = "CacheKind", tag = "21")]
     pub cache_kind: i32,
-    /// Coordinators that the agent reports to, this one included; 0 when unknown. If there are several, each sends only a share of the work that the
+    /// Coordinators that the agent reports to, this one included, at most 1,024; 0 when unknown. If there are several, each sends only a share of the work that the
     /// engine gets: at level REMOVALS it SHOULD then say what it predicts, in Predicted, so that the agent can tell it of other stores.
     #[prost(uint32, tag = "22")]
     pub coordinators: u32,

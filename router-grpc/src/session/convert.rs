@@ -28,6 +28,9 @@ const SKETCH_VERSION: u32 = 1;
 /// Longest name of a model or engine that is kept.
 const MOST_NAME_BYTES: usize = 512;
 
+/// Coordinators that an agent may report to.
+const MOST_COORDINATORS: u32 = 1024;
+
 /// Hello, checked.
 #[derive(Debug)]
 pub(super) struct Greeting {
@@ -65,6 +68,12 @@ pub(super) fn hello(hello: &Hello) -> Result<Greeting, Status> {
     }
     if hello.model.len() > MOST_NAME_BYTES || hello.engine_version.len() > MOST_NAME_BYTES {
         return invalid(format!("Hello.model and Hello.engine_version have at most {MOST_NAME_BYTES} bytes"));
+    }
+    if hello.coordinators > MOST_COORDINATORS {
+        return invalid(format!(
+            "Hello.coordinators is {}; an agent reports to at most {MOST_COORDINATORS}",
+            hello.coordinators
+        ));
     }
     let models = if hello.model.is_empty() { Vec::new() } else { vec![Arc::from(&*hello.model)] };
     let kind = WireCacheKind::try_from(hello.cache_kind);
@@ -271,6 +280,24 @@ mod tests {
             ..Hello::default()
         };
         hello(&said).unwrap().profile
+    }
+
+    #[test]
+    fn more_coordinators_than_there_can_be_are_refused() {
+        let said = |coordinators: u32| Hello {
+            protocol_version: PROTOCOL_VERSION,
+            worker_url: "http://worker:30000".to_owned(),
+            incarnation: 1,
+            dp_size: 1,
+            page_size: 16,
+            coordinators,
+            ..Hello::default()
+        };
+        for known in [0, 1, MOST_COORDINATORS] {
+            assert_eq!(hello(&said(known)).unwrap().routers, known);
+        }
+        let refused = hello(&said(u32::MAX)).unwrap_err();
+        assert!(refused.message().contains("Hello.coordinators is 4294967295"), "{}", refused.message());
     }
 
     #[test]
