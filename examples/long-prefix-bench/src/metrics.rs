@@ -336,24 +336,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::engine::Limits;
-    use crate::lab::{Clients, MOST_BLOCKS, Poll};
+    use crate::lab::Poll;
     use crate::sequence::Hasher;
     use crate::workload::{Draft, DraftSession, DraftTurn};
 
     fn setting() -> Setting {
-        Setting {
-            workers: 2,
-            capacity_tokens: 1 << 20,
-            most_blocks: MOST_BLOCKS,
-            limits: Limits::default(),
-            timing: Timing::default(),
-            timeout: Duration::from_secs(120),
-            seed: 1,
-            routers: 1,
-            clients: Clients::default(),
-            fault: None,
-        }
+        Setting::undisturbed(2, 1 << 20)
     }
 
     /// Ten requests of 1,000 tokens and 11 outputs each; the first one is the warm-up.

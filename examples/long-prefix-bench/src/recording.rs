@@ -128,23 +128,11 @@ mod tests {
     use sglang_sim::Timing;
 
     use super::*;
-    use crate::engine::Limits;
-    use crate::lab::{Clients, Contestant, Kind, MOST_BLOCKS, Setting, contestants, replay, run};
+    use crate::lab::{Contestant, Kind, Setting, contestants, replay, run};
     use crate::workload::{Pattern, draft};
 
     fn setting() -> Setting {
-        Setting {
-            workers: 4,
-            capacity_tokens: 100_000,
-            most_blocks: MOST_BLOCKS,
-            limits: Limits::default(),
-            timing: Timing::default(),
-            timeout: Duration::from_secs(120),
-            seed: 1,
-            routers: 1,
-            clients: Clients::default(),
-            fault: None,
-        }
+        Setting::undisturbed(4, 100_000)
     }
 
     fn traffic(pattern: Pattern) -> Traffic {

@@ -113,11 +113,8 @@ impl Chosen<'_> {
 
 #[cfg(test)]
 mod tests {
-    use sglang_sim::Timing;
 
     use super::*;
-    use crate::engine::Limits;
-    use crate::lab::Clients;
     use crate::sequence::Hasher;
 
     fn workers() -> Vec<String> {
@@ -138,18 +135,7 @@ mod tests {
 
     #[test]
     fn a_session_stays_and_a_new_one_goes_where_least_is_under_way() {
-        let setting = Setting {
-            workers: 2,
-            capacity_tokens: 1 << 17,
-            most_blocks: lab::MOST_BLOCKS,
-            limits: Limits::default(),
-            timing: Timing::default(),
-            timeout: Duration::from_secs(120),
-            seed: 1,
-            routers: 1,
-            clients: Clients::default(),
-            fault: None,
-        };
+        let setting = Setting::undisturbed(2, 1 << 17);
         let way = Way::sticky(&workers(), &setting).unwrap();
         let now = Duration::from_secs;
         let first = way.choose(1, &sequence(0), now(1)).unwrap();

@@ -118,6 +118,23 @@ pub struct Outcome {
 }
 
 impl Setting {
+    /// One router in front of engines to which nothing happens, as tests have it.
+    #[cfg(test)]
+    pub(crate) fn undisturbed(workers: usize, capacity_tokens: usize) -> Self {
+        Self {
+            workers,
+            capacity_tokens,
+            most_blocks: super::MOST_BLOCKS,
+            limits: Limits::default(),
+            timing: Timing::default(),
+            timeout: Duration::from_secs(120),
+            seed: 1,
+            routers: 1,
+            clients: Clients::default(),
+            fault: None,
+        }
+    }
+
     /// Engines that are in the fleet at any time.
     pub fn engines(&self) -> usize {
         self.workers + self.fault.map_or(0, Fault::spare_engines)

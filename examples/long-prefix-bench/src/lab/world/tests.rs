@@ -2,28 +2,15 @@
 
 use router_core::policy::CacheAwareSettings;
 use rustc_hash::FxHashSet;
-use sglang_sim::Timing;
 
 use super::super::{Clients, contestants};
 use super::*;
-use crate::engine::Limits;
 use crate::lab::MOST_BLOCKS;
 use crate::reference::Accesses;
 use crate::workload::{Pattern, draft};
 
 fn setting(capacity_tokens: usize) -> Setting {
-    Setting {
-        workers: 4,
-        capacity_tokens,
-        most_blocks: MOST_BLOCKS,
-        limits: Limits::default(),
-        timing: Timing::default(),
-        timeout: Duration::from_secs(120),
-        seed: 1,
-        routers: 1,
-        clients: Clients::default(),
-        fault: None,
-    }
+    Setting::undisturbed(4, capacity_tokens)
 }
 
 fn outcome(pattern: Pattern, name: &str, capacity_tokens: usize) -> (Traffic, Outcome) {
