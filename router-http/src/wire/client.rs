@@ -8,6 +8,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::net::TcpStream;
 
+use super::acks::Acks;
 use super::chunked::{ChunkError, Decoded, Decoder};
 use super::head::{Finder, HeadError, Length, ResponseHead, take_response};
 use super::read::Incoming;
@@ -21,6 +22,7 @@ pub(crate) struct Link {
     incoming: Incoming,
     /// What is left of the request. An answer may come before all of it has gone.
     outgoing: Outgoing,
+    acks: Acks,
     /// A write has failed: what the worker said before is still read.
     is_deaf: bool,
 }
@@ -72,7 +74,8 @@ pub(crate) enum BrokenOff {
 
 impl Link {
     pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, incoming: Incoming::new(), outgoing: Outgoing::default(), is_deaf: false }
+        let (incoming, outgoing) = (Incoming::new(), Outgoing::default());
+        Self { stream, incoming, outgoing, acks: Acks::default(), is_deaf: false }
     }
 
     /// Whether nothing is under way on it, and the worker has not closed it as far as this machine knows.
@@ -103,6 +106,7 @@ impl Link {
     /// Sends a request and waits for the head of its answer.
     pub(crate) async fn send(&mut self, request: Request<'_>) -> Result<ResponseHead, SendError> {
         let (method, upgrades) = (request.method, request.upgrades);
+        self.acks = Acks::default();
         put_head(self.outgoing.small(), &request);
         self.outgoing.put(request.body);
         let whole = self.outgoing.len();
@@ -168,7 +172,8 @@ impl Link {
                     let whole = matches!(framing, Framing::UntilClose);
                     return Poll::Ready(if whole { None } else { Some(Err(BrokenOff::Closed)) });
                 }
-                Ok(_) => {}
+                Ok(_) if matches!(framing, Framing::Left(_)) => {}
+                Ok(_) => self.acks.read(&self.stream),
                 Err(error) => return Poll::Ready(Some(Err(error.into()))),
             }
         }
