@@ -80,27 +80,14 @@ impl Index {
         if !self.holds(run, slot) {
             return false;
         }
-        let record = self.runs.record(run.0);
-        if offset + 1 < record.len {
-            self.cut(run, offset + 1);
-            let upper = self.runs.parent(run.0).map(RunId);
-            self.claim_below(
-                upper,
-                (hashes, Origin::Reported),
-                slot,
-                |_| true,
-                &mut Vec::new(),
-                &mut Vec::new(),
-            );
+        let upper = self.cut(run, offset + 1).map_or(run, |split| split.upper);
+        let is_known = hashes.first().is_some_and(|head| self.runs.find(Some(upper.0), *head).is_some());
+        if is_known {
+            let mut key = self.key_to(upper, offset);
+            key.extend_from_slice(hashes);
+            self.insert_reported(&key, slot);
         } else {
-            self.claim_below(
-                Some(run),
-                (hashes, Origin::Reported),
-                slot,
-                |_| true,
-                &mut Vec::new(),
-                &mut Vec::new(),
-            );
+            self.claim_below(Some(upper), (hashes, Origin::Reported), slot, |_| true, &mut Vec::new());
         }
         true
     }
@@ -178,7 +165,7 @@ impl Index {
             self.runs.set_holders(step.run.0, record, changed);
         }
         let parent = steps.last().map(|step| step.run);
-        self.claim_below(parent, (&key[covered as usize..], origin), slot, may_grow, steps, splits);
+        self.claim_below(parent, (&key[covered as usize..], origin), slot, may_grow, steps);
     }
 
     /// Claims blocks that follow a run which the slot holds whole, and of which none stands there yet.
@@ -189,18 +176,7 @@ impl Index {
         slot: Slot,
         may_grow: impl Fn(RunId) -> bool,
         steps: &mut Vec<Step>,
-        splits: &mut Vec<Split>,
     ) {
-        if let Some(head) = rest.first()
-            && self.runs.find(parent.map(|run| run.0), *head).is_some()
-        {
-            // Only `extend` has not walked the path.
-            let mut key =
-                parent.map_or_else(Vec::new, |run| self.key_to(run, self.runs.record(run.0).len - 1));
-            key.extend_from_slice(rest);
-            steps.clear();
-            return self.claim((&key, origin), slot, may_grow, steps, splits);
-        }
         let mut room = 0;
         if let Some(run) = parent
             && self.is_sole_leaf(run, slot)

@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use super::arena::{Arena, PAGE_LINES, PAGE_WORDS};
 use super::numbers::Numbers;
-use super::words::{Address, LINE_WORDS, Words};
+use super::words::{Address, LINE_WORDS, Line, Words};
 use crate::key::BlockHash;
 
 /// What readers see. Clones share what has not been changed since.
@@ -67,17 +67,17 @@ impl Heads {
         }
         let tag = self.tag(head);
         for line in probed_lines(self.page(tag), tag) {
-            let entries = words.line(line).load();
-            let mut alike = places(&entries, |entry| (entry >> 32) as u32 == tag);
+            let line = words.line(line);
+            let mut alike = places(line, |entry| (entry >> 32) as u32 == tag);
             while alike != 0 {
-                if let Some(run) = run_of(entries[alike.trailing_zeros() as usize % LINE_WORDS])
+                if let Some(run) = run_of(line.get(alike.trailing_zeros() as usize % LINE_WORDS))
                     && is_it(run)
                 {
                     return Some(run);
                 }
                 alike &= alike - 1;
             }
-            if has_room(&entries) {
+            if has_room(line) {
                 return None;
             }
         }
@@ -122,7 +122,7 @@ impl HeadsUnderEdit {
 
     /// Takes a run out.
     pub(super) fn remove(&mut self, arena: &mut Arena, head: Head, run: u32) {
-        self.change(arena, head, run, |entries| if has_room(entries) { 0 } else { GONE });
+        self.change(arena, head, run, |line| if has_room(line) { 0 } else { GONE });
     }
 
     /// Another run begins there now.
@@ -132,13 +132,7 @@ impl HeadsUnderEdit {
     }
 
     /// Puts something else in the place of an entry.
-    fn change(
-        &mut self,
-        arena: &mut Arena,
-        head: Head,
-        run: u32,
-        by: impl FnOnce(&[u64; LINE_WORDS]) -> u64,
-    ) {
+    fn change(&mut self, arena: &mut Arena, head: Head, run: u32, by: impl FnOnce(&Line) -> u64) {
         if self.heads.pages.len() == 0 {
             return;
         }
@@ -146,15 +140,16 @@ impl HeadsUnderEdit {
         let entry = entry_of(tag, run);
         let page = self.heads.page(tag);
         for line in probed_lines(page, tag) {
-            let entries = arena.words().line(line).load();
-            let own = places(&entries, |other| other == entry);
+            let entries = arena.words().line(line);
+            let own = places(entries, |other| other == entry);
             if own != 0 {
+                let by = by(entries);
                 let word = line + own.trailing_zeros() - page;
                 let page = self.own_page(arena, tag);
-                arena.words().set(page + word, by(&entries));
+                arena.words().set(page + word, by);
                 return;
             }
-            if has_room(&entries) {
+            if has_room(entries) {
                 break;
             }
         }
@@ -239,7 +234,7 @@ impl HeadsUnderEdit {
 /// Writes an entry into the first room from its line on; `false` if so many lines have none.
 fn put(words: &Words, page: Address, entry: u64, lines: usize) -> bool {
     for line in probed_lines(page, (entry >> 32) as u32).take(lines) {
-        let free = places(&words.line(line).load(), |other| run_of(other).is_none());
+        let free = places(words.line(line), |other| run_of(other).is_none());
         if free != 0 {
             words.set(line + free.trailing_zeros(), entry);
             return true;
@@ -261,14 +256,14 @@ fn line_of(page: Address, tag: u32) -> Address {
 
 /// Where in a line such words stand, as a bitmap: without a branch, which would mostly be guessed wrong.
 #[inline]
-fn places(entries: &[u64; LINE_WORDS], wanted: impl Fn(u64) -> bool) -> u32 {
-    entries.iter().enumerate().fold(0, |all, (at, entry)| all | u32::from(wanted(*entry)) << at)
+fn places(line: &Line, wanted: impl Fn(u64) -> bool) -> u32 {
+    (0..LINE_WORDS).fold(0, |all, at| all | u32::from(wanted(line.get(at))) << at)
 }
 
 /// There is a word in the line that never held anything: nothing has overflowed from here.
 #[inline]
-fn has_room(entries: &[u64; LINE_WORDS]) -> bool {
-    places(entries, |entry| entry == 0) != 0
+fn has_room(line: &Line) -> bool {
+    places(line, |entry| entry == 0) != 0
 }
 
 fn entry_of(tag: u32, run: u32) -> u64 {

@@ -72,7 +72,13 @@ impl Record {
 
     /// The hash of block `at`.
     pub(super) fn hash(&self, words: &Words, at: u32) -> BlockHash {
-        BlockHash::new(words.get(self.hashes + at)).expect("the log holds hashes, which are not zero")
+        hash_of(words.get(self.hashes + at))
+    }
+
+    /// The hashes of all its blocks.
+    #[inline]
+    pub(super) fn all_hashes(self, words: &Words) -> impl Iterator<Item = BlockHash> {
+        words.range(self.hashes, self.len).map(hash_of)
     }
 
     /// Leading blocks in common with `key`, whose first one is equal.
@@ -208,6 +214,10 @@ impl Holders {
         near[..=last - first].copy_from_slice(&bits[first..]);
         Changed::Here(Self::Near { first_word: first as u16, bits: near })
     }
+}
+
+fn hash_of(word: u64) -> BlockHash {
+    BlockHash::new(word).expect("the log holds hashes, which are not zero")
 }
 
 /// What became of a set.

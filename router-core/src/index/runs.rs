@@ -115,8 +115,7 @@ impl Runs {
     }
 
     pub(super) fn hashes(&self, run: u32) -> impl Iterator<Item = BlockHash> + '_ {
-        let record = self.record(run);
-        (0..record.len).map(move |at| record.hash(self.words(), at))
+        self.record(run).all_hashes(self.words())
     }
 
     /// The run of a block and the block's place in it: if there are several, one that the slot holds.
@@ -363,9 +362,7 @@ impl Runs {
     }
 
     fn fill(&self, at: Address, hashes: &[BlockHash]) {
-        for (at, hash) in (at..).zip(hashes) {
-            self.words().set(at, hash.get());
-        }
+        self.words().fill(at, hashes.iter().map(|hash| hash.get()));
     }
 
     fn write(&mut self, run: u32, record: Record) {

@@ -49,8 +49,7 @@ impl Tree {
 
     /// The hashes of a run that this version has.
     pub(crate) fn hashes(&self, run: RunId) -> impl Iterator<Item = BlockHash> + '_ {
-        let record = self.records.get(&self.words, run.number());
-        (0..record.len).map(move |at| record.hash(&self.words, at))
+        self.records.get(&self.words, run.number()).all_hashes(&self.words)
     }
 
     /// The run that begins with `head` below another, or where a prompt begins, and where its record stands.

@@ -114,11 +114,27 @@ impl Words {
         equal
     }
 
+    /// Writes words from `address` on, which are in one segment.
+    #[inline]
+    pub(super) fn fill(&self, address: Address, words: impl Iterator<Item = u64>) {
+        let (slab, place) = ((address >> SLAB_BITS) as usize, address as usize % SLAB_WORDS);
+        let lines = &self.0[slab][..];
+        for (place, word) in (place..).zip(words) {
+            lines[place / LINE_WORDS].0[place % LINE_WORDS].store(word, Relaxed);
+        }
+    }
+
+    /// So many words from `address` on, which are in one segment.
+    #[inline]
+    pub(super) fn range(&self, address: Address, words: u32) -> impl Iterator<Item = u64> {
+        let (slab, place) = ((address >> SLAB_BITS) as usize, address as usize % SLAB_WORDS);
+        let lines = &self.0[slab][..];
+        (place..place + words as usize).map(|place| lines[place / LINE_WORDS].get(place % LINE_WORDS))
+    }
+
     /// Copies `words` words.
     pub(super) fn copy(&self, from: Address, to: Address, words: u32) {
-        for offset in 0..words {
-            self.set(to + offset, self.get(from + offset));
-        }
+        self.fill(to, self.range(from, words));
     }
 }
 
