@@ -314,9 +314,10 @@ impl Worker {
     /// Whether the worker answers to a model name. Unknown names of its own answer to all; `base:adapter` names a LoRA
     /// adapter of `base`.
     pub fn serves(&self, model: &str) -> bool {
-        let base = model.split_once(':').map_or(model, |(base, _)| base);
+        let names = |name: &str| self.profile.models.iter().any(|own| &**own == name);
         self.profile.models.is_empty()
-            || self.profile.models.iter().any(|own| &**own == model || &**own == base)
+            || names(model)
+            || model.split_once(':').is_some_and(|(base, _)| names(base))
     }
 }
 

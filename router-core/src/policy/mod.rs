@@ -223,7 +223,12 @@ impl Candidate {
     /// The same in microseconds.
     #[inline]
     pub(crate) fn backlog_us(&self) -> f64 {
-        self.load.backlog_us as f64 + self.prefill.prefill_us(self.foreign_waiting_tokens, 0)
+        let own = self.load.backlog_us as f64;
+        // Three divisions, for every candidate of a decision.
+        if self.foreign_waiting_tokens == 0 {
+            return own;
+        }
+        own + self.prefill.prefill_us(self.foreign_waiting_tokens, 0)
     }
 
     /// The rendezvous score of this candidate for a prefix: the highest wins, and stays the winner when others come or go.
