@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 
 use super::State;
 use super::claim::Scope;
-use crate::fleet::TargetId;
+use crate::fleet::{Slot, TargetId};
 use crate::key::Unit;
 use crate::time::Time;
 
@@ -22,7 +22,7 @@ impl State {
     /// Keeps a target's claims within what it can hold.
     pub(super) fn bound_target(&mut self, target: TargetId) {
         let Some(member) = self.roster.get(target.worker) else { return };
-        let Some(rank) = self.roster.rank(target) else { return };
+        let Some(rank) = member.ranks.get(target.rank as usize) else { return };
         let capacity = match member.profile.capacity_tokens {
             0 => self.settings.default_capacity_tokens,
             known => known,
@@ -30,6 +30,15 @@ impl State {
         let beside = member.profile.lower_tier.map_or(0, |tier| tier.capacity_tokens);
         let slot = rank.slot;
         let most = capacity.saturating_add(beside);
+        let fits = self.claims.tokens(slot, Scope::ALL) <= most;
+        let evicted = if fits { 0 } else { self.evict_beyond(target, slot, most, capacity) };
+        if let Some(rank) = self.roster.figures_mut(target) {
+            rank.pressure.evicted(evicted);
+        }
+    }
+
+    /// Drops what a target claims beyond `most`. Returns the tokens dropped.
+    fn evict_beyond(&mut self, target: TargetId, slot: Slot, most: u64, capacity: u64) -> u64 {
         let named = most.saturating_add(capacity);
         let mut evicted = 0;
         for unit in [Unit::Token, Unit::Text] {
@@ -39,10 +48,7 @@ impl State {
                 evicted += self.claims.evict_to(slot, Scope::named(unit), named);
             }
         }
-        evicted += self.claims.evict_to(slot, self.guessed(target), most);
-        if let Some(rank) = self.roster.figures_mut(target) {
-            rank.pressure.evicted(evicted);
-        }
+        evicted + self.claims.evict_to(slot, self.guessed(target), most)
     }
 
     /// What no agent names exactly.

@@ -31,29 +31,30 @@ const BYTES_PER_TOKEN: (f64, f64) = (1.0, 16.0);
 impl State {
     pub(super) fn observe(&mut self, traffic: &Traffic, observation: &Observation, in_place: bool) {
         self.learn(traffic, observation);
-        let cause = self.misprediction(traffic, observation);
-        let error = self.error_tokens(traffic, observation);
+        let expected = self.predicted_tokens(traffic, observation);
+        let error = self.error_tokens(traffic, expected, observation.cached_tokens);
+        let cause = self.misprediction(traffic, observation, error);
         if let Some(rank) = self.roster.figures_mut(traffic.target) {
             rank.evidence.predictions.check(error, cause);
+            if in_place && matches!(cause, None | Some(MispredictionCause::Evicted)) {
+                // A difference that is rounding is none.
+                let found = if cause.is_none() { expected } else { observation.cached_tokens };
+                rank.retention.observed(expected, found);
+            }
             self.dirty = true;
         }
         self.notices.push(Notice::Mispredicted { target: traffic.target, error_tokens: error, cause });
-        if in_place && matches!(cause, None | Some(MispredictionCause::Evicted)) {
-            let expected = self.predicted_tokens(traffic, observation);
-            // A difference that is rounding is none.
-            let found = if cause.is_none() { expected } else { observation.cached_tokens };
-            if let Some(rank) = self.roster.figures_mut(traffic.target) {
-                rank.retention.observed(expected, found);
-            }
-        }
-        let Some(member) = self.roster.get(traffic.target.worker) else { return };
-        let may_infer = in_place
-            && self.settings.correct_from_responses
-            && member.profile.tells_evictions()
-            && !self.is_exact(traffic.target, traffic.key.kind());
-        if may_infer && cause == Some(MispredictionCause::Evicted) {
+        if in_place && cause == Some(MispredictionCause::Evicted) && self.may_infer(traffic) {
             self.infer_evictions(traffic, observation);
         }
+    }
+
+    /// Whether one eviction at a request's target tells about others.
+    fn may_infer(&self, traffic: &Traffic) -> bool {
+        let member = self.roster.get(traffic.target.worker);
+        self.settings.correct_from_responses
+            && member.is_some_and(|member| member.profile.tells_evictions())
+            && !self.is_exact(traffic.target, traffic.key.kind())
     }
 
     /// A complete response did not say how much was cached.
@@ -65,14 +66,18 @@ impl State {
     }
 
     /// Predicted minus actual cached tokens; less than a block and a page of difference is rounding.
-    fn error_tokens(&self, traffic: &Traffic, observation: &Observation) -> i64 {
-        let predicted = self.predicted_tokens(traffic, observation);
-        let error = predicted as i64 - observation.cached_tokens as i64;
-        if error.unsigned_abs() < self.slack_tokens(traffic) { 0 } else { error }
+    fn error_tokens(&self, traffic: &Traffic, predicted: u64, cached: u64) -> i64 {
+        let error = predicted as i64 - cached as i64;
+        if error == 0 || error.unsigned_abs() < self.slack_tokens(traffic) { 0 } else { error }
     }
 
-    fn misprediction(&self, traffic: &Traffic, observation: &Observation) -> Option<MispredictionCause> {
-        match self.error_tokens(traffic, observation) {
+    fn misprediction(
+        &self,
+        traffic: &Traffic,
+        observation: &Observation,
+        error_tokens: i64,
+    ) -> Option<MispredictionCause> {
+        match error_tokens {
             0 => None,
             ..0 => Some(MispredictionCause::OtherTraffic),
             _ if self.first_missing(traffic, observation).is_some() => Some(MispredictionCause::Evicted),

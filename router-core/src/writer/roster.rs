@@ -176,6 +176,11 @@ impl Roster {
     }
 
     fn place(&self, id: WorkerId) -> Option<usize> {
+        // Until one has left, every worker stands where its number says.
+        let first = id.0 as usize;
+        if self.workers.get(first).is_some_and(|member| member.id == id) {
+            return Some(first);
+        }
         self.workers.binary_search_by_key(&id, |member| member.id).ok()
     }
 
