@@ -101,9 +101,8 @@ impl Arena {
             return page;
         }
         let copy = self.new_page();
-        for line in (0..PAGE_WORDS as u32).step_by(LINE_WORDS) {
-            self.words.line(copy + line).store(self.words.line(page + line).load());
-        }
+        let lines = |page| &self.words.lines(page)[..PAGE_LINES];
+        lines(copy).iter().zip(lines(page)).for_each(|(copy, line)| copy.store(line.load()));
         self.drop_page(page);
         copy
     }

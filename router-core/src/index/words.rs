@@ -99,10 +99,9 @@ impl Words {
         values: &[T],
         number: impl Fn(T) -> u64,
     ) -> usize {
-        let (slab, place) = ((address >> SLAB_BITS) as usize, address as usize % SLAB_WORDS);
-        let mut first = place % LINE_WORDS;
+        let mut first = address as usize % LINE_WORDS;
         let mut equal = 0;
-        for line in &self.0[slab][place / LINE_WORDS..] {
+        for line in self.lines(address) {
             for word in &line.0[first..] {
                 match values.get(equal) {
                     Some(&value) if number(value) == word.load(Relaxed) => equal += 1,
@@ -114,12 +113,17 @@ impl Words {
         equal
     }
 
+    /// The line that a word stands in, and those after it in the same slab.
+    #[inline]
+    pub(super) fn lines(&self, address: Address) -> &[Line] {
+        &self.0[(address >> SLAB_BITS) as usize][address as usize % SLAB_WORDS / LINE_WORDS..]
+    }
+
     /// Writes words from `address` on, which are in one segment.
     #[inline]
     pub(super) fn fill(&self, address: Address, words: impl Iterator<Item = u64>) {
-        let (slab, place) = ((address >> SLAB_BITS) as usize, address as usize % SLAB_WORDS);
-        let lines = &self.0[slab][..];
-        for (place, word) in (place..).zip(words) {
+        let lines = self.lines(address);
+        for (place, word) in (address as usize % LINE_WORDS..).zip(words) {
             lines[place / LINE_WORDS].0[place % LINE_WORDS].store(word, Relaxed);
         }
     }
@@ -127,9 +131,8 @@ impl Words {
     /// So many words from `address` on, which are in one segment.
     #[inline]
     pub(super) fn range(&self, address: Address, words: u32) -> impl Iterator<Item = u64> {
-        let (slab, place) = ((address >> SLAB_BITS) as usize, address as usize % SLAB_WORDS);
-        let lines = &self.0[slab][..];
-        (place..place + words as usize).map(|place| lines[place / LINE_WORDS].get(place % LINE_WORDS))
+        let (lines, first) = (self.lines(address), address as usize % LINE_WORDS);
+        (first..first + words as usize).map(|place| lines[place / LINE_WORDS].get(place % LINE_WORDS))
     }
 
     /// Copies `words` words.
