@@ -116,9 +116,15 @@ impl SlotClaims {
         Some(claim)
     }
 
-    pub(super) fn refresh(&mut self, run: RunId, at: Time) {
+    /// A run is used, and somebody vouches for its being there.
+    pub(super) fn touch(&mut self, run: RunId, at: Time, source: Source) {
         let Some(claim) = self.runs.get_mut(&run) else { return };
         let before = claim.last_access;
+        // A request's decision is an access of its own; what confirms it later belongs to the same one.
+        if let Source::Predicted { .. } = source {
+            claim.earlier_access = before;
+        }
+        claim.vouch(source);
         // Messages of different requests may be out of order by a little; an access never becomes older.
         if at <= before {
             return;

@@ -106,16 +106,17 @@ impl ClaimTable {
             let (own, below) = rest.split_at(step.len as usize);
             if step.held == 0 {
                 claims.begin(step.run, parent, Claim::new(kind, step.len, at));
+            } else if step.held < step.len {
+                claims.resize(step.run, step.len);
             }
             if step.held < step.len {
                 let fresh = &own[step.held as usize..];
-                claims.resize(step.run, step.len);
                 claims.holding(kind).tokens += fresh.len() as u64 * block_tokens;
                 if let Some(digest) = claims.digest_mut(kind) {
                     fresh.iter().for_each(|hash| digest.add(*hash));
                 }
             }
-            touch(claims, step.run, at, source);
+            claims.touch(step.run, at, source);
             parent = Some(step.run);
             rest = below;
         }
@@ -137,7 +138,7 @@ impl ClaimTable {
             last.run = upper;
         }
         let claims = slot_mut(&mut self.slots, slot);
-        path.iter().for_each(|step| touch(claims, step.run, at, Source::Confirmed { at }));
+        path.iter().for_each(|step| claims.touch(step.run, at, Source::Confirmed { at }));
     }
 
     /// Takes back what decision `by` predicted along a prompt and nothing else vouches for.
@@ -376,18 +377,6 @@ impl BlockTokens {
             Unit::Text => self.text,
         }
     }
-}
-
-/// A run is used, and somebody vouches for its being there.
-fn touch(claims: &mut SlotClaims, run: RunId, at: Time, source: Source) {
-    if let Some(claim) = claims.runs.get_mut(&run) {
-        // A request's decision is an access of its own; what confirms it later belongs to the same one.
-        if let Source::Predicted { .. } = source {
-            claim.earlier_access = claim.last_access;
-        }
-        claim.vouch(source);
-    }
-    claims.refresh(run, at);
 }
 
 fn slot_mut(slots: &mut Vec<SlotClaims>, slot: Slot) -> &mut SlotClaims {
