@@ -161,15 +161,15 @@ impl Candidates {
 
     /// Takes out targets that start slowly and carry their share of what the others carry on average.
     fn hold_back(&mut self, snapshot: &Snapshot, settings: &Settings, now: Time) {
-        let ramp = |targets: &[(u32, u32)], at: usize| {
-            let target = &snapshot.fleet.targets[targets[at].0 as usize];
+        let ramp = |index: u32| {
+            let target = &snapshot.fleet.targets[index as usize];
             target.load.health().ramp(now, &settings.ejection)
         };
         let (mut others, mut carried) = (0_u64, 0_u64);
-        for at in 0..self.seen.len() {
-            if ramp(&self.targets, at).is_none() {
+        for (candidate, (index, _)) in self.seen.iter().zip(&self.targets) {
+            if ramp(*index).is_none() {
                 others += 1;
-                carried += self.seen[at].load.in_flight;
+                carried += candidate.load.in_flight;
             }
         }
         if others == 0 || others == self.seen.len() as u64 {
@@ -180,7 +180,7 @@ impl Candidates {
             let in_flight = self.seen[at].load.in_flight;
             // One at a time it always gets, or it would never warm up.
             let full =
-                ramp(&self.targets, at).is_some_and(|share| in_flight as f64 >= (share * mean).max(1.0));
+                ramp(self.targets[at].0).is_some_and(|share| in_flight as f64 >= (share * mean).max(1.0));
             if full {
                 self.seen.remove(at);
                 self.targets.remove(at);

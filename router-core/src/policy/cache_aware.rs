@@ -77,6 +77,7 @@ impl CacheAware {
     }
 
     /// The cost of one candidate, in microseconds, where a target gets so many requests a second on average.
+    #[inline(always)]
     fn cost_us(&self, view: &View<'_>, candidate: &Candidate, mean: Mean) -> f64 {
         let settings = &self.settings;
         let prefill_us = candidate.prefill.compared_us(view.prompt_tokens, candidate.retained_tokens());
