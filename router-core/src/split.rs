@@ -109,7 +109,7 @@ mod tests {
                 role: Some(*role),
                 ..WorkerProfile::default()
             };
-            send(FleetUpdate::Profile { worker, profile, done: Done::ignore() });
+            send(FleetUpdate::Profile { worker, profile: profile.into(), done: Done::ignore() });
             send(FleetUpdate::Health { worker, reachable: true, reason: "".into() });
         }
         writer.turn(Time::from_micros(2));

@@ -108,7 +108,7 @@ pub enum FleetUpdate {
         /// The worker.
         worker: WorkerId,
         /// Replaces what was known.
-        profile: WorkerProfile,
+        profile: Box<WorkerProfile>,
         /// Fails if the ranks do not fit into the fleet.
         done: Done<Result<(), FleetError>>,
     },
@@ -182,7 +182,7 @@ pub enum FleetUpdate {
     /// Asks whether an agent may speak for its worker, and which ranks could resume. Changes nothing.
     Consider {
         /// The agent.
-        agent: Introduction,
+        agent: Box<Introduction>,
         /// How its ranks could begin; those that are not named must begin with a baseline.
         done: Done<Result<Considered, JoinError>>,
     },
@@ -190,7 +190,7 @@ pub enum FleetUpdate {
     /// that is refused leaves no trace.
     Join {
         /// The agent; `resume` names the ranks that it was told could.
-        agent: Introduction,
+        agent: Box<Introduction>,
         /// The session.
         session: SessionId,
         /// The level of the session.

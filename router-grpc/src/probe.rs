@@ -213,7 +213,7 @@ impl Prober {
             let _ = send(router, Update::Fleet(FleetUpdate::Void { worker: worker.id, reason })).await;
         }
         if identity.profile != worker.profile {
-            let (id, profile) = (worker.id, identity.profile.clone());
+            let (id, profile) = (worker.id, Box::new(identity.profile.clone()));
             let set =
                 ask(router, |done| Update::Fleet(FleetUpdate::Profile { worker: id, profile, done })).await;
             if let Ok(Err(error)) = set {

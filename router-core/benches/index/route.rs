@@ -59,7 +59,7 @@ fn router_of(work: &Work) -> (Router, Writer) {
     }
     writer.turn(now);
     for worker in &router.snapshot().fleet.workers {
-        let profile = WorkerProfile { capacity_tokens: 1 << 30, ..WorkerProfile::default() };
+        let profile = Box::new(WorkerProfile { capacity_tokens: 1 << 30, ..WorkerProfile::default() });
         send(Update::Fleet(FleetUpdate::Profile { worker: worker.id, profile, done: Done::ignore() }));
         send(Update::Fleet(FleetUpdate::Health { worker: worker.id, reachable: true, reason: "".into() }));
     }

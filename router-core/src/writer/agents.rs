@@ -100,13 +100,13 @@ impl State {
     /// From now on a session speaks for a worker.
     pub(super) fn join(
         &mut self,
-        agent: Introduction,
+        agent: &Introduction,
         session: SessionId,
         level: ReportLevel,
         at: Time,
     ) -> Result<Joined, JoinError> {
-        self.consider(&agent)?;
-        let worker = self.enlist(&agent, at)?;
+        self.consider(agent)?;
+        let worker = self.enlist(agent, at)?;
         let fresh = Session {
             id: session,
             level,
@@ -134,7 +134,7 @@ impl State {
         if level > ReportLevel::Counts {
             self.claims.locate_blocks();
         }
-        let (resumed, unreconciled) = self.resume(worker, session, level, &agent);
+        let (resumed, unreconciled) = self.resume(worker, session, level, agent);
         self.happened(worker, None, at, EventKind::AgentConnected, format!("reports {level:?}").into());
         Ok(Joined { worker, resumed, unreconciled })
     }

@@ -23,7 +23,7 @@ impl State {
                 self.when_published(move || done.call(removed));
             }
             FleetUpdate::Profile { worker, profile, done } => {
-                let changed = self.roster.set_profile(worker, profile);
+                let changed = self.roster.set_profile(worker, *profile);
                 let result = changed.as_ref().map(drop).map_err(FleetError::clone);
                 self.when_published(move || done.call(result));
             }
@@ -67,7 +67,7 @@ impl State {
             }
             FleetUpdate::Consider { agent, done } => done.call(self.consider(&agent)),
             FleetUpdate::Join { agent, session, level, at, done } => {
-                let joined = self.join(agent, session, level, at);
+                let joined = self.join(&agent, session, level, at);
                 self.when_published(move || done.call(joined));
             }
             FleetUpdate::Policy(policy) => {

@@ -20,7 +20,7 @@ pub(crate) fn of_ready_workers(count: usize, settings: Settings) -> (Router, Wri
     let workers: Vec<WorkerId> = router.snapshot().fleet.workers.iter().map(|worker| worker.id).collect();
     for &worker in &workers {
         let profile = WorkerProfile { capacity_tokens: CAPACITY_TOKENS, ..WorkerProfile::default() };
-        send(FleetUpdate::Profile { worker, profile, done: Done::ignore() });
+        send(FleetUpdate::Profile { worker, profile: profile.into(), done: Done::ignore() });
         send(FleetUpdate::Health { worker, reachable: true, reason: "ready".into() });
     }
     writer.turn(now);
@@ -31,7 +31,7 @@ pub(crate) fn of_ready_workers(count: usize, settings: Settings) -> (Router, Wri
 #[allow(dead_code, reason = "not every test has agents")]
 pub(crate) fn join(router: &Router, worker: usize, at: Time) -> Update {
     let registered = router.snapshot().fleet.workers[worker].clone();
-    let agent = Introduction {
+    let agent = Box::new(Introduction {
         url: registered.url.clone(),
         incarnation: Incarnation(1),
         profile: registered.profile.clone(),
@@ -41,7 +41,7 @@ pub(crate) fn join(router: &Router, worker: usize, at: Time) -> Update {
         reconciles: false,
         routers: 1,
         chat_template: None,
-    };
+    });
     let (session, level) = (SessionId(worker as u64), ReportLevel::Full);
     Update::Fleet(FleetUpdate::Join { agent, session, level, at, done: Done::ignore() })
 }

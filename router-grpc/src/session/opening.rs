@@ -147,6 +147,7 @@ impl AgentService {
     /// From now on the session speaks for its worker.
     pub(super) async fn join(&self, session: SessionId, agreed: Agreed) -> Result<Opened, Status> {
         let Agreed { agent, level, account } = agreed;
+        let agent = Box::new(agent);
         let (url, dp_size, at) = (agent.url.clone(), agent.profile.dp_size, self.clock.now());
         let (units, reconciles) = (agent.units, agent.reconciles);
         let joined =
@@ -159,7 +160,7 @@ impl AgentService {
 
     /// How its ranks could begin, if the agent may speak for its worker at all.
     async fn consider(&self, agent: &Introduction) -> Result<Considered, Status> {
-        let agent = agent.clone();
+        let agent = Box::new(agent.clone());
         let considered = ask(&self.router, |done| Update::Fleet(FleetUpdate::Consider { agent, done })).await;
         considered.map_err(unheard)?.map_err(|error| refuse(&error))
     }

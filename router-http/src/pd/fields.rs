@@ -185,7 +185,7 @@ mod tests {
         writer.turn(Time::from_micros(1));
         let worker = router.snapshot().fleet.workers[0].id;
         let profile = WorkerProfile { dp_size, bootstrap_port: Some(9001), ..WorkerProfile::default() };
-        send(FleetUpdate::Profile { worker, profile, done: Done::ignore() });
+        send(FleetUpdate::Profile { worker, profile: profile.into(), done: Done::ignore() });
         send(FleetUpdate::Health { worker, reachable: true, reason: "".into() });
         writer.turn(Time::from_micros(2));
         let request = RouteRequest { rank: (dp_size > 1).then_some(1), ..RouteRequest::default() };

@@ -79,14 +79,14 @@ impl Side {
             let profile = profile.clone();
             side.send(Update::Fleet(FleetUpdate::Profile {
                 worker,
-                profile: profile.clone(),
+                profile: Box::new(profile.clone()),
                 done: Done::ignore(),
             }))?;
             let reason = "ready".into();
             side.send(Update::Fleet(FleetUpdate::Health { worker, reachable: true, reason }))?;
             let Some(level) = level.session() else { continue };
             let incarnation = Incarnation(1);
-            let agent = Introduction {
+            let agent = Box::new(Introduction {
                 url: url(engine).into(),
                 incarnation,
                 profile,
@@ -96,7 +96,7 @@ impl Side {
                 reconciles: true,
                 routers: routers as u32,
                 chat_template: None,
-            };
+            });
             let session = SessionId(engine as u64);
             let join = FleetUpdate::Join { agent, session, level, at: start, done: Done::ignore() };
             side.send(Update::Fleet(join))?;

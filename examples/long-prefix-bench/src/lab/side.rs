@@ -171,13 +171,14 @@ impl Side {
 
     fn begin(&mut self, engine: usize, met: Met, now: Duration) -> Result<(), LabError> {
         let worker = self.workers[engine];
-        let told = FleetUpdate::Profile { worker, profile: self.profile.clone(), done: Done::ignore() };
+        let told =
+            FleetUpdate::Profile { worker, profile: Box::new(self.profile.clone()), done: Done::ignore() };
         self.send(Update::Fleet(told))?;
         self.health(engine, true)?;
         if !self.agents {
             return Ok(());
         }
-        let agent = Introduction {
+        let agent = Box::new(Introduction {
             url: url(engine),
             incarnation: Incarnation(met.lives + 1),
             profile: self.profile.clone(),
@@ -187,7 +188,7 @@ impl Side {
             reconciles: false,
             routers: self.routers,
             chat_template: None,
-        };
+        });
         let (session, level, at) = (SessionId(engine as u64), ReportLevel::Full, as_time(now));
         self.send(Update::Fleet(FleetUpdate::Join { agent, session, level, at, done: Done::ignore() }))?;
         self.turn(now);

@@ -81,7 +81,7 @@ impl Story {
     }
 
     fn profile(&mut self, worker: WorkerId, profile: WorkerProfile) -> Result<(), FleetError> {
-        self.ask(|done| Update::Fleet(FleetUpdate::Profile { worker, profile, done }))
+        self.ask(|done| Update::Fleet(FleetUpdate::Profile { worker, profile: profile.into(), done }))
     }
 
     fn healthy(&mut self, worker: WorkerId, reachable: bool) {
@@ -106,11 +106,11 @@ impl Story {
 
     fn join_as(&mut self, agent: Introduction, session: u64) -> Result<Joined, JoinError> {
         let (session, level, at) = (SessionId(session), ReportLevel::Full, self.now);
-        self.ask(|done| Update::Fleet(FleetUpdate::Join { agent, session, level, at, done }))
+        self.ask(|done| Update::Fleet(FleetUpdate::Join { agent: agent.into(), session, level, at, done }))
     }
 
     fn consider(&mut self, agent: Introduction) -> Result<Vec<(u32, u64)>, JoinError> {
-        let considered = self.ask(|done| Update::Fleet(FleetUpdate::Consider { agent, done }));
+        let considered = self.ask(|done| Update::Fleet(FleetUpdate::Consider { agent: agent.into(), done }));
         considered.map(|considered| considered.resume)
     }
 

@@ -324,7 +324,7 @@ fn only_what_is_worth_it_is_compared_at_a_reconnect() {
     let mut cluster = Cluster::new();
     let agent = reconciling(&cluster.story, cluster.worker, 1, Vec::new());
     let consider = |cluster: &mut Cluster, agent: &Introduction| {
-        let agent = agent.clone();
+        let agent = agent.clone().into();
         cluster.story.ask(|done| Update::Fleet(FleetUpdate::Consider { agent, done })).unwrap()
     };
     cluster.store(&prompt(1, 63), true);

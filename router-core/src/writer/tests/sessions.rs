@@ -127,8 +127,13 @@ fn a_later_session_ends_the_earlier_and_one_that_only_asks_does_not() {
     assert!(notices.contains(&Notice::Acked { session: SessionId(1), rank: 0, seq: 5 }), "{notices:?}");
     assert_eq!(story.matched(worker, &prompt(1, 8)), 7, "whoever only asks changes nothing");
     let (at, session) = (story.now, SessionId(2));
-    let join =
-        FleetUpdate::Join { agent: rival, session, level: ReportLevel::Full, at, done: Done::ignore() };
+    let join = FleetUpdate::Join {
+        agent: rival.into(),
+        session,
+        level: ReportLevel::Full,
+        at,
+        done: Done::ignore(),
+    };
     let notices = story.send(Update::Fleet(join));
     assert_eq!(ended(&notices), [(1, SessionEnd::Replaced)]);
     assert!(notices.contains(&Notice::Acked { session, rank: 0, seq: 5 }), "what it missed is acknowledged");
@@ -147,7 +152,13 @@ fn a_rank_that_was_to_resume_and_cannot_any_more_is_asked_for_a_baseline() {
     // Between the two the earlier session finds a gap.
     story.delta(worker, 1, delta(9));
     let (at, session) = (story.now, SessionId(2));
-    let join = FleetUpdate::Join { agent, session, level: ReportLevel::Full, at, done: Done::ignore() };
+    let join = FleetUpdate::Join {
+        agent: agent.into(),
+        session,
+        level: ReportLevel::Full,
+        at,
+        done: Done::ignore(),
+    };
     let notices = story.send(Update::Fleet(join));
     let asked =
         |notice: &Notice| matches!(notice, Notice::ResyncNeeded { session: s, rank: 0, .. } if *s == session);
@@ -297,7 +308,9 @@ fn an_agent_that_wants_to_know_is_told_what_is_predicted() {
         let worker = story.router.snapshot().fleet.workers[0].id;
         let agent = Introduction { routers, ..story.introduction(worker, 1, Vec::new()) };
         let (session, at) = (SessionId(7), story.now);
-        story.ask(|done| Update::Fleet(FleetUpdate::Join { agent, session, level, at, done })).unwrap();
+        story
+            .ask(|done| Update::Fleet(FleetUpdate::Join { agent: agent.into(), session, level, at, done }))
+            .unwrap();
         story.baseline(worker, 7, 0, Vec::new());
         let mut other = story.route(&prompt(2, 4));
         let last = *story.hashes(&prompt(2, 4)).last().unwrap();
