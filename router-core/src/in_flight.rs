@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use crate::admission::Entered;
 use crate::fleet::{Slot, Target, TargetId, Tenure, Worker};
-use crate::health::{EjectionSettings, FaultKind};
+use crate::health::FaultKind;
 use crate::key::PrefixKey;
 use crate::load::{LoadCounters, Share};
 use crate::policy::{Reason, retained};
+use crate::router::Router;
 use crate::time::Time;
-use crate::update::{Observation, Traffic, TrafficEvent, Update, UpdateSender};
+use crate::update::{Observation, Traffic, TrafficEvent, Update};
 
 /// A request counted at its target.
 ///
@@ -27,7 +28,7 @@ pub struct InFlight {
     counters: Arc<LoadCounters>,
     share: Share,
     routed: Routed,
-    updates: Option<UpdateSender>,
+    router: Router,
     /// Nothing else waited for its prefill there when it was routed.
     alone: bool,
     phase: Phase,
@@ -35,7 +36,6 @@ pub struct InFlight {
     checked: bool,
     /// It decides whether its target is let back in.
     trial: bool,
-    ejection: EjectionSettings,
     /// Dropped last: by then its target has the room.
     entered: Option<Entered>,
 }
@@ -70,6 +70,7 @@ pub(crate) struct Routed {
     pub(crate) predicted_tokens: u64,
     pub(crate) prompt_tokens: u64,
     pub(crate) decided_at: Time,
+    /// `None` if it teaches nothing about its target's cache: then the writer is told nothing.
     pub(crate) key: Option<PrefixKey>,
 }
 
@@ -85,8 +86,7 @@ impl InFlight {
     pub(crate) fn start(
         target: &Target,
         routed: Routed,
-        updates: Option<UpdateSender>,
-        ejection: EjectionSettings,
+        router: &Router,
         admitted: Admitted,
     ) -> Result<Self, Admitted> {
         let likely = retained(routed.predicted_tokens, target.retention);
@@ -114,12 +114,11 @@ impl InFlight {
             counters: target.load.clone(),
             share,
             routed,
-            updates,
+            router: router.clone(),
             alone,
             phase: Phase::Prefill,
             checked: false,
             trial,
-            ejection,
             entered,
         };
         in_flight.tell(TrafficEvent::Routed { prefill });
@@ -172,19 +171,27 @@ impl InFlight {
 
     /// The first token arrived: prefill is over and its blocks are in the cache. Later calls do nothing.
     pub fn first_token(&mut self, now: Time) {
-        if self.phase == Phase::Prefill {
-            self.phase = Phase::Decode { first_token_after: now.since(self.routed.decided_at) };
-            self.counters.end_prefill(self.share);
-            self.tell(TrafficEvent::Prefilled { at: now });
-            let trial = std::mem::take(&mut self.trial);
-            self.counters.health().succeeded(trial, now, &self.ejection);
+        if self.end_prefill(now) {
+            self.tell(TrafficEvent::Prefilled { at: now, observed: None });
         }
+    }
+
+    /// Whether it had not been over before.
+    fn end_prefill(&mut self, now: Time) -> bool {
+        if self.phase != Phase::Prefill {
+            return false;
+        }
+        self.phase = Phase::Decode { first_token_after: now.since(self.routed.decided_at) };
+        self.counters.end_prefill(self.share);
+        let trial = std::mem::take(&mut self.trial);
+        self.counters.health().succeeded(trial, now, &self.router.settings().ejection);
+        true
     }
 
     /// The target failed it. Whether that ejects the target; report it once a request.
     pub fn failed(&mut self, kind: FaultKind, now: Time) -> bool {
         let trial = std::mem::take(&mut self.trial);
-        self.counters.health().failed(kind, trial, now, &self.ejection)
+        self.counters.health().failed(kind, trial, now, &self.router.settings().ejection)
     }
 
     /// The target asked to get no requests until then.
@@ -196,24 +203,41 @@ impl InFlight {
     ///
     /// `streaming`: the first token was seen as it was produced, so that the time to it teaches the prefill speed.
     pub fn usage(&mut self, usage: Usage, streaming: bool) {
+        let observation = self.observe(usage, streaming);
+        self.tell(TrafficEvent::Observed(observation));
+    }
+
+    /// [`first_token`](Self::first_token) and [`usage`](Self::usage) at once, in one message: of an answer that comes in one piece.
+    pub fn first_token_and_usage(&mut self, usage: Usage, streaming: bool, now: Time) {
+        let is_first = self.end_prefill(now);
+        let observation = self.observe(usage, streaming);
+        self.tell(match is_first {
+            true => TrafficEvent::Prefilled { at: now, observed: Some(observation) },
+            false => TrafficEvent::Observed(observation),
+        });
+    }
+
+    fn observe(&mut self, usage: Usage, streaming: bool) -> Observation {
         self.checked = true;
         let alone_for = match self.phase {
             Phase::Decode { first_token_after } if self.alone && streaming => Some(first_token_after),
             _ => None,
         };
-        self.tell(TrafficEvent::Observed(Observation {
+        Observation {
             matched_blocks: self.routed.matched_blocks,
             prompt_tokens: usage.prompt_tokens,
             cached_tokens: usage.cached_tokens,
             alone_for,
-        }));
+        }
     }
 
     /// What was generated: the target holds it as it holds the prompt. `key` is the prompt's with all that was generated but the last
     /// token, which no engine computes on. At most once a request, when the answer is complete.
     pub fn generated(&mut self, key: PrefixKey, now: Time) {
         self.first_token(now);
-        self.tell_of(key, TrafficEvent::Answered { at: now });
+        if self.routed.key.is_some() {
+            self.tell_of(key, TrafficEvent::Answered { at: now });
+        }
     }
 
     /// The response is complete.
@@ -232,9 +256,8 @@ impl InFlight {
     }
 
     fn tell_of(&self, key: PrefixKey, event: TrafficEvent) {
-        let Some(updates) = &self.updates else { return };
         // A full queue refuses and counts; the claim is then not made, or lapses by its lease: less is claimed, not more.
-        updates.offer(Update::Traffic(Traffic {
+        self.router.updates().offer(Update::Traffic(Traffic {
             target: self.target,
             slot: self.slot,
             tenure: self.tenure,

@@ -236,11 +236,10 @@ impl Router {
                     predicted_tokens: predicted_tokens(target, chosen.matched_tokens, view.prompt_tokens),
                     prompt_tokens: view.prompt_tokens,
                     decided_at: now,
-                    key: request.key.cloned(),
+                    key: request.key.filter(|_| request.teaches_of(target)).cloned(),
                 };
-                let predictions = self.predictions(request).filter(|_| !request.is_blind_to(target));
                 let admitted = Admitted { trial, most, entered: entered.take() };
-                match InFlight::start(target, routed, predictions, settings.ejection, admitted) {
+                match InFlight::start(target, routed, self, admitted) {
                     Ok(in_flight) => return Ok(in_flight),
                     // Another thread has taken the last room.
                     Err(full) => entered = full.entered,
@@ -338,13 +337,6 @@ impl Router {
             target.load.health().failed(FaultKind::Connect, false, now, &self.inner.settings.ejection);
         });
     }
-
-    /// Where in-flight requests report their blocks; `None` for requests that teach nothing about any cache.
-    fn predictions(&self, request: &RouteRequest<'_>) -> Option<UpdateSender> {
-        // A decode worker's cache is no business of the index: its prompts come and go with their requests.
-        let key = request.key.filter(|_| request.role != Some(Role::Decode));
-        key.map(|_| self.inner.updates.clone())
-    }
 }
 
 /// Nothing had been there: nobody need look for the room that it leaves.
@@ -363,6 +355,12 @@ fn policy(snapshot: &Snapshot, role: Option<Role>) -> &dyn Policy {
 }
 
 impl RouteRequest<'_> {
+    /// Whether what becomes of it says something about a target's cache.
+    fn teaches_of(&self, target: &Target) -> bool {
+        // A decode worker's cache is no business of the index: its prompts come and go with their requests.
+        self.role != Some(Role::Decode) && !self.is_blind_to(target)
+    }
+
     /// Whether the rank that will answer is the engine's own choice, so that no claim of a target's can be meant.
     pub(crate) fn is_blind_to(&self, target: &Target) -> bool {
         self.unpinned && target.worker.profile.dp_size > 1

@@ -65,7 +65,11 @@ pub(crate) enum TrafficEvent {
         prefill: Duration,
     },
     /// Its first token arrived: the target holds its blocks.
-    Prefilled { at: Time },
+    Prefilled {
+        at: Time,
+        /// What the response said with it.
+        observed: Option<Observation>,
+    },
     /// It failed or was cancelled before its first token.
     Undone,
     /// The response said how much was cached.

@@ -275,12 +275,13 @@ impl Exchange {
         self.families().cached_tokens.inc_by(usage.cached_tokens);
         if let Some(in_flight) = &mut self.in_flight {
             // Only now is an answer that came in one piece known to have been prefilled.
-            in_flight.first_token(self.clock.now());
+            let now = self.clock.now();
             // A sum over several prompts says nothing about the one that was decided by.
-            if !self.several_prompts {
-                self.metrics.families.predicted_tokens.inc_by(in_flight.predicted_tokens());
-                in_flight.usage(usage, self.streaming);
+            if self.several_prompts {
+                return in_flight.first_token(now);
             }
+            self.metrics.families.predicted_tokens.inc_by(in_flight.predicted_tokens());
+            in_flight.first_token_and_usage(usage, self.streaming, now);
         }
     }
 

@@ -22,13 +22,10 @@ impl State {
         let in_place = self.roster.rank(traffic.target).is_some_and(|rank| rank.tenure == traffic.tenure);
         match traffic.event {
             TrafficEvent::Routed { prefill } if in_place => self.arrive(traffic, prefill),
-            TrafficEvent::Prefilled { at } if in_place && self.has_witness(traffic) => {
-                self.await_witness(traffic, at)
-            }
-            TrafficEvent::Prefilled { at } => {
-                self.close(traffic.target, traffic.ordinal);
-                if in_place {
-                    self.confirm(traffic, at);
+            TrafficEvent::Prefilled { at, observed } => {
+                self.settle(traffic, at, in_place);
+                if let Some(observation) = observed {
+                    self.observe(traffic, &observation, in_place);
                 }
             }
             TrafficEvent::Answered { at } if in_place => self.confirm_answer(traffic, at),
@@ -37,6 +34,17 @@ impl State {
             TrafficEvent::Observed(observation) => self.observe(traffic, &observation, in_place),
             TrafficEvent::Unchecked => self.miss_usage(traffic.target),
             TrafficEvent::Routed { .. } => {}
+        }
+    }
+
+    /// A prompt has been computed.
+    fn settle(&mut self, traffic: &Traffic, at: Time, in_place: bool) {
+        if in_place && self.has_witness(traffic) {
+            return self.await_witness(traffic, at);
+        }
+        self.close(traffic.target, traffic.ordinal);
+        if in_place {
+            self.confirm(traffic, at);
         }
     }
 
