@@ -38,7 +38,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rustc_hash::FxHashMap;
 
 use self::bounds::SWEEP_PER_TURN;
@@ -181,16 +181,13 @@ impl Writer {
     /// Applies what is queued (a bounded number of updates), ages claims and leases, publishes if that is due, and says
     /// what happened.
     pub fn turn(&mut self, now: Time) -> Vec<Notice> {
-        let mut idle = false;
-        for _ in 0..UPDATES_PER_TURN {
-            match self.first.take().map_or_else(|| self.updates.try_recv(), Ok) {
-                Ok(update) => self.state.apply(update, now),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
-                    idle = true;
-                    break;
-                }
-            }
+        let mut left = UPDATES_PER_TURN;
+        if let Some(first) = self.first.take() {
+            self.state.apply(first, now);
+            left -= 1;
         }
+        let queued = self.updates.try_iter().take(left);
+        let idle = queued.map(|update| self.state.apply(update, now)).count() < left;
         self.state.age(now);
         self.state.sweep(SWEEP_PER_TURN);
         self.state.bound_index();
@@ -334,7 +331,7 @@ impl State {
 
     /// An agent also tells which of the target's blocks of this kind were stored.
     fn hears_stores(&self, target: TargetId, kind: BlockKind) -> bool {
-        self.is_exact(target, kind) && self.roster.get(target.worker).is_some_and(Member::reports_stores)
+        self.roster.get(target.worker).is_some_and(Member::reports_stores) && self.is_exact(target, kind)
     }
 
     fn block_size(&self, unit: Unit) -> u64 {

@@ -154,7 +154,11 @@ impl State {
 
     fn claim_prompt(&mut self, traffic: &Traffic, at: Time, source: Source) {
         let (kind, hashes) = (traffic.key.kind(), traffic.key.hashes());
-        let stored = self.claims.claim(traffic.slot, kind, (hashes, Origin::Derived), at, source);
+        // Many a prompt is shorter than a block.
+        let stored = match hashes {
+            [] => 0,
+            _ => self.claims.claim(traffic.slot, kind, (hashes, Origin::Derived), at, source),
+        };
         if let Some(rank) = self.roster.figures_mut(traffic.target) {
             rank.pressure.stored(stored);
         }
