@@ -21,7 +21,7 @@ pub(super) fn read(kind: RouteKind, body: &[u8]) -> Option<Facts<'_>> {
         let (facts, members) = (&mut parts.facts, &mut members);
         match Field::of(kind, &key) {
             Field::Text | Field::Prompt => parts.text = prompts(members)?,
-            Field::Ids => parts.ids = id_lists(members.value()?)?,
+            Field::Ids => parts.ids = id_lists(members)?,
             Field::Messages => parts.messages = careful(members.value()?)?,
             Field::Input => parts.messages = careful::<Option<Input>>(members.value()?)?.map(|input| input.0),
             Field::System => {
@@ -86,17 +86,16 @@ fn prompts<'a>(members: &mut Members<'a>) -> Option<Option<Prompts<'a>>> {
     if let Some(text) = members.text()? {
         return Some(Some(TextOrIds::Text(text).into()));
     }
-    let value = members.value()?;
-    match ids::prompt(value) {
+    match members.numbers(ids::prompt) {
         Some(ids) => Some(Some(TextOrIds::Ids(ids).into())),
-        None => careful(value),
+        None => careful(members.value()?),
     }
 }
 
-fn id_lists(value: &[u8]) -> Option<Option<Ids>> {
-    match ids::prompt(value) {
+fn id_lists(members: &mut Members<'_>) -> Option<Option<Ids>> {
+    match members.numbers(ids::prompt) {
         Some(first) => Some(Some(Ids { first, several: false })),
-        None => careful(value),
+        None => careful(members.value()?),
     }
 }
 

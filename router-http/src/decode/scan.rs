@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use memchr::{memchr2, memchr3};
+use memchr::{memchr, memchr2, memchr3};
 
 use super::text::{bytes, utf8};
 
@@ -49,6 +49,16 @@ impl<'a> Members<'a> {
         let at = self.at;
         self.at = value_end(self.bytes, at)?;
         Some(&self.bytes[at..self.at])
+    }
+
+    /// What `read` makes of the value up to its first `]`, which is all of it if it is a list of numbers; it is to refuse any other. Then the
+    /// value is still to be taken.
+    pub(super) fn numbers<T>(&mut self, read: impl FnOnce(&'a [u8]) -> Option<T>) -> Option<T> {
+        let value = self.bytes.get(self.at..).filter(|value| value.starts_with(b"["))?;
+        let len = memchr(b']', value)? + 1;
+        let numbers = read(&value[..len])?;
+        self.at += len;
+        Some(numbers)
     }
 
     /// The bytes of the value if it is a string. Otherwise it is still to be taken.
@@ -155,6 +165,20 @@ mod tests {
         let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
         assert_eq!(members(body), Some(expected));
         assert_eq!(members("{}"), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_list_is_read_to_its_end_or_is_still_to_be_taken() {
+        let mut members = Members::of(br#"{"a":[1],"b":[[2],3],"c":"[4]"}"#).unwrap();
+        members.key().unwrap();
+        assert_eq!(members.numbers(Some), Some(&b"[1]"[..]));
+        members.key().unwrap();
+        assert_eq!(members.numbers(|list| (list != b"[[2]").then_some(list)), None);
+        assert_eq!(members.value(), Some(&b"[[2],3]"[..]));
+        members.key().unwrap();
+        assert_eq!(members.numbers(Some), None);
+        assert_eq!(members.value(), Some(&br#""[4]""#[..]));
+        assert_eq!(members.key(), Some(None));
     }
 
     #[test]
