@@ -70,8 +70,13 @@ fn id(text: &[u8]) -> Option<u32> {
     let first = text.iter().position(|byte| !is_white(byte))?;
     let last = text.iter().rposition(|byte| !is_white(byte))?;
     let digits = &text[first..=last];
-    let plain = digits.iter().all(u8::is_ascii_digit) && (digits.len() == 1 || digits[0] != b'0');
-    std::str::from_utf8(digits).ok().filter(|_| plain)?.parse().ok()
+    if digits[0] == b'0' && digits.len() > 1 {
+        return None;
+    }
+    digits.iter().try_fold(0_u32, |id, byte| {
+        let digit = byte.checked_sub(b'0').filter(|digit| *digit <= 9)?;
+        id.checked_mul(10)?.checked_add(digit.into())
+    })
 }
 
 fn is_white(byte: &u8) -> bool {
