@@ -18,9 +18,14 @@ mod value;
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method};
 
 pub use body::DecodeError;
+
+use crate::headers::find;
+
+/// The dp rank asked for, on OpenAI's routes.
+const RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
 
 /// Which kind of route a request came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,7 +169,7 @@ pub fn facts<'a>(kind: RouteKind, headers: &HeaderMap, body: &'a [u8]) -> Result
         },
     };
     if let (Some(header), RouteKind::Completions | RouteKind::Chat | RouteKind::Responses) =
-        (headers.get("x-data-parallel-rank"), kind)
+        (find(headers, &RANK), kind)
     {
         let rank = header.to_str().ok().and_then(|rank| rank.parse().ok());
         facts.rank = Some(rank.ok_or(DecodeError::RankHeader)?);

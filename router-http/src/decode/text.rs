@@ -32,7 +32,7 @@ const STANDS_FOR: [u8; 256] = {
 /// text, and has no control characters, is not checked: that takes as long as reading it.
 pub(super) fn bytes(json: &[u8], at: usize) -> Option<(Cow<'_, [u8]>, usize)> {
     let body = json.get(at..)?.strip_prefix(b"\"")?;
-    let plain = memchr2(b'"', b'\\', body)?;
+    let plain = first_special(body)?;
     let (text, length) = match body[plain] {
         b'"' => (Cow::Borrowed(&body[..plain]), plain),
         _ => unescaped(body, plain).map(|(text, length)| (Cow::Owned(text), length))?,
@@ -107,6 +107,16 @@ fn make_room(text: &mut Vec<u8>, written: usize, body: usize) {
     }
     if text.len() < written + BLOCK {
         grow(text, written, body);
+    }
+}
+
+/// Where the first quote or backslash is. Most strings are short, and to look at a block takes less than to begin a search.
+#[inline]
+fn first_special(body: &[u8]) -> Option<usize> {
+    match body.first_chunk::<BLOCK>().map(specials) {
+        None => memchr2(b'"', b'\\', body),
+        Some(0) => memchr2(b'"', b'\\', &body[BLOCK..]).map(|at| BLOCK + at),
+        Some(specials) => Some(specials.trailing_zeros() as usize),
     }
 }
 
