@@ -1,6 +1,7 @@
 //! Server-sent events out of a stream of bytes.
 
 use bytes::{Bytes, BytesMut};
+use memchr::{memchr_iter, memrchr_iter};
 
 /// Cuts a stream of bytes into whole events.
 #[derive(Debug, Default)]
@@ -14,11 +15,12 @@ const END: &[u8] = b"\n\n";
 
 impl Events {
     /// Takes what came next; returns all events that are whole by now, without a copy where `data` holds nothing else.
-    pub(crate) fn push(&mut self, data: Bytes) -> Bytes {
+    pub(crate) fn push(&mut self, mut data: Bytes) -> Bytes {
         if self.begun.is_empty() {
             let whole = end_of_last(&data);
             self.begun.extend_from_slice(&data[whole..]);
-            return data.slice(..whole);
+            data.truncate(whole);
+            return data;
         }
         // The end may have begun before.
         self.begun.extend_from_slice(&data);
@@ -35,7 +37,7 @@ impl Events {
 /// The events of some whole ones, each with its end.
 pub(crate) fn each(mut whole: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
-        let end = memchr::memmem::find(whole, END)? + END.len();
+        let end = end_of_first(whole)?;
         let (event, rest) = whole.split_at(end);
         whole = rest;
         Some(event)
@@ -48,8 +50,14 @@ pub(crate) fn data(event: &[u8]) -> Option<&[u8]> {
     (!data.contains(&b'\n')).then_some(data)
 }
 
+// An event has few lines: to look at their ends takes less than to prepare a search for two of them.
+
+fn end_of_first(data: &[u8]) -> Option<usize> {
+    memchr_iter(b'\n', data).map(|at| at + 1).find(|end| data.get(*end) == Some(&b'\n')).map(|end| end + 1)
+}
+
 fn end_of_last(data: &[u8]) -> usize {
-    memchr::memmem::rfind(data, END).map_or(0, |at| at + END.len())
+    memrchr_iter(b'\n', data).map(|at| at + 1).find(|end| data[..*end].ends_with(END)).unwrap_or(0)
 }
 
 #[cfg(test)]

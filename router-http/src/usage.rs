@@ -31,6 +31,9 @@ static PROMPT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"promp
 static INPUT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"input_tokens\":"));
 static CACHED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"cached_tokens\":"));
 
+/// How each of them ends.
+static END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("_tokens\":"));
+
 /// Longest key with its number and white space.
 pub(crate) const MOST_CARRIED: usize = 64;
 
@@ -85,27 +88,39 @@ impl UsageSearch {
         Some(Usage { prompt_tokens: self.prompt.value?, cached_tokens: self.cached.value? })
     }
 
-    fn search(&mut self, bytes: &[u8]) {
-        for field in [&mut self.prompt, &mut self.cached] {
-            if field.value.is_none() {
-                field.value = number_after(field.key, bytes);
+    fn search(&mut self, mut bytes: &[u8]) {
+        while let Some(key) = self.sought()
+            && let Some(at) = key.find(bytes)
+        {
+            let (key, after) = bytes.split_at(at + key.needle().len());
+            for field in [&mut self.prompt, &mut self.cached] {
+                if field.value.is_none() && key.ends_with(field.key.needle()) {
+                    field.value = number(after);
+                }
             }
+            bytes = after;
+        }
+    }
+
+    /// What is missing. One search for both: most events of a stream have neither.
+    fn sought(&self) -> Option<&'static Finder<'static>> {
+        match (self.prompt.value, self.cached.value) {
+            (None, None) => Some(&END),
+            (None, Some(_)) => Some(self.prompt.key),
+            (Some(_), None) => Some(self.cached.key),
+            (Some(_), Some(_)) => None,
         }
     }
 }
 
-/// The number after a key, if a byte that ends it is there too.
-fn number_after(key: &Finder<'_>, bytes: &[u8]) -> Option<u64> {
-    let after = key.find_iter(bytes).map(|at| &bytes[at + key.needle().len()..]);
-    after.filter_map(number).next()
-}
-
+/// The number that the bytes begin with, if a byte that ends it is there too.
 fn number(bytes: &[u8]) -> Option<u64> {
     let bytes = bytes.trim_ascii_start();
     let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
     // At the end of the bytes the number may go on in the next chunk.
-    bytes.get(digits)?;
-    std::str::from_utf8(&bytes[..digits]).ok()?.parse().ok()
+    bytes.get(digits).filter(|_| digits > 0)?;
+    let append = |number: u64, digit: &u8| number.checked_mul(10)?.checked_add(u64::from(digit - b'0'));
+    bytes[..digits].iter().try_fold(0, append)
 }
 
 #[cfg(test)]
