@@ -19,6 +19,9 @@ use crate::key::Keyed;
 /// Bytes of an answer that are kept at most.
 const MOST_BYTES: usize = 1 << 20;
 
+/// Room for an answer of some words: to make more takes as long as all else that is done with one.
+const FEW_WORDS_BYTES: usize = 512;
+
 /// Bytes that the last token of an answer has at most, nearly always. Nothing has been computed on it.
 const LAST_TOKEN_BYTES: usize = 16;
 
@@ -92,11 +95,15 @@ impl Generated {
             let full = key.hashes().len() * router.key_space(key.unit()).block_size() as usize;
             full.min(len)
         };
+        let tail_of_text = |text: &[u8]| {
+            let tail = &text[rest(text.len())..];
+            let mut with_room = Vec::with_capacity(tail.len() + FEW_WORDS_BYTES);
+            with_room.extend_from_slice(tail);
+            Tail::Text(with_room)
+        };
         let tail = match (&facts.prompt, facts.kind) {
             (Prompt::Tokens(ids), RouteKind::Generate) => Tail::Tokens(ids[rest(ids.len())..].to_vec()),
-            (Prompt::Text(text), RouteKind::Generate | RouteKind::Completions) => {
-                Tail::Text(text[rest(text.len())..].to_vec())
-            }
+            (Prompt::Text(text), RouteKind::Generate | RouteKind::Completions) => tail_of_text(text),
             (
                 Prompt::Text(_),
                 RouteKind::Chat | RouteKind::Messages | RouteKind::Responses | RouteKind::OllamaChat,
@@ -172,20 +179,20 @@ impl Generated {
     }
 
     /// The key of the prompt with what was generated, if that has more blocks; the answer is complete.
-    pub(crate) fn key(self) -> Option<PrefixKey> {
+    pub(crate) fn key(mut self: Box<Self>) -> Option<PrefixKey> {
         let space = self.router.key_space(self.key.unit());
-        let key = match (self.tail, self.so_far) {
-            (Tail::Tokens(mut ids), SoFar::Whole(body)) => {
+        let key = match (&mut self.tail, &self.so_far) {
+            (Tail::Tokens(ids), SoFar::Whole(body)) => {
                 ids.extend(ids_of(body.bytes())?);
-                space.key_followed_by_tokens(self.salt, &self.key, &ids)
+                space.key_followed_by_tokens(self.salt, &self.key, ids)
             }
-            (Tail::Tokens(mut ids), SoFar::Last(_, event)) => {
-                ids.extend(ids_of(events::data(&event)?)?);
-                space.key_followed_by_tokens(self.salt, &self.key, &ids)
+            (Tail::Tokens(ids), SoFar::Last(_, event)) => {
+                ids.extend(ids_of(events::data(event)?)?);
+                space.key_followed_by_tokens(self.salt, &self.key, ids)
             }
-            (Tail::Text(tail), so_far) => {
-                let text = [&tail[..], &text_generated(self.route, so_far)?].concat();
-                space.key_followed_by_text(self.salt, &self.key, &text)
+            (Tail::Text(text), so_far) => {
+                put_generated(text, self.route, so_far)?;
+                space.key_followed_by_text(self.salt, &self.key, text)
             }
             _ => return None,
         };
@@ -203,9 +210,9 @@ fn ids_of(json: &[u8]) -> Option<Vec<u32>> {
     Some(ids)
 }
 
-/// All text but that of the last token.
-fn text_generated(route: RouteKind, so_far: SoFar) -> Option<Vec<u8>> {
-    let text = match (route, &so_far) {
+/// Puts all text but that of the last token after the prompt's.
+fn put_generated(prompt: &mut Vec<u8>, route: RouteKind, so_far: &SoFar) -> Option<()> {
+    let text = match (route, so_far) {
         (RouteKind::Generate, SoFar::Last(_, event)) => {
             let Native { text, ids, completion_tokens } = answer::native(events::data(event)?)?;
             (Some(ids?.len() as u64) == completion_tokens).then(|| answer::text(text?))??
@@ -215,13 +222,13 @@ fn text_generated(route: RouteKind, so_far: SoFar) -> Option<Vec<u8>> {
         (_, SoFar::Lines(rest, text)) => Cow::Owned(text.clone() + &said::line(rest)?),
         (_, SoFar::Texts(_, texts, last)) => {
             let json = [b"\"", &texts[..*last], b"\""].concat();
-            return Some(answer::text(&json)?.into_owned().into_bytes());
+            prompt.extend_from_slice(answer::text(&json)?.as_bytes());
+            return Some(());
         }
         _ => return None,
     };
-    let mut text = text.into_owned().into_bytes();
-    text.truncate(text.len().saturating_sub(LAST_TOKEN_BYTES));
-    Some(text)
+    prompt.extend_from_slice(&text.as_bytes()[..text.len().saturating_sub(LAST_TOKEN_BYTES)]);
+    Some(())
 }
 
 #[cfg(test)]
