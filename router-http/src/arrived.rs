@@ -1,6 +1,9 @@
 //! A request as it is held while workers are tried.
 
+use std::mem::take;
+
 use bytes::Bytes;
+use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use router_core::key::PrefixKey;
@@ -57,6 +60,14 @@ impl Wanted {
 }
 
 impl Arrived {
+    /// Takes what is passed on out of a request's head.
+    pub(crate) fn of(kind: RouteKind, head: &mut Parts, body: Bytes) -> Self {
+        let (method, headers) = (take(&mut head.method), take(&mut head.headers));
+        let path = take(&mut head.uri).into_parts().path_and_query;
+        let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        Self { kind, method, path, headers, body, once: false }
+    }
+
     /// A generation that has not been answered at all can be done again, and so can what only reads; who knows what else could.
     pub(crate) fn may_repeat(&self) -> bool {
         !self.once && (self.kind.generates() || matches!(self.method, Method::GET | Method::HEAD))

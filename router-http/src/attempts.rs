@@ -3,13 +3,10 @@
 //! Only before the first byte of an answer, never at the same worker twice while there is another, and within the
 //! [budget](crate::budget). `docs/fault-tolerance.md` has the rules.
 
-use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use http_body::Frame;
-use http_body_util::BodyExt as _;
 use router_core::{FaultKind, InFlight, Pair, RouteError, RouteRequest, WorkerId, WorkerState};
 use smallvec::SmallVec;
 
@@ -26,23 +23,19 @@ use crate::upstream::{Attempt, WorkerBody};
 /// A worker's answer as far as it was waited for.
 #[derive(Debug)]
 pub(crate) struct Answered {
-    pub(crate) response: Response<WorkerBody>,
+    pub(crate) response: Box<Response<WorkerBody>>,
     /// The first data of a stream.
-    pub(crate) first: Option<Frame<Bytes>>,
+    pub(crate) first: Option<Bytes>,
     /// The worker was asked for usage, and the client did not.
     pub(crate) asked_usage: bool,
 }
 
 /// How an attempt ended.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "one at a time, taken apart at once: a box would be an allocation a request"
-)]
 enum Ended {
     Answered(Answered),
     Failed(Attempt),
     /// Its worker is unreachable by now, and this one takes the request over.
-    Abandoned(InFlight),
+    Abandoned(Box<InFlight>),
 }
 
 /// What has been tried.
@@ -57,39 +50,35 @@ struct Tries {
     kept: Option<Box<(Answered, Aside)>>,
 }
 
-thread_local! {
-    static RNG: RefCell<fastrand::Rng> = RefCell::new(fastrand::Rng::new());
-}
-
 /// Longest time for which a worker's `Retry-After` is followed.
 const LONGEST_HOLD_OFF: Duration = Duration::from_secs(60);
 
-/// Tries one worker after the other until one answers, those that were `lost` at last. `decided`: for the first, if that has been
-/// done.
+/// Tries one worker after the other until one answers, those that were `lost` at last. If the request is in flight already, that is the
+/// first attempt.
 pub(crate) async fn answer(
     plane: &Plane,
     arrived: &Arrived,
     wanted: &Wanted,
     lost: &[WorkerId],
-    decided: Option<InFlight>,
     began: Instant,
     exchange: &mut Exchange,
 ) -> Result<Answered, Failure> {
     let mut tries = Tries { tried: lost.into(), lost_at: lost.last().copied(), ..Tries::default() };
-    let mut next = decided;
     let most = plane.config.max_attempts.max(1);
     for attempt in 1..=most {
-        let routed = match next.take() {
-            Some(in_flight) => Ok(in_flight),
-            None => tries.route_or_wait(plane, arrived, wanted, (attempt == 1).then_some(began)).await,
-        };
-        let in_flight = match routed {
-            Ok(in_flight) => in_flight,
-            Err(failure) => return tries.give_up(failure, exchange),
+        let in_flight = match exchange.in_flight() {
+            Some(in_flight) => in_flight,
+            None => {
+                let began = (attempt == 1).then_some(began);
+                match tries.route_or_wait(plane, arrived, wanted, began, exchange).await {
+                    Ok(in_flight) => in_flight,
+                    Err(failure) => return tries.give_up(failure, exchange),
+                }
+            }
         };
         tries.tried.push(in_flight.target().worker);
         let may_go_on = attempt < most;
-        match try_at(plane, arrived, wanted, exchange.sent(in_flight), &tries.tried, may_go_on).await {
+        match try_at(plane, arrived, wanted, in_flight, &tries.tried, may_go_on).await {
             Ended::Answered(answered) => {
                 judge(plane, &answered.response, exchange);
                 let status = answered.response.status();
@@ -107,7 +96,7 @@ pub(crate) async fn answer(
             }
             Ended::Abandoned(other) => {
                 exchange.failed_attempt();
-                next = Some(other);
+                exchange.sent(*other);
             }
         }
     }
@@ -135,7 +124,7 @@ async fn try_at(
     };
     let takes_over = async {
         if may_go_on && arrived.may_repeat() {
-            another(plane, arrived, wanted, in_flight.target().worker, tried).await
+            Box::new(another(plane, arrived, wanted, in_flight.target().worker, tried).await)
         } else {
             std::future::pending().await
         }
@@ -169,7 +158,7 @@ async fn another(
         }
         let request = request(arrived, wanted, tried);
         let now = plane.clock.now();
-        if RNG.with_borrow_mut(|rng| plane.router.match_with_room(&request, now, rng)).is_err() {
+        if plane.router.match_with_room(&request, now, &mut fastrand::Rng::new()).is_err() {
             continue;
         }
         if !plane.budget.withdraw(&plane.config.retry, now) {
@@ -186,14 +175,15 @@ async fn another(
 }
 
 impl Tries {
-    /// Decides for a worker, if need be once one has room. `began`: when the first decision did.
-    async fn route_or_wait(
+    /// Decides for a worker, if need be once one has room, where the request is in flight then. `began`: when the first decision did.
+    async fn route_or_wait<'e>(
         &mut self,
         plane: &Plane,
         arrived: &Arrived,
         wanted: &Wanted,
         began: Option<Instant>,
-    ) -> Result<InFlight, Failure> {
+        exchange: &'e mut Exchange,
+    ) -> Result<&'e InFlight, Failure> {
         let admission = plane.shared.admission.as_deref();
         // Whoever waits comes first.
         let routed = match admission.is_none_or(Admission::is_idle) {
@@ -203,28 +193,33 @@ impl Tries {
         if let Some(began) = began {
             plane.metrics.families.decision_s.observe(began.elapsed().as_secs_f64());
         }
-        match (routed, admission) {
-            (Err(RouteError::AtBound), Some(admission)) => {
-                let unpinned = !arrived.kind.takes_rank();
-                let wish = wanted.wish(unpinned, &self.tried, false);
-                match admission.wait(wish, &wanted.standing).await? {
-                    Granted::One(in_flight) => Ok(in_flight),
-                    // What is not to be paired is not.
-                    Granted::Pair(Pair { decode, .. }) => Ok(decode),
-                }
-            }
-            (routed, _) => routed.map_err(Failure::Route),
-        }
+        let error = match routed {
+            Ok(in_flight) => return Ok(exchange.sent(in_flight)),
+            Err(error) => error,
+        };
+        let (RouteError::AtBound, Some(admission)) = (&error, admission) else {
+            return Err(Failure::Route(error));
+        };
+        let unpinned = !arrived.kind.takes_rank();
+        let wish = wanted.wish(unpinned, &self.tried, false);
+        Ok(exchange.sent(match admission.wait(wish, &wanted.standing).await? {
+            Granted::One(in_flight) => in_flight,
+            // What is not to be paired is not.
+            Granted::Pair(Pair { decode, .. }) => decode,
+        }))
     }
 
     fn route(&mut self, plane: &Plane, arrived: &Arrived, wanted: &Wanted) -> Result<InFlight, RouteError> {
-        match (route(plane, arrived, wanted, &self.tried), self.lost_at) {
+        let Some(worker) = self.lost_at.filter(|_| self.kept.is_none()) else {
+            return route(plane, arrived, wanted, &self.tried);
+        };
+        match route(plane, arrived, wanted, &self.tried) {
             // Nobody else can do it.
-            (Err(RouteError::AllTried), Some(worker)) if self.kept.is_none() => {
+            Err(RouteError::AllTried) => {
                 self.tried.retain(|tried| *tried != worker);
                 route(plane, arrived, wanted, &self.tried)
             }
-            (routed, _) => routed,
+            routed => routed,
         }
     }
 
@@ -302,24 +297,24 @@ pub(crate) fn withdraw(plane: &Plane) -> bool {
 pub(crate) async fn begin(
     plane: &Plane,
     arrived: &Arrived,
-    mut response: Response<WorkerBody>,
+    mut response: Box<Response<WorkerBody>>,
 ) -> Result<Answered, Attempt> {
     let holds = arrived.may_repeat() && response.status().is_success() && is_stream(response.headers());
     if !holds || !takes_event(response.headers()) {
         return Ok(Answered { response, first: None, asked_usage: false });
     }
-    let frame = response.body_mut().frame();
-    let frame = match plane.config.idle_timeout {
-        None => frame.await,
-        Some(timeout) => match tokio::time::timeout(timeout, frame).await {
-            Ok(frame) => frame,
+    let data = response.body_mut().data();
+    let data = match plane.config.idle_timeout {
+        None => data.await,
+        Some(timeout) => match tokio::time::timeout(timeout, data).await {
+            Ok(data) => data,
             Err(_) => {
                 let failure = Failure::Slow { seconds: timeout.as_secs() };
                 return Err(Attempt { failure, unsent: false });
             }
         },
     };
-    match frame.transpose() {
+    match data.transpose() {
         Ok(first) => Ok(Answered { response, first, asked_usage: false }),
         Err(_) => Err(Attempt { failure: Failure::Lost, unsent: false }),
     }
@@ -332,7 +327,7 @@ fn route(
     tried: &[WorkerId],
 ) -> Result<InFlight, RouteError> {
     let request = request(arrived, wanted, tried);
-    RNG.with_borrow_mut(|rng| plane.router.route(&request, plane.clock.now(), rng))
+    plane.router.route(&request, plane.clock.now(), &mut fastrand::Rng::new())
 }
 
 fn request<'a>(arrived: &Arrived, wanted: &'a Wanted, tried: &'a [WorkerId]) -> RouteRequest<'a> {

@@ -41,7 +41,7 @@ enum Kind {
 pub(crate) struct Passing {
     inner: WorkerBody,
     /// Data that has been read and not passed yet.
-    first: Option<Frame<Bytes>>,
+    first: Option<Bytes>,
     exchange: Box<Exchange>,
     search: UsageSearch,
     /// Keeps from the client what it did not ask for.
@@ -110,7 +110,7 @@ impl Body {
     /// that one can be put after what was cut off.
     pub(crate) fn passing(
         inner: WorkerBody,
-        first: Option<Frame<Bytes>>,
+        first: Option<Bytes>,
         exchange: Box<Exchange>,
         told: Told,
         takes_event: bool,
@@ -118,14 +118,13 @@ impl Body {
         deadline: Option<Instant>,
     ) -> Self {
         let on_break = if takes_event { OnBreak::Event } else { OnBreak::Break };
-        let passing = Passing::new(inner, first, exchange, told, on_break, idle_timeout, deadline);
-        Self(Kind::Passing(Box::new(passing)))
+        Self(Kind::Passing(Passing::new(inner, first, exchange, told, on_break, idle_timeout, deadline)))
     }
 
     /// A stream of events that goes on elsewhere if its worker is lost.
     pub(crate) fn continuable(
         inner: WorkerBody,
-        first: Option<Frame<Bytes>>,
+        first: Option<Bytes>,
         exchange: Box<Exchange>,
         told: Told,
         continuation: Continuation,
@@ -168,15 +167,15 @@ impl Body {
 impl Passing {
     fn new(
         inner: WorkerBody,
-        first: Option<Frame<Bytes>>,
+        first: Option<Bytes>,
         exchange: Box<Exchange>,
         told: Told,
         on_break: OnBreak,
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
-    ) -> Self {
+    ) -> Box<Self> {
         let search = UsageSearch::of(exchange.route());
-        let mut passing = Self {
+        let mut passing = Box::new(Self {
             inner,
             first,
             exchange,
@@ -189,20 +188,22 @@ impl Passing {
             deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
             ended: false,
             broken: None,
-        };
-        passing.end_if_complete();
+        });
+        if passing.is_complete() {
+            passing.complete(Instant::now());
+        }
         passing
     }
 
     /// One whose break is told to whoever polls it, who then has the rest of the exchange in hand.
     pub(crate) fn held(
         inner: WorkerBody,
-        first: Option<Frame<Bytes>>,
+        first: Option<Bytes>,
         exchange: Box<Exchange>,
         told: Told,
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
-    ) -> Self {
+    ) -> Box<Self> {
         Self::new(inner, first, exchange, told, OnBreak::Tell, idle_timeout, deadline)
     }
 
@@ -220,10 +221,7 @@ impl Passing {
         self.exchange.broke();
     }
 
-    pub(crate) fn poll(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenBody>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -233,19 +231,18 @@ impl Passing {
         }
         loop {
             let polled = match self.first.take() {
-                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                Some(data) => Poll::Ready(Some(Ok(data))),
                 None => self.poll_worker(context),
             };
             match polled {
-                Poll::Ready(Some(Ok(frame))) => {
-                    if let Some(frame) = self.pass(frame) {
-                        return Poll::Ready(Some(Ok(frame)));
+                Poll::Ready(Some(Ok(data))) => {
+                    if let Some(data) = self.pass(data) {
+                        return Poll::Ready(Some(Ok(data)));
                     }
                 }
                 Poll::Ready(Some(Err(error))) => return self.break_off(error, context),
                 Poll::Ready(None) => {
-                    self.ended = true;
-                    self.exchange.complete();
+                    self.complete(Instant::now());
                     return Poll::Ready(self.withheld.as_mut().and_then(Withheld::rest).map(Ok));
                 }
                 Poll::Pending => return Poll::Pending,
@@ -254,42 +251,46 @@ impl Passing {
     }
 
     /// What comes next from the worker, which may be that it is silent for too long.
-    fn poll_worker(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+    fn poll_worker(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenBody>>> {
         if let Some(deadline) = &mut self.deadline
             && deadline.as_mut().poll(context).is_ready()
         {
             return Poll::Ready(Some(Err(BrokenBody::Deadline)));
         }
-        match Pin::new(&mut self.inner).poll_frame(context) {
+        match self.inner.poll_data(context) {
             Poll::Pending => self.poll_idle(context).map(|error| Some(Err(error))),
             polled => polled.map_err(BrokenBody::from),
         }
     }
 
     /// Takes note of what passes; returns what the client gets of it.
-    fn pass(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
-        if let Some(data) = frame.data_ref() {
-            self.exchange.passed(data);
-            if let Some(usage) = self.search.look(data) {
-                self.exchange.used(usage);
-            }
+    fn pass(&mut self, data: Bytes) -> Option<Bytes> {
+        // Read once for all that is noted.
+        let now = Instant::now();
+        self.exchange.passed(&data, now.into_std());
+        if let Some(usage) = self.search.look(&data) {
+            self.exchange.used(usage, now.into_std());
         }
         if self.idle.is_some() {
-            self.heard = Some(Instant::now());
+            self.heard = Some(now);
         }
-        self.end_if_complete();
+        if self.is_complete() {
+            self.complete(now);
+        }
         match &mut self.withheld {
-            None => Some(frame),
-            Some(withheld) => withheld.pass(frame),
+            None => Some(data),
+            Some(withheld) => withheld.pass(data),
         }
     }
 
     /// A body of known length need not be asked again after its last byte.
-    fn end_if_complete(&mut self) {
-        if self.first.is_none() && self.inner.is_end_stream() {
-            self.ended = true;
-            self.exchange.complete();
-        }
+    fn is_complete(&self) -> bool {
+        self.first.is_none() && self.inner.is_end_stream()
+    }
+
+    fn complete(&mut self, now: Instant) {
+        self.ended = true;
+        self.exchange.complete(now.into_std());
     }
 
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<BrokenBody> {
@@ -311,7 +312,7 @@ impl Passing {
         &mut self,
         error: BrokenBody,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+    ) -> Poll<Option<Result<Bytes, BrokenBody>>> {
         if !matches!(error, BrokenBody::Deadline) {
             self.exchange.broke();
         }
@@ -328,7 +329,7 @@ impl Passing {
         }
         self.ended = true;
         let event = error_event(self.exchange.route(), &error);
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from(event)))))
+        Poll::Ready(Some(Ok(Bytes::from(event))))
     }
 }
 
@@ -357,11 +358,14 @@ impl HttpBody for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        match &mut self.0 {
-            Kind::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+        let polled = match &mut self.0 {
+            Kind::Own(body) => {
+                return Pin::new(body).poll_frame(context).map_err(|never| match never {});
+            }
             Kind::Passing(body) => body.poll(context),
             Kind::Continuable(body) => body.poll(context),
-        }
+        };
+        polled.map_ok(Frame::data)
     }
 
     fn is_end_stream(&self) -> bool {

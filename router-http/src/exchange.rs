@@ -235,7 +235,7 @@ impl Exchange {
     }
 
     /// Data of the answer passed.
-    pub(crate) fn passed(&mut self, data: &Bytes) {
+    pub(crate) fn passed(&mut self, data: &Bytes, now: Instant) {
         // SGLang refuses a stream with status 200 and an error as its first event: nothing was prefilled for it.
         let begins = !std::mem::replace(&mut self.begun, true);
         self.refused_in_stream |= begins && self.streaming && data.starts_with(ERROR_EVENT);
@@ -244,30 +244,30 @@ impl Exchange {
             && self.status.is_success()
             && !self.refused_in_stream
         {
-            learning.look(data, in_flight.target(), self.clock.now(), &self.metrics.families);
+            learning.look(data, in_flight.target(), self.clock.at(now), &self.metrics.families);
         }
         if let Some(generated) = &mut self.generated {
             generated.look(data, self.streaming);
         }
         if begins && self.streaming && self.status.is_success() && !self.refused_in_stream {
             if self.ttft.is_none() {
-                let ttft = self.began.elapsed();
+                let ttft = now.saturating_duration_since(self.began);
                 self.ttft = Some(ttft);
                 self.families().ttft_s.observe(ttft.as_secs_f64());
             }
             if let Some(in_flight) = &mut self.in_flight {
-                in_flight.first_token(self.clock.now());
+                in_flight.first_token(self.clock.at(now));
             }
         }
     }
 
     /// The answer said how much was cached.
-    pub(crate) fn used(&mut self, usage: Usage) {
+    pub(crate) fn used(&mut self, usage: Usage, now: Instant) {
         self.usage = Some(usage);
         if self.prefill.is_some() {
             // What was cached where it was prefilled is said, and counted, there.
             if let Some(in_flight) = &mut self.in_flight {
-                in_flight.first_token(self.clock.now());
+                in_flight.first_token(self.clock.at(now));
             }
             return;
         }
@@ -275,7 +275,7 @@ impl Exchange {
         self.families().cached_tokens.inc_by(usage.cached_tokens);
         if let Some(in_flight) = &mut self.in_flight {
             // Only now is an answer that came in one piece known to have been prefilled.
-            let now = self.clock.now();
+            let now = self.clock.at(now);
             // A sum over several prompts says nothing about the one that was decided by.
             if self.several_prompts {
                 return in_flight.first_token(now);
@@ -287,11 +287,16 @@ impl Exchange {
 
     /// The request ended.
     pub(crate) fn end(&mut self, outcome: Outcome) {
+        if !self.ended {
+            self.end_at(outcome, Instant::now());
+        }
+    }
+
+    fn end_at(&mut self, outcome: Outcome, ended: Instant) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
         self.noted = None;
-        let ended = Instant::now();
         if let Some(mut in_flight) = self.in_flight.take() {
             self.families().in_flight.dec();
             // An error of the worker has prefilled nothing.
@@ -317,16 +322,16 @@ impl Exchange {
     }
 
     /// The worker's answer is complete.
-    pub(crate) fn complete(&mut self) {
+    pub(crate) fn complete(&mut self, now: Instant) {
         let refused =
             self.refused_in_stream || self.status.is_server_error() || self.status.is_client_error();
         let outcome = if refused { Outcome::WorkerError } else { Outcome::Answered };
-        self.end(outcome);
+        self.end_at(outcome, now);
     }
 
     /// The tunnel that the answer opened has ended.
     pub(crate) fn tunnelled(mut self) {
-        self.complete();
+        self.complete(Instant::now());
     }
 
     /// The worker broke off in the middle.

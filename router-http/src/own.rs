@@ -1,5 +1,6 @@
 //! What the router answers by itself: routes about itself, and what no worker could answer through it.
 
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use router_core::{Router, WorkerState};
@@ -46,11 +47,11 @@ pub(crate) fn refuse_connect(method: &Method) -> Result<(), Failure> {
 
 /// The other protocols that a client would go on with on its connection. HTTP/2 is not one: it is spoken here, and a client that
 /// offers it this way goes on with HTTP/1.1 when it is ignored. So does one that offers anything with a request for a change.
-pub(crate) fn upgrade_of<B>(request: &Request<B>) -> Option<HeaderValue> {
-    if *request.method() != Method::GET || request.version() != Version::HTTP_11 {
+pub(crate) fn upgrade_of(request: &Parts) -> Option<HeaderValue> {
+    if request.method != Method::GET || request.version != Version::HTTP_11 {
         return None;
     }
-    let headers = request.headers();
+    let headers = &request.headers;
     let named = words(headers.get_all(header::CONNECTION)).any(|word| word.eq_ignore_ascii_case("upgrade"));
     if !named {
         return None;
@@ -78,7 +79,7 @@ mod tests {
             *request.method_mut() = method;
             request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static(connection));
             request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(upgrade));
-            upgrade_of(&request)
+            upgrade_of(&request.into_parts().0)
         };
         let get = |connection, upgrade| asked(Method::GET, connection, upgrade);
         assert_eq!(get("keep-alive, Upgrade", "websocket").unwrap(), "websocket");

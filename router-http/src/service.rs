@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use http::header::UPGRADE;
-use http::uri::PathAndQuery;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use opentelemetry::global;
 use router_core::{Router, WorkerId};
@@ -79,7 +79,7 @@ enum Reply {
         continuation: Option<Box<Continuation>>,
     },
     /// An answer for several workers.
-    Joined(Response<Body>),
+    Joined(Box<Response<Body>>),
 }
 
 impl Service {
@@ -124,40 +124,43 @@ impl Service {
             return allowed.map_or_else(|failure| failure.response(Shape::of(&path)), |()| answer);
         }
         drop(path);
+        let (mut head, body) = request.into_parts();
         if !self.plane.traced {
-            return self.answer(route, request, client).await;
+            return self.answer(route, &mut head, body, client.as_ref()).await;
         }
         let span = tracing::info_span!(
-            "request", otel.kind = "server", method = %request.method(), route = route.kind().name()
+            "request", otel.kind = "server", method = %head.method, route = route.kind().name()
         );
         // Fails only where the log filter has no such span.
         let _ = span.set_parent(global::get_text_map_propagator(|propagator| {
-            propagator.extract(&HeaderExtractor(request.headers()))
+            propagator.extract(&HeaderExtractor(&head.headers))
         }));
-        self.answer(route, request, client).instrument(span).await
+        self.answer(route, &mut head, body, client.as_ref()).instrument(span).await
     }
 
+    /// Takes of the head what is passed on.
     async fn answer(
-        self,
+        &self,
         route: &'static Route,
-        request: Request<Inbound>,
-        client: Option<HeaderValue>,
+        head: &mut Parts,
+        body: Inbound,
+        client: Option<&HeaderValue>,
     ) -> Response<Body> {
         let plane = &self.plane;
-        let id = headers::request_id(request.headers());
-        let method = request.method().clone();
+        let id = headers::request_id(&head.headers);
+        let method = head.method.clone();
         let exchange = Exchange::begin(plane.metrics.clone(), plane.clock, method, route.kind(), id);
         let mut exchange = Box::new(exchange);
-        let shape = Shape::of(request.uri().path());
-        match self.exchange(route, request, client, &mut exchange).await {
+        let shape = Shape::of(head.uri.path());
+        match self.exchange(route, head, body, client, &mut exchange).await {
             Ok(Reply::Passing { answered, deadline, continuation }) => {
                 self.pass_on(answered, exchange, deadline, continuation)
             }
             Ok(Reply::Joined(mut response)) => {
                 response.headers_mut().insert(headers::REQUEST_ID, exchange.request_id().clone());
                 exchange.answered(response.status(), false);
-                exchange.complete();
-                response
+                exchange.complete(Instant::now());
+                *response
             }
             Err(failure) => {
                 let mut response = self.fail(&failure, shape);
@@ -185,20 +188,23 @@ impl Service {
     async fn exchange(
         &self,
         route: &'static Route,
-        request: Request<Inbound>,
-        client: Option<HeaderValue>,
+        head: &mut Parts,
+        body: Inbound,
+        client: Option<&HeaderValue>,
         exchange: &mut Exchange,
     ) -> Result<Reply, Failure> {
         let plane = &*self.plane;
-        self.authorize(route, request.method(), request.headers())?;
-        own::refuse_connect(request.method())?;
-        let upgrade = own::upgrade_of(&request);
-        let mut arrived = self.receive(route.kind(), request).await?;
+        self.authorize(route, &head.method, &head.headers)?;
+        own::refuse_connect(&head.method)?;
+        let upgrade = own::upgrade_of(head);
+        let body =
+            receive::whole(body, plane.config.max_body_bytes, plane.config.upload_idle_timeout).await?;
+        let mut arrived = Arrived::of(route.kind(), head, body);
         let own = deadline::take(&mut arrived.headers)?;
         let standing = Standing::take(&mut arrived.headers, &plane.config.admission.tenant_header)?;
         let only = addressee::named(&plane.router, &mut arrived.headers, &mut arrived.path)?;
         let key = access::exchange_keys(&plane.config, &arrived.method, route.access, &mut arrived.headers);
-        headers::to_worker(&mut arrived.headers, client.as_ref(), exchange.request_id(), key);
+        headers::to_worker(&mut arrived.headers, client, exchange.request_id(), key);
         if plane.traced {
             let context = tracing::Span::current().context();
             global::get_text_map_propagator(|propagator| {
@@ -206,7 +212,8 @@ impl Service {
             });
         }
         if let Handling::Many(concern) = route.handling {
-            return fleet::answer(&self.plane, route, concern, arrived, only).await.map(Reply::Joined);
+            let joined = fleet::answer(&self.plane, route, concern, arrived, only).await?;
+            return Ok(Reply::Joined(Box::new(joined)));
         }
         if let Some(protocols) = upgrade {
             headers::offer_upgrade(&mut arrived.headers, protocols);
@@ -218,14 +225,14 @@ impl Service {
             exchange.has_several_prompts();
         }
         let arrived_at = exchange.began();
-        let answer = self.answer_one(&arrived, &mut wanted, began, exchange);
         let Some(given) = own.or(plane.config.request_timeout) else {
-            let answered = answer.await?;
+            let answered = self.answer_one(&arrived, &mut wanted, began, exchange).await?;
             let continuation = Continuation::of(self, route, &arrived, &wanted, &answered);
             wire::head::give_back(arrived.headers);
             return Ok(Reply::Passing { answered, deadline: None, continuation });
         };
         let deadline = tokio::time::Instant::from_std(arrived_at) + given;
+        let answer = self.answer_one(&arrived, &mut wanted, began, exchange);
         let answered = tokio::time::timeout_at(deadline, answer).await;
         let answered = answered.map_err(|_| Failure::Deadline { seconds: given.as_secs_f64() })??;
         // A stream or tunnel that has begun goes on for as long as it says something, unless its client itself said how long.
@@ -243,16 +250,15 @@ impl Service {
         began: Instant,
         exchange: &mut Exchange,
     ) -> Result<Answered, Failure> {
-        // Who names a worker means that one.
-        let mut decided = None;
         self.plane.budget.deposit(&self.plane.config.retry);
+        // Who names a worker means that one.
         if wanted.only.is_none() && self.plane.router.has_pools() {
             match pd::answer(&self.plane, arrived, wanted, began, exchange).await? {
                 Served::Answered(answered) => return Ok(answered),
-                Served::ByOne(in_flight) => decided = in_flight,
+                Served::ByOne => {}
             }
         }
-        attempts::answer(&self.plane, arrived, wanted, &[], decided, began, exchange).await
+        attempts::answer(&self.plane, arrived, wanted, &[], began, exchange).await
     }
 
     /// Another worker's answer to a request for the rest of a stream, those that were `lost` being asked at last.
@@ -267,7 +273,7 @@ impl Service {
         let began = Instant::now();
         let mut wanted = self.decide_by(route, &mut arrived, None, exchange)?;
         wanted.standing = standing;
-        attempts::answer(&self.plane, &arrived, &wanted, lost, None, began, exchange).await
+        attempts::answer(&self.plane, &arrived, &wanted, lost, began, exchange).await
     }
 
     /// What a request is decided by, and what its answer will teach.
@@ -346,14 +352,6 @@ impl Service {
         let model = decode::model(&arrived.body)?;
         let snapshot = self.plane.router.snapshot();
         snapshot.fleet.workers.iter().any(|worker| worker.serves(&model)).then_some(model)
-    }
-
-    async fn receive(&self, kind: RouteKind, request: Request<Inbound>) -> Result<Arrived, Failure> {
-        let (head, body) = request.into_parts();
-        let config = &self.plane.config;
-        let body = receive::whole(body, config.max_body_bytes, config.upload_idle_timeout).await?;
-        let path = head.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        Ok(Arrived { kind, method: head.method, path, headers: head.headers, body, once: false })
     }
 
     fn authorize(&self, route: &Route, method: &Method, headers: &HeaderMap) -> Result<(), Failure> {

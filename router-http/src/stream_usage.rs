@@ -3,17 +3,20 @@
 //! An OpenAI stream says how much of the prompt was cached only in one more event at its end, and only if the request asks for
 //! it. The router needs to know; a client that did not ask must not see it.
 
+use std::sync::LazyLock;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http_body::Frame;
+use memchr::memmem::Finder;
 
 use crate::events::{self, Events};
 
 /// The member that asks.
 const ASK: &[u8] = br#""stream_options":{"include_usage":true},"#;
 
-/// What the event has and no other: no choice at all. Within a text its quotes would be escaped.
-const NO_CHOICES: &[u8] = br#""choices":[]"#;
-const USAGE: &[u8] = br#""usage":{"#;
+/// What the event has and no other: no choice at all. Within a text its quotes would be escaped. Made once: it takes longer than a
+/// search in an event.
+static NO_CHOICES: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""choices":[]"#));
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""usage":{"#));
 
 /// The same request, asking for usage. `body` is an object with members, none of which is `stream_options`.
 pub(crate) fn asking(body: &Bytes) -> Bytes {
@@ -33,29 +36,22 @@ pub(crate) struct Withheld {
 }
 
 impl Withheld {
-    /// What the client gets of a frame. Data of an event that is not whole yet waits for the rest of it.
-    pub(crate) fn pass(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
-        let data = match frame.into_data() {
-            Ok(data) => data,
-            Err(trailers) => return Some(trailers),
-        };
+    /// What the client gets of some data. That of an event that is not whole yet waits for the rest of it.
+    pub(crate) fn pass(&mut self, data: Bytes) -> Option<Bytes> {
         let whole = self.events.push(data);
-        let kept = if memchr::memmem::find(&whole, NO_CHOICES).is_some() { without(&whole) } else { whole };
-        (!kept.is_empty()).then(|| Frame::data(kept))
+        let kept = if NO_CHOICES.find(&whole).is_some() { without(&whole) } else { whole };
+        (!kept.is_empty()).then_some(kept)
     }
 
     /// What waited, when nothing more comes.
-    pub(crate) fn rest(&mut self) -> Option<Frame<Bytes>> {
+    pub(crate) fn rest(&mut self) -> Option<Bytes> {
         let rest = self.events.take_rest();
-        (!rest.is_empty()).then(|| Frame::data(rest))
+        (!rest.is_empty()).then_some(rest)
     }
 }
 
 fn without(whole: &[u8]) -> Bytes {
-    let is_usage = |event: &[u8]| {
-        let has = |what| memchr::memmem::find(event, what).is_some();
-        has(NO_CHOICES) && has(USAGE)
-    };
+    let is_usage = |event: &[u8]| NO_CHOICES.find(event).is_some() && USAGE.find(event).is_some();
     events::each(whole)
         .filter(|event| !is_usage(event))
         .fold(BytesMut::new(), |mut kept, event| {
@@ -98,11 +94,9 @@ mod tests {
             cuts.sort_unstable();
             cuts.push(sent.len());
             let (mut withheld, mut from, mut got) = (Withheld::default(), 0, Vec::new());
-            let mut take = |frame: Option<Frame<Bytes>>| {
-                got.extend_from_slice(&frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default());
-            };
+            let mut take = |data: Option<Bytes>| got.extend_from_slice(&data.unwrap_or_default());
             for to in cuts {
-                take(withheld.pass(Frame::data(Bytes::copy_from_slice(&sent.as_bytes()[from..to]))));
+                take(withheld.pass(Bytes::copy_from_slice(&sent.as_bytes()[from..to])));
                 from = to;
             }
             take(withheld.rest());

@@ -5,7 +5,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::Frame;
 use tokio::time::Instant;
 
 use super::progress::Progress;
@@ -35,18 +34,18 @@ enum State {
     Ended,
 }
 
-type Polled = Poll<Option<Result<Frame<Bytes>, BrokenBody>>>;
+type Polled = Poll<Option<Result<Bytes, BrokenBody>>>;
 
 impl Continuable {
     pub(crate) fn new(
         continuation: Continuation,
-        passing: Passing,
+        passing: Box<Passing>,
         idle_timeout: Option<Duration>,
         deadline: Option<Instant>,
     ) -> Self {
         let gone = passing.worker().map(|worker| continuation.gone(worker));
         Self {
-            state: State::Passing(Box::new(passing), gone),
+            state: State::Passing(passing, gone),
             events: Events::default(),
             progress: continuation.progress(),
             joined: None,
@@ -72,12 +71,11 @@ impl Continuable {
                     Passed::Some(whole, gone) => {
                         self.state = State::Passing(passing, gone);
                         if !whole.is_empty() {
-                            return Poll::Ready(Some(Ok(Frame::data(whole))));
+                            return Poll::Ready(Some(Ok(whole)));
                         }
                     }
                     Passed::Rest(rest) => {
-                        let rest = (!rest.is_empty()).then_some(Ok(Frame::data(rest)));
-                        return Poll::Ready(rest);
+                        return Poll::Ready((!rest.is_empty()).then_some(Ok(rest)));
                     }
                     Passed::Broken(error) => {
                         if let Some(last) = self.go_on(passing.into_exchange(), error) {
@@ -97,10 +95,7 @@ impl Continuable {
         context: &mut Context<'_>,
     ) -> Passed {
         match passing.poll(context) {
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => Passed::Some(self.pass(data), gone),
-                Err(_) => Passed::Some(Bytes::new(), gone),
-            },
+            Poll::Ready(Some(Ok(data))) => Passed::Some(self.pass(data), gone),
             Poll::Ready(Some(Err(error))) => Passed::Broken(error),
             Poll::Ready(None) => Passed::Rest(self.events.take_rest()),
             Poll::Pending => match gone.as_mut().map(|gone| gone.as_mut().poll(context)) {
@@ -128,8 +123,8 @@ impl Continuable {
         // The client has nothing of an event that was cut, and never will.
         self.events.take_rest();
         if self.progress.is_finished() && self.continuation.original.ends_with_its_last_token() {
-            exchange.complete();
-            return Some(Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"data: [DONE]\n\n"))))));
+            exchange.complete(std::time::Instant::now());
+            return Some(Poll::Ready(Some(Ok(Bytes::from_static(b"data: [DONE]\n\n")))));
         }
         let rest = match error {
             BrokenBody::Deadline => None,
@@ -150,9 +145,7 @@ impl Continuable {
             head.status().is_success() && is_stream(head.headers()) && takes_event(head.headers())
         };
         match answered {
-            Ok(answered) if good(&answered) => {
-                Poll::Ready(Some(Ok(Frame::data(self.join(answered, exchange)))))
-            }
+            Ok(answered) if good(&answered) => Poll::Ready(Some(Ok(self.join(answered, exchange)))),
             _ => end(exchange, &error),
         }
     }
@@ -166,7 +159,7 @@ impl Continuable {
         let passing = Passing::held(body, answered.first, exchange, told, self.idle_timeout, self.deadline);
         let gone = passing.worker().map(|worker| self.continuation.gone(worker));
         self.joined = Some(self.progress.clone());
-        self.state = State::Passing(Box::new(passing), gone);
+        self.state = State::Passing(passing, gone);
         said.unwrap_or_default().into()
     }
 }
@@ -183,7 +176,7 @@ enum Passed {
 /// Nobody goes on.
 fn end(mut exchange: Box<Exchange>, error: &BrokenBody) -> Polled {
     exchange.end(Outcome::Broken);
-    Poll::Ready(Some(Ok(Frame::data(Bytes::from(error_event(exchange.route(), error))))))
+    Poll::Ready(Some(Ok(Bytes::from(error_event(exchange.route(), error)))))
 }
 
 impl fmt::Debug for Continuable {

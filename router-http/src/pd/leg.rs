@@ -9,8 +9,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response};
-use http_body::Frame;
-use http_body_util::BodyExt as _;
 use router_core::{FaultKind, InFlight, WorkerId};
 use tokio::sync::oneshot;
 
@@ -142,25 +140,24 @@ async fn prefill(
     let mut search = UsageSearch::of(RouteKind::Generate);
     let mut prefilled = false;
     loop {
-        let frame = match next(plane, &mut response).await {
-            Ok(Some(frame)) => frame,
+        let data = match next(plane, &mut response).await {
+            Ok(Some(data)) => data,
             Ok(None) => break,
             Err(failure) => {
                 faults::count_failure(plane, &mut in_flight, &failure);
                 return Err(Ended::Failed(Attempt { failure, unsent: false }));
             }
         };
-        let Some(data) = frame.data_ref() else { continue };
         if !prefilled && stream && data.starts_with(ERROR_EVENT) {
             return Err(refused(
                 plane,
                 in_flight,
-                Answered { response, first: Some(frame), asked_usage: false },
+                Answered { response, first: Some(data), asked_usage: false },
             ));
         }
         prefilled = true;
         in_flight.first_token(plane.clock.now());
-        if let Some(usage) = search.look(data) {
+        if let Some(usage) = search.look(&data) {
             let families = &plane.metrics.families;
             families.prompt_tokens.inc_by(usage.prompt_tokens);
             families.cached_tokens.inc_by(usage.cached_tokens);
@@ -182,15 +179,15 @@ fn refused(plane: &Plane, mut in_flight: InFlight, answered: Answered) -> Ended 
     Ended::Refused(Box::new(Refusal { in_flight, answered }))
 }
 
-async fn next(plane: &Plane, response: &mut Response<WorkerBody>) -> Result<Option<Frame<Bytes>>, Failure> {
-    let frame = response.body_mut().frame();
-    let frame = match plane.config.idle_timeout {
-        None => frame.await,
-        Some(timeout) => tokio::time::timeout(timeout, frame)
+async fn next(plane: &Plane, response: &mut Response<WorkerBody>) -> Result<Option<Bytes>, Failure> {
+    let data = response.body_mut().data();
+    let data = match plane.config.idle_timeout {
+        None => data.await,
+        Some(timeout) => tokio::time::timeout(timeout, data)
             .await
             .map_err(|_| Failure::Slow { seconds: timeout.as_secs() })?,
     };
-    frame.transpose().map_err(|_| Failure::Lost)
+    data.transpose().map_err(|_| Failure::Lost)
 }
 
 /// Whether an answer says that the worker failed, rather than that the request is wrong.
@@ -198,7 +195,7 @@ pub(super) fn is_worker_failure(answered: &Answered) -> bool {
     if answered.response.status().is_server_error() {
         return true;
     }
-    let first = answered.first.as_ref().and_then(Frame::data_ref);
+    let first = answered.first.as_ref();
     let error = first.filter(|data| is_stream(answered.response.headers()) && data.starts_with(ERROR_EVENT));
     error.is_some_and(|data| says_server_error(data))
 }

@@ -62,8 +62,8 @@ const BLAME: Duration = Duration::from_millis(100);
 /// What came of a request that a pair might serve.
 pub(crate) enum Served {
     Answered(Answered),
-    /// It is for one worker, of the pool that [`Wanted`] names; the decision, if it has been made.
-    ByOne(Option<InFlight>),
+    /// It is for one worker, of the pool that [`Wanted`] names; if that has been decided on, the exchange has it.
+    ByOne,
 }
 
 /// Tries one pair after the other until one answers.
@@ -76,14 +76,14 @@ pub(crate) async fn answer(
 ) -> Result<Served, Failure> {
     if !matches!(arrived.kind, RouteKind::Generate | RouteKind::Completions | RouteKind::Chat) {
         wanted.role = plane.router.pool_of_others(&request(wanted, &[]), plane.clock.now());
-        return Ok(Served::ByOne(None));
+        return Ok(Served::ByOne);
     }
     let mut tried: Vec<WorkerId> = Vec::new();
     // As with a single worker: what was sent and lost is repeated once, lest one that kills its worker kill them all.
     let mut repeated = false;
     let mut pair = match route_or_wait(plane, wanted, &tried, Some(began)).await? {
         Granted::Pair(pair) => pair,
-        Granted::One(in_flight) => return Ok(by_one(wanted, in_flight)),
+        Granted::One(in_flight) => return Ok(by_one(wanted, in_flight, exchange)),
     };
     let prompts = if wanted.several { fields::prompts(&arrived.body) } else { None };
     let mut attempt = 1;
@@ -108,7 +108,7 @@ pub(crate) async fn answer(
                 exchange.failed_attempt();
                 match next {
                     Granted::Pair(next) => pair = next,
-                    Granted::One(in_flight) => return Ok(by_one(wanted, in_flight)),
+                    Granted::One(in_flight) => return Ok(by_one(wanted, in_flight, exchange)),
                 }
                 attempt += 1;
                 continue;
@@ -167,9 +167,10 @@ impl Outcome {
 }
 
 /// A unified worker serves it.
-fn by_one(wanted: &mut Wanted, in_flight: InFlight) -> Served {
+fn by_one(wanted: &mut Wanted, in_flight: InFlight, exchange: &mut Exchange) -> Served {
     wanted.role = Some(Role::Unified);
-    Served::ByOne(Some(in_flight))
+    exchange.sent(in_flight);
+    Served::ByOne
 }
 
 impl PrefillLeg {

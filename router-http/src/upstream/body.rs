@@ -1,5 +1,6 @@
 //! A worker's body, read from its connection as it is asked for; gives the connection back at its end.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -40,6 +41,22 @@ impl WorkerBody {
         self.link
     }
 
+    /// The next of it; `None` at its end.
+    pub(crate) async fn data(&mut self) -> Option<Result<Bytes, BrokenOff>> {
+        poll_fn(|context| self.poll_data(context)).await
+    }
+
+    /// The same.
+    pub(crate) fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+        let Some(link) = &mut self.link else { return Poll::Ready(None) };
+        let next = ready!(link.poll_body(&mut self.framing, context));
+        self.end_if_done();
+        if !matches!(next, Some(Ok(_))) {
+            self.link = None;
+        }
+        Poll::Ready(next)
+    }
+
     /// A body of known length need not be asked again after its last byte.
     fn end_if_done(&mut self) {
         if self.framing.is_done()
@@ -59,14 +76,7 @@ impl Body for WorkerBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        let this = &mut *self;
-        let Some(link) = &mut this.link else { return Poll::Ready(None) };
-        let next = ready!(link.poll_body(&mut this.framing, context));
-        this.end_if_done();
-        if !matches!(next, Some(Ok(_))) {
-            this.link = None;
-        }
-        Poll::Ready(next.map(|next| next.map(Frame::data)))
+        self.poll_data(context).map_ok(Frame::data)
     }
 
     fn is_end_stream(&self) -> bool {

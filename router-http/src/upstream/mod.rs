@@ -70,7 +70,7 @@ impl Upstream {
         headers: &HeaderMap,
         body: Bytes,
         pin_rank: bool,
-    ) -> Result<Response<WorkerBody>, Attempt> {
+    ) -> Result<Box<Response<WorkerBody>>, Attempt> {
         let worker = in_flight.worker();
         let unusable = || Attempt::unsent("its URL is not usable".to_owned());
         let origin = self.pool.origin(worker).ok_or_else(unusable)?;
@@ -96,7 +96,7 @@ impl Upstream {
         (method, path): (&Method, &PathAndQuery),
         headers: &HeaderMap,
         body: Bytes,
-    ) -> Result<Response<WorkerBody>, Attempt> {
+    ) -> Result<Box<Response<WorkerBody>>, Attempt> {
         loop {
             let kept = self.pool.take(worker);
             let is_kept = kept.is_some();
@@ -118,7 +118,8 @@ impl Upstream {
                     let framing = Framing::of(head.length);
                     let pool = self.pool.clone();
                     let body = WorkerBody::new(framing, link, head.keep_alive, worker, pool);
-                    let mut response = Response::new(body);
+                    // Boxed: it goes through many hands.
+                    let mut response = Box::new(Response::new(body));
                     *response.status_mut() = head.status;
                     *response.headers_mut() = head.headers;
                     return Ok(response);
