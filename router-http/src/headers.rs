@@ -1,22 +1,14 @@
 //! Which headers pass a proxy, and which it adds.
 
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::Injector;
 
 use crate::decided::Decided;
 
-/// Headers that concern one connection alone (RFC 9110 §7.6.1).
-static HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Names the request in logs of all parts.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -39,9 +31,23 @@ pub(crate) fn take(headers: &mut HeaderMap, name: &HeaderName) -> Option<HeaderV
     if find(headers, name).is_some() { headers.remove(name) } else { None }
 }
 
+/// Whether a header concerns one connection alone (RFC 9110 §7.6.1).
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    match *name {
+        header::CONNECTION
+        | header::PROXY_AUTHENTICATE
+        | header::PROXY_AUTHORIZATION
+        | header::TE
+        | header::TRAILER
+        | header::TRANSFER_ENCODING
+        | header::UPGRADE => true,
+        _ => *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
+    }
+}
+
 /// Takes out of an answer what concerns one connection alone, and what the router says itself.
 pub(crate) fn strip_answer(headers: &mut HeaderMap) {
-    strip(headers, |name| HOP_BY_HOP.contains(name) || *name == REQUEST_ID || Decided::names(name));
+    strip(headers, |name| is_hop_by_hop(name) || *name == REQUEST_ID || Decided::names(name));
 }
 
 /// Takes out what leaves, and what `Connection` names.
@@ -66,7 +72,7 @@ pub(crate) fn to_worker(
     request_id: &HeaderValue,
     key: Option<&HeaderValue>,
 ) {
-    strip(headers, |name| HOP_BY_HOP.contains(name) || *name == header::EXPECT);
+    strip(headers, |name| is_hop_by_hop(name) || *name == header::EXPECT);
     if let Some(client) = client {
         forwarded_for(headers, client);
     }
@@ -84,6 +90,10 @@ pub(crate) fn offer_upgrade(headers: &mut HeaderMap, protocols: HeaderValue) {
 
 /// Puts a client after those that it speaks for.
 fn forwarded_for(headers: &mut HeaderMap, client: &HeaderValue) {
+    if find(headers, &FORWARDED_FOR).is_none() {
+        headers.insert(FORWARDED_FOR, client.clone());
+        return;
+    }
     // Several lines of one name are one list (RFC 9110 §5.2).
     let before = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
     let before = before.filter(|line| line.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t')));
@@ -109,10 +119,13 @@ pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
 
 /// 32 hexadecimal digits.
 fn new_id() -> HeaderValue {
-    const DIGITS: [u8; 16] = *b"0123456789abcdef";
-    let bits = fastrand::u128(..);
-    let digits: [u8; 32] = std::array::from_fn(|at| DIGITS[(bits >> (4 * at)) as usize & 15]);
-    HeaderValue::from_bytes(&digits).expect("digits can stand in a header")
+    let digit = |nibble: u8| if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+    let bytes = fastrand::u128(..).to_ne_bytes();
+    let mut digits = [0; 32];
+    digits[..16].copy_from_slice(&bytes.map(|byte| digit(byte & 15)));
+    digits[16..].copy_from_slice(&bytes.map(|byte| digit(byte >> 4)));
+    // Shared from the start: what is copied into a value is set up for that once it is cloned.
+    HeaderValue::from_maybe_shared(Bytes::from_owner(digits)).expect("digits can stand in a header")
 }
 
 /// The credentials of an `Authorization` header of the scheme Bearer, whose name knows no case (RFC 9110 §11.1).
