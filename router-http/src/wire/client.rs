@@ -226,9 +226,7 @@ pub(crate) fn put_request(request: &Request<'_>) -> BytesMut {
 }
 
 fn put_head(head: &mut BytesMut, request: &Request<'_>) {
-    let lines: usize =
-        request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    head.reserve(128 + request.prefix.len() + request.path.len() + request.host.len() + lines);
+    head.reserve(super::USUAL_HEAD);
     head.put_slice(request.method.as_str().as_bytes());
     head.put_u8(b' ');
     head.put_slice(request.prefix.as_bytes());

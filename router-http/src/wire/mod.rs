@@ -22,6 +22,9 @@ mod write;
 use bytes::{BufMut as _, BytesMut};
 use http::HeaderName;
 
+/// Room for a head as most are; a larger one makes its own.
+const USUAL_HEAD: usize = 512;
+
 /// Writes a header line.
 fn put_line(head: &mut BytesMut, name: &HeaderName, value: &[u8]) {
     head.put_slice(name.as_str().as_bytes());

@@ -9,6 +9,7 @@ use http::{HeaderMap, StatusCode, header};
 
 use super::write::Outgoing;
 use crate::decided::Said;
+use crate::headers::find;
 
 /// What the request says about its answer.
 #[derive(Clone, Copy, Debug)]
@@ -61,18 +62,19 @@ impl Encoding {
         close: bool,
     ) {
         let (status, headers) = (parts.status, &parts.headers);
-        let lines: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-        head.reserve(160 + lines);
+        head.reserve(super::USUAL_HEAD);
         head.put_slice(b"HTTP/1.1 ");
         head.put_slice(status.as_str().as_bytes());
         head.put_u8(b' ');
         head.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
         head.put_slice(b"\r\n");
+        let (mut says_length, mut says_date) = (false, false);
         for (name, value) in headers {
+            says_length |= *name == header::CONTENT_LENGTH;
+            says_date |= *name == header::DATE;
             super::put_line(head, name, value.as_bytes());
         }
         own.each_line(|name, value| super::put_line(head, name, value));
-        let says_length = headers.contains_key(header::CONTENT_LENGTH);
         match self {
             Self::Left(length) if !says_length => super::put_length(head, length),
             // What the answer to a GET would have; of an answer without any it is not known.
@@ -84,7 +86,7 @@ impl Encoding {
             Self::Chunked => head.put_slice(b"transfer-encoding: chunked\r\n"),
             _ => {}
         }
-        if !headers.contains_key(header::DATE) {
+        if !says_date {
             put_date(head);
         }
         if close {
@@ -126,7 +128,7 @@ impl Encoding {
 
 /// The length that an answer says of itself.
 fn announced(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    find(headers, &header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The size line of a chunk.
