@@ -34,6 +34,8 @@ pub(crate) struct Connection {
     client: Option<HeaderValue>,
     patience: Patience,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The shutdown wakes this connection's task, which is always the same.
+    awaits_shutdown: bool,
     token: CancellationToken,
     /// No request has come yet.
     is_new: bool,
@@ -50,8 +52,9 @@ pub(crate) enum End {
 }
 
 /// What comes where a request could.
+#[allow(clippy::large_enum_variant, reason = "taken apart at once: a box would be an allocation a request")]
 enum Next {
-    Request(Box<RequestHead>),
+    Request(RequestHead),
     Http2,
     Failed(Failure),
     Silent,
@@ -99,6 +102,7 @@ impl Connection {
             client,
             patience: Patience::new(patience),
             shutdown: Box::pin(token.clone().cancelled_owned()),
+            awaits_shutdown: false,
             token,
             is_new: true,
         }
@@ -110,7 +114,7 @@ impl Connection {
             match self.next().await {
                 Next::Request(head) => {
                     self.is_new = false;
-                    match self.exchange(*head).await {
+                    match self.exchange(head).await {
                         Some(After::Request) => {}
                         Some(After::Tunnel(tunnel)) => {
                             self.join(*tunnel).await;
@@ -151,7 +155,7 @@ impl Connection {
                     }
                 } else {
                     match take_request(&mut finder, bytes) {
-                        Ok(Some(head)) => return Poll::Ready(Next::Request(Box::new(head))),
+                        Ok(Some(head)) => return Poll::Ready(Next::Request(head)),
                         Ok(None) => {}
                         Err(error) => return Poll::Ready(Next::Failed(Failure::Head(error))),
                     }
@@ -166,7 +170,10 @@ impl Connection {
             if idle {
                 wire.incoming.shrink();
                 self.outgoing.shrink();
-                if self.shutdown.as_mut().poll(context).is_ready() {
+                if !self.awaits_shutdown {
+                    self.awaits_shutdown = self.shutdown.as_mut().poll(context).is_pending();
+                }
+                if self.token.is_cancelled() {
                     return Poll::Ready(Next::Closed);
                 }
             }
