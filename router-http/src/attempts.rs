@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body::Body as _;
 use router_core::{FaultKind, InFlight, Pair, RouteError, RouteRequest, WorkerId, WorkerState};
 use smallvec::SmallVec;
 
@@ -300,7 +301,7 @@ pub(crate) async fn begin(
     mut response: Box<Response<WorkerBody>>,
 ) -> Result<Answered, Attempt> {
     let holds = arrived.may_repeat() && response.status().is_success() && is_stream(response.headers());
-    if !holds || !takes_event(response.headers()) {
+    if !holds || !takes_event(&response) {
         return Ok(Answered { response, first: None, asked_usage: false });
     }
     let data = response.body_mut().data();
@@ -350,8 +351,8 @@ pub(crate) fn is_stream(headers: &HeaderMap) -> bool {
 }
 
 /// Whether something can be put after a stream: not into compressed data, and not beyond a length that was announced.
-pub(crate) fn takes_event(headers: &HeaderMap) -> bool {
-    let encoding = find(headers, &header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
+pub(crate) fn takes_event(response: &Response<WorkerBody>) -> bool {
+    let encoding = find(response.headers(), &header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
     let plain = encoding.is_none_or(|encoding| encoding.eq_ignore_ascii_case(b"identity"));
-    plain && find(headers, &header::CONTENT_LENGTH).is_none()
+    plain && response.body().size_hint().exact().is_none()
 }

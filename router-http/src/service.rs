@@ -368,14 +368,14 @@ impl Service {
     ) -> Response<Body> {
         let protocol =
             if is_tunnel(&answered) { answered.response.headers().get(UPGRADE).cloned() } else { None };
+        let streaming = is_stream(answered.response.headers());
+        let takes_event = streaming && takes_event(&answered.response);
         let (mut head, body) = answered.response.into_parts();
         headers::strip_answer(&mut head.headers);
         if let Some(protocol) = protocol {
             headers::offer_upgrade(&mut head.headers, protocol);
         }
-        let streaming = is_stream(&head.headers);
         exchange.answered(head.status, streaming);
-        let takes_event = streaming && takes_event(&head.headers);
         let (first, idle_timeout) = (answered.first, self.plane.config.idle_timeout);
         // Nothing can be taken out of compressed data.
         let told = if answered.asked_usage && takes_event { Told::AllButUsage } else { Told::All };

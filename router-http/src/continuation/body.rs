@@ -142,7 +142,7 @@ impl Continuable {
         };
         let good = |answered: &Answered| {
             let head = &answered.response;
-            head.status().is_success() && is_stream(head.headers()) && takes_event(head.headers())
+            head.status().is_success() && is_stream(head.headers()) && takes_event(head)
         };
         match answered {
             Ok(answered) if good(&answered) => Poll::Ready(Some(Ok(self.join(answered, exchange)))),

@@ -56,7 +56,7 @@ impl Continuation {
         plane.config.continue_streams.then_some(())?;
         // Who names a worker means that one; a pair of workers is not put together anew.
         let is_free = wanted.only.is_none() && arrived.may_repeat() && !plane.router.has_pools();
-        let takes_events = is_stream(head.headers()) && takes_event(head.headers());
+        let takes_events = is_stream(head.headers()) && takes_event(head);
         (is_free && takes_events && head.status().is_success()).then_some(())?;
         let original = Original::of(arrived.kind, &arrived.body)?;
         Some(Box::new(Self {

@@ -8,8 +8,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use httparse::ParserConfig;
 use memchr::memchr_iter;
 
-use crate::headers::find;
-
 thread_local! {
     /// Maps that are empty again: making and growing one takes as long as filling it.
     static SPARE: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
@@ -35,6 +33,7 @@ pub(crate) enum Length {
 pub(crate) struct RequestHead {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
+    /// All but `Content-Length`.
     pub(crate) headers: HeaderMap,
     pub(crate) length: Length,
     /// The client would send another request on its connection.
@@ -49,6 +48,7 @@ pub(crate) struct RequestHead {
 #[derive(Debug)]
 pub(crate) struct ResponseHead {
     pub(crate) status: StatusCode,
+    /// `Content-Length` only where no body follows.
     pub(crate) headers: HeaderMap,
     pub(crate) length: Length,
     pub(crate) keep_alive: bool,
@@ -168,14 +168,13 @@ fn request(head: &Bytes) -> Result<RequestHead, HeadError> {
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::FirstLine)?;
     let uri = target_of(&method, head.slice_ref(target.as_bytes()))?;
     let is_1_1 = version == 1;
-    let lines = Lines::collect(head, parsed.headers)?;
+    let lines = Lines::collect(head, parsed.headers, false)?;
     if lines.hosts > 1 || (is_1_1 && lines.hosts == 0) {
         return Err(HeadError::Host);
     }
     let length = lines.length(is_1_1)?.unwrap_or(Length::Known(0));
     let keep_alive = lines.keep_alive(is_1_1);
-    let expects = find(&lines.headers, &header::EXPECT).map(HeaderValue::as_bytes);
-    let expects_continue = is_1_1 && expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
+    let expects_continue = is_1_1 && lines.expects_continue == Some(true);
     Ok(RequestHead { method, uri, headers: lines.headers, length, keep_alive, is_1_1, expects_continue })
 }
 
@@ -188,11 +187,11 @@ fn response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
     )?;
     let (Some(code), Some(version)) = (parsed.code, parsed.version) else { return Err(HeadError::FirstLine) };
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::FirstLine)?;
-    let lines = Lines::collect(head, parsed.headers)?;
-    let announced = lines.length(version == 1)?;
     let bodiless = *method == Method::HEAD
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let lines = Lines::collect(head, parsed.headers, bodiless)?;
+    let announced = lines.length(version == 1)?;
     // What follows is of another protocol, for as long as it is spoken.
     let switches = status == StatusCode::SWITCHING_PROTOCOLS;
     let length = if switches {
@@ -235,55 +234,73 @@ struct Lines {
     headers: HeaderMap,
     hosts: usize,
     lengths: usize,
+    /// What the last of them says, if it is a number.
+    length: Option<u64>,
     codings: usize,
+    /// So says the last of them.
+    is_chunked: bool,
+    has_connection: bool,
+    /// What the first `Expect` says.
+    expects_continue: Option<bool>,
 }
 
 impl Lines {
-    fn collect(head: &Bytes, lines: &[httparse::Header<'_>]) -> Result<Self, HeadError> {
+    /// `keeps_length`: the length is that of a body which does not follow, and stays among the headers.
+    fn collect(head: &Bytes, lines: &[httparse::Header<'_>], keeps_length: bool) -> Result<Self, HeadError> {
         let mut headers = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
         // Room for what a proxy adds.
         headers.reserve(lines.len() + 4);
-        let mut all = Self { headers, hosts: 0, lengths: 0, codings: 0 };
+        let mut all = Self {
+            headers,
+            hosts: 0,
+            lengths: 0,
+            length: None,
+            codings: 0,
+            is_chunked: false,
+            has_connection: false,
+            expects_continue: None,
+        };
         for line in lines {
-            let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| HeadError::Header)?;
-            let value = if line.value.is_empty() { Bytes::new() } else { head.slice_ref(line.value) };
-            let value = HeaderValue::from_maybe_shared(value).map_err(|_| HeadError::Header)?;
-            match name {
-                header::HOST => all.hosts += 1,
-                header::CONTENT_LENGTH => all.lengths += 1,
-                header::TRANSFER_ENCODING => all.codings += 1,
-                _ => {}
+            let name = name_of(line)?;
+            all.notice(&name, line.value);
+            if keeps_length || name != header::CONTENT_LENGTH {
+                all.headers.append(name, value_of(head, line.value)?);
             }
-            all.headers.append(name, value);
         }
         Ok(all)
+    }
+
+    fn notice(&mut self, name: &HeaderName, value: &[u8]) {
+        match *name {
+            header::HOST => self.hosts += 1,
+            header::CONTENT_LENGTH => {
+                self.lengths += 1;
+                self.length = number(value);
+            }
+            header::TRANSFER_ENCODING => {
+                self.codings += 1;
+                self.is_chunked = value.eq_ignore_ascii_case(b"chunked");
+            }
+            header::CONNECTION => self.has_connection = true,
+            header::EXPECT => {
+                self.expects_continue.get_or_insert(value.eq_ignore_ascii_case(b"100-continue"));
+            }
+            _ => {}
+        }
     }
 
     fn length(&self, is_1_1: bool) -> Result<Option<Length>, HeadError> {
         match (self.lengths, self.codings) {
             (0, 0) => Ok(None),
-            (1, 0) => {
-                let digits = self.headers[header::CONTENT_LENGTH].as_bytes();
-                // What parsing would allow beside digits is a sign.
-                let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-                let text = std::str::from_utf8(digits).ok().filter(|_| plain);
-                let length = text.and_then(|text| text.parse().ok()).ok_or(HeadError::Length)?;
-                Ok(Some(Length::Known(length)))
-            }
-            (0, 1) if is_1_1 => {
-                let coding = self.headers[header::TRANSFER_ENCODING].as_bytes();
-                match coding.eq_ignore_ascii_case(b"chunked") {
-                    true => Ok(Some(Length::Chunked)),
-                    false => Err(HeadError::Coding),
-                }
-            }
+            (1, 0) => self.length.map(|length| Some(Length::Known(length))).ok_or(HeadError::Length),
+            (0, 1) if is_1_1 && self.is_chunked => Ok(Some(Length::Chunked)),
             (0, _) => Err(HeadError::Coding),
             _ => Err(HeadError::Length),
         }
     }
 
     fn keep_alive(&self, is_1_1: bool) -> bool {
-        if find(&self.headers, &header::CONNECTION).is_none() {
+        if !self.has_connection {
             return is_1_1;
         }
         let says = |wanted: &str| {
@@ -293,6 +310,44 @@ impl Lines {
         };
         if is_1_1 { !says("close") } else { says("keep-alive") && !says("close") }
     }
+}
+
+/// The name of a line. The usual ones, as they are usually written, are told by comparing: to look any other up takes several times as
+/// long.
+fn name_of(line: &httparse::Header<'_>) -> Result<HeaderName, HeadError> {
+    Ok(match line.name {
+        "Host" | "host" => header::HOST,
+        "Date" | "date" => header::DATE,
+        "Accept" | "accept" => header::ACCEPT,
+        "Server" | "server" => header::SERVER,
+        "User-Agent" | "user-agent" => header::USER_AGENT,
+        "Content-Type" | "content-type" => header::CONTENT_TYPE,
+        "Authorization" | "authorization" => header::AUTHORIZATION,
+        "Content-Length" | "content-length" => header::CONTENT_LENGTH,
+        other => HeaderName::from_bytes(other.as_bytes()).map_err(|_| HeadError::Header)?,
+    })
+}
+
+/// The value of a line; the one that nearly every message has is not made anew.
+fn value_of(head: &Bytes, value: &[u8]) -> Result<HeaderValue, HeadError> {
+    const JSON: HeaderValue = HeaderValue::from_static("application/json");
+    let value = match value {
+        b"application/json" => return Ok(JSON),
+        b"" => Bytes::new(),
+        value => head.slice_ref(value),
+    };
+    HeaderValue::from_maybe_shared(value).map_err(|_| HeadError::Header)
+}
+
+/// A number of digits alone: parsing would allow a sign.
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |number, digit| {
+        let digit = char::from(*digit).to_digit(10)?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    })
 }
 
 impl HeadError {
