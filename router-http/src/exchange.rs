@@ -304,7 +304,7 @@ impl Exchange {
                 let now = self.clock.at(ended);
                 // Of a pair only one holds it, and is not chosen by what it holds.
                 let generated = self.generated.take().filter(|_| self.prefill.is_none());
-                if let Some(key) = generated.and_then(|generated| generated.key()) {
+                if let Some(key) = generated.and_then(|mut generated| generated.key()) {
                     in_flight.generated(key, now);
                 }
                 in_flight.complete(now);

@@ -178,8 +178,8 @@ impl Generated {
         }
     }
 
-    /// The key of the prompt with what was generated, if that has more blocks; the answer is complete.
-    pub(crate) fn key(mut self: Box<Self>) -> Option<PrefixKey> {
+    /// The key of the prompt with what was generated, if that has more blocks; the answer is complete. At most once.
+    pub(crate) fn key(&mut self) -> Option<PrefixKey> {
         let space = self.router.key_space(self.key.unit());
         let key = match (&mut self.tail, &self.so_far) {
             (Tail::Tokens(ids), SoFar::Whole(body)) => {

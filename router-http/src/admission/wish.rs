@@ -22,7 +22,6 @@ pub(crate) struct Wish {
 
 /// Where a request goes that has waited.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "handed over once")]
 pub(crate) enum Granted {
     One(InFlight),
     Pair(Pair),

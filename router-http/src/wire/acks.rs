@@ -19,7 +19,7 @@ pub(super) struct Acks {
 impl Acks {
     /// A piece of a stream has been read.
     pub(super) fn read(&mut self, stream: &TcpStream) {
-        if self.pieces % PIECES == 0 {
+        if self.pieces.is_multiple_of(PIECES) {
             put_off(stream);
         }
         self.pieces = self.pieces.wrapping_add(1);
