@@ -207,7 +207,8 @@ impl InFlight {
         self.tell(TrafficEvent::Observed(observation));
     }
 
-    /// [`first_token`](Self::first_token) and [`usage`](Self::usage) at once, in one message: of an answer that comes in one piece.
+    /// The same as [`first_token`](Self::first_token) and then [`usage`](Self::usage), in one message to the writer: an answer in one
+    /// piece brings both at once. At most once a request.
     pub fn first_token_and_usage(&mut self, usage: Usage, streaming: bool, now: Time) {
         let is_first = self.end_prefill(now);
         let observation = self.observe(usage, streaming);

@@ -279,6 +279,7 @@ impl Passing {
         }
         match &mut self.withheld {
             None => Some(data),
+            Some(withheld) if self.ended => withheld.pass_last(data),
             Some(withheld) => withheld.pass(data),
         }
     }
@@ -379,9 +380,11 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Own(body) => body.size_hint(),
-            // A stream of which something was read beforehand has no length.
-            Kind::Passing(body) if body.first.is_some() => SizeHint::default(),
-            Kind::Passing(body) => body.inner.size_hint(),
+            Kind::Passing(body) => {
+                let first = body.first.as_ref().map_or(0, |data| data.len() as u64);
+                let rest = body.inner.size_hint().exact();
+                rest.map_or_else(SizeHint::default, |rest| SizeHint::with_exact(first + rest))
+            }
             Kind::Continuable(_) => SizeHint::default(),
         }
     }

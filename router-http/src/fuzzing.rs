@@ -110,9 +110,12 @@ fn go_on(
     loop {
         let data = match place {
             Place::Head(finder) => {
-                let before = buffer.clone();
+                // A head that is not whole is seldom worth a copy.
+                let before = memchr::memmem::find(buffer, b"\r\n\r\n").map(|_| buffer.clone());
                 let Some((start, headers, length)) = head(finder, buffer)? else { return Ok(()) };
+                let before = before.expect("a head ends with an empty line");
                 let text = &before[..before.len() - buffer.len()];
+                // Asked of the bytes: a length that was understood is not among the headers.
                 assert!(!has_line(text, b"content-length:") || !has_line(text, b"transfer-encoding:"));
                 read.messages.push((start, headers, Vec::new()));
                 *place = match length {

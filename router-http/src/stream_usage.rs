@@ -43,6 +43,14 @@ impl Withheld {
         (!kept.is_empty()).then_some(kept)
     }
 
+    /// The same of the last data, after which nothing waits.
+    pub(crate) fn pass_last(&mut self, data: Bytes) -> Option<Bytes> {
+        match (self.pass(data), self.rest()) {
+            (Some(whole), Some(rest)) => Some([whole, rest].concat().into()),
+            (whole, rest) => whole.or(rest),
+        }
+    }
+
     /// What waited, when nothing more comes.
     pub(crate) fn rest(&mut self) -> Option<Bytes> {
         let rest = self.events.take_rest();
@@ -88,7 +96,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_else_is_missing_wherever_reads_end(mut cuts in prop::collection::vec(0..400_usize, 0..9)) {
+        fn nothing_else_is_missing_wherever_reads_end(
+            mut cuts in prop::collection::vec(0..400_usize, 0..9),
+            is_last_known: bool,
+        ) {
             let sent = stream(true);
             cuts.retain(|cut| *cut < sent.len());
             cuts.sort_unstable();
@@ -96,7 +107,9 @@ mod tests {
             let (mut withheld, mut from, mut got) = (Withheld::default(), 0, Vec::new());
             let mut take = |data: Option<Bytes>| got.extend_from_slice(&data.unwrap_or_default());
             for to in cuts {
-                take(withheld.pass(Bytes::copy_from_slice(&sent.as_bytes()[from..to])));
+                let data = Bytes::copy_from_slice(&sent.as_bytes()[from..to]);
+                let is_last = is_last_known && to == sent.len();
+                take(if is_last { withheld.pass_last(data) } else { withheld.pass(data) });
                 from = to;
             }
             take(withheld.rest());

@@ -1,7 +1,7 @@
 //! Reads a flat list of token ids, of which a prompt may have a hundred thousand.
 //!
 //! What a tokenizer writes (numbers of at most eight digits, with a comma or a comma and a space between them) is read [in eights](eights)
-//! where the processor has AVX2, otherwise [in windows](windows), and what is left from the first unusual one on one number after the other.
+//! where the processor has AVX2, then [in windows](windows), and the rest, from the first unusual one, a number at a time.
 
 #[cfg(target_arch = "x86_64")]
 mod eights;
@@ -138,8 +138,12 @@ mod tests {
         }
 
         #[test]
-        fn a_list_that_is_none_is_not_read(before in "([0-9]{1,7},){0,20}", text in "[-0-9,. e\"]{0,24}") {
-            let text = format!("[{before}{text}]");
+        fn a_list_that_is_none_is_not_read(
+            before in "([0-9]{1,7}, ?){0,20}",
+            text in "[-0-9,. e\"]{0,24}",
+            times in prop_oneof![Just(1), 2..80_usize],
+        ) {
+            let text = format!("[{before}{}]", text.repeat(times));
             let expected = serde_json::from_str::<Vec<u32>>(&text).ok();
             prop_assert_eq!(ids_of(text.as_bytes()), expected);
         }
@@ -171,6 +175,13 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn commas_alone_are_no_list() {
+        for before in ["1", "1, 2", "1, ", ""] {
+            assert_eq!(ids_of(format!("[{before}{}]", ",".repeat(200)).as_bytes()), None, "{before:?}");
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! By default the kernel acknowledges a worker's event as soon as it has been read: one more segment through the whole of the network
 //! stack for each event, an eighth of what the event costs here. On a connection that it takes for an interactive one it waits for the next
-//! event, for at most 40 ms. Silence of that length ends this, so that the kernel is told again now and then.
+//! event, for 40 ms or, where that is longer, the round trip. Silence of that length ends this, so that the kernel is told again now
+//! and then: seldom, since a worker that does not set `TCP_NODELAY` may keep an event back for as long.
 
 use socket2::SockRef;
 use tokio::net::TcpStream;

@@ -35,7 +35,7 @@ pub(crate) struct Request<'r> {
     pub(crate) prefix: &'r str,
     pub(crate) path: &'r str,
     pub(crate) host: &'r HeaderValue,
-    /// All others; nothing of how the body is framed, but that the length that it once had is passed over, and the host too.
+    /// All others, but for how the body is framed. The host, and the length that a request of HTTP/2 names, are passed over.
     pub(crate) headers: &'r HeaderMap,
     pub(crate) body: Bytes,
     /// It asks for another protocol.

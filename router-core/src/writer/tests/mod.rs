@@ -566,6 +566,38 @@ fn a_router_that_predicts_nothing_measures_all_the_same() {
 }
 
 #[test]
+fn a_first_token_and_usage_at_once_are_as_one_after_the_other() {
+    // Cached as predicted, and evicted since it was predicted.
+    for cached_tokens in [160, 0] {
+        let told = |at_once: bool| {
+            let mut story = Story::with_workers(1);
+            story.serve(&prompt(2, 20), 0);
+            story.serve(&prompt(1, 40), 0);
+            let mut again = story.route(&prompt(1, 40));
+            story.turn();
+            let usage = Usage { prompt_tokens: 161, cached_tokens };
+            let now = story.now;
+            if at_once {
+                again.first_token_and_usage(usage, false, now);
+                // It has been told.
+                again.first_token(now);
+            } else {
+                again.first_token(now);
+                again.usage(usage, false);
+            }
+            again.complete(now);
+            let notices = story.turn();
+            let target = story.router.snapshot().fleet.targets[0].clone();
+            let claims = [&prompt(1, 40), &prompt(2, 20)].map(|prompt| story.matched(WorkerId(0), prompt));
+            (format!("{notices:?}"), format!("{target:?}"), claims, story.accuracy(WorkerId(0)))
+        };
+        let (at_once, one_by_one) = (told(true), told(false));
+        assert_eq!(format!("{at_once:?}"), format!("{one_by_one:?}"));
+        assert!(at_once.0.contains("Mispredicted"), "{at_once:?}");
+    }
+}
+
+#[test]
 fn text_prompts_are_claimed_and_their_tokens_learned() {
     let mut story = Story::with_workers(2);
     let text = "All human beings are born free and equal in dignity and rights. ".repeat(20);

@@ -91,7 +91,8 @@ fn stretch<const SEPARATOR: usize>(eights: &mut [[u32; 8]], list: &[u8]) -> Opti
         count += 8;
     }
     let len = list.len() - rest.len();
-    doubts.are_none(count, len - count * SEPARATOR).then_some((count, len))
+    // Of numbers without any digit there may be fewer bytes than separators take.
+    doubts.are_none(count, len.checked_sub(count * SEPARATOR)?).then_some((count, len))
 }
 
 impl Doubts {
