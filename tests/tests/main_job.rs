@@ -226,25 +226,30 @@ async fn every_dp_rank_has_its_own_tree_and_is_pinned() {
 
 #[tokio::test]
 async fn a_drain_loses_no_request() {
-    let slow = || SimConfig { time_scale: 20.0, ..fast() };
+    let slow = || SimConfig { time_scale: 4.0, ..fast() };
     let sims = [Sim::start(slow()).await.unwrap(), Sim::start(slow()).await.unwrap()];
     let router = router_grpc::start(alert(sims.iter().map(Sim::url).collect())).await.unwrap();
     until_ready(&router, 2).await;
     let client = HttpClient::of(&router);
-    let mut requests = JoinSet::new();
-    for first in 0..20 {
+    let send = |first| {
         let client = client.clone();
         let body = json!({"input_ids": prompt(first, 200), "sampling_params": {"max_new_tokens": 150}, "stream": true});
-        requests.spawn(async move { client.post("/generate", &body).await });
-    }
+        async move { client.post("/generate", &body).await }
+    };
+    let (mut before, mut during) = (JoinSet::new(), JoinSet::new());
+    (0..20).for_each(|first| _ = before.spawn(send(first)));
     let draining = sims[0].url();
-    until("both are busy", async || {
+    // What is being decided as the drain begins may still be sent.
+    until("both are busy, and all requests are sent", async || {
         let snapshot = router.router().snapshot();
-        snapshot.fleet.targets.iter().all(|target| target.load.read().in_flight > 0)
+        let in_flight = snapshot.fleet.targets.iter().map(|target| target.load.read().in_flight);
+        let in_flight: Vec<u64> = in_flight.collect();
+        in_flight.iter().all(|count| *count > 0) && in_flight.iter().sum::<u64>() == 20
     })
     .await;
     let mut admin = admin(&router).await;
     let mut progress = admin.drain(DrainRequest { url: draining.clone() }).await.unwrap().into_inner();
+    (20..40).for_each(|first| _ = during.spawn(send(first)));
     let mut last = u64::MAX;
     while let Some(step) = progress.message().await.unwrap() {
         assert!(step.in_flight <= last, "nothing new is sent to it");
@@ -252,7 +257,11 @@ async fn a_drain_loses_no_request() {
         assert_eq!(step.done, step.in_flight == 0);
     }
     assert_eq!(last, 0);
-    for answer in requests.join_all().await {
+    for answer in during.join_all().await {
+        assert_ne!(answer.header("x-espalier-worker"), draining);
+        assert_eq!(answer.status, 200);
+    }
+    for answer in before.join_all().await {
         assert!(answer.status == 200 && answer.text.ends_with("data: [DONE]\n\n"));
     }
     let answer = client.post("/generate", &generate(&prompt(50, 200), 1)).await;
