@@ -24,6 +24,7 @@ mod config;
 mod continuation;
 mod deadline;
 mod decided;
+mod decimal;
 mod error;
 mod events;
 mod exchange;

@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 use memchr::memmem::Finder;
 use router_core::Usage;
 
+use crate::decimal;
 use crate::decode::RouteKind;
 
 /// See the module.
@@ -118,9 +119,8 @@ fn number(bytes: &[u8]) -> Option<u64> {
     let bytes = bytes.trim_ascii_start();
     let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
     // At the end of the bytes the number may go on in the next chunk.
-    bytes.get(digits).filter(|_| digits > 0)?;
-    let append = |number: u64, digit: &u8| number.checked_mul(10)?.checked_add(u64::from(digit - b'0'));
-    bytes[..digits].iter().try_fold(0, append)
+    bytes.get(digits)?;
+    decimal::number(&bytes[..digits])
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-//! One door to every measurement: `cargo xtask bench NAME [--quick] [--only TEXT] [--json]`.
+//! One door to every measurement: `cargo xtask bench NAME [--quick] [--only TEXT] [--beside PROGRAM] [--json]`.
 //!
 //! A measurement is a program that prints one JSON row a line. This door adds machine and commit, and prints all of it as
 //! one document or as a table.
 
 use std::error::Error;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
@@ -117,6 +118,7 @@ pub(crate) fn run(
     name: Option<&str>,
     quick: bool,
     only: Option<&str>,
+    beside: Option<&Path>,
     json: bool,
 ) -> Result<(), Box<dyn Error>> {
     let Some(name) = name else {
@@ -133,6 +135,12 @@ pub(crate) fn run(
     command.args(measurement.arguments).args(quick.then_some("--quick")).stderr(Stdio::inherit());
     if let Some(only) = only {
         command.args(["--only", only]);
+    }
+    if let Some(beside) = beside {
+        if name != "proxy" {
+            return Err(format!("`{name}` measures one build; `proxy` takes another with --beside").into());
+        }
+        command.arg("--beside").arg(beside);
     }
     if let Some((build, option)) = measurement.measures {
         command.arg(option).arg(built(build)?);

@@ -4,6 +4,7 @@ mod bench;
 mod proto;
 mod tidy;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,6 +30,9 @@ enum Chore {
         /// Only what has this in its name, of a measurement of several.
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
+        /// Another build of the router, measured in the same rounds; of `proxy` alone.
+        #[arg(long, value_name = "PROGRAM")]
+        beside: Option<PathBuf>,
         /// Print one JSON document instead of a table.
         #[arg(long)]
         json: bool,
@@ -39,7 +43,9 @@ fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Proto { check } => proto::run(check),
         Chore::Tidy => tidy::run(),
-        Chore::Bench { name, quick, only, json } => bench::run(name.as_deref(), quick, only.as_deref(), json),
+        Chore::Bench { name, quick, only, beside, json } => {
+            bench::run(name.as_deref(), quick, only.as_deref(), beside.as_deref(), json)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

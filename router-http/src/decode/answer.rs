@@ -8,6 +8,7 @@ use memchr::memmem::Finder;
 use super::ids::ids;
 use super::scan::{Members, string_end};
 use super::text::string;
+use crate::decimal;
 
 /// An answer of `/generate`, or one of its events.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub(crate) fn native(json: &[u8]) -> Option<Native<'_>> {
             b"output_ids" => native.ids = ids(members.value()?),
             b"meta_info" => {
                 let tokens = member(members.value()?, b"completion_tokens")?;
-                native.completion_tokens = std::str::from_utf8(tokens).ok()?.parse().ok();
+                native.completion_tokens = decimal::number(tokens);
             }
             _ => _ = members.value()?,
         }

@@ -8,6 +8,7 @@ mod eights;
 mod windows;
 
 use super::spare::Spare;
+use crate::decimal;
 
 thread_local! {
     static SPARE: Spare<u32> = const { Spare::new() };
@@ -73,10 +74,7 @@ fn id(text: &[u8]) -> Option<u32> {
     if digits[0] == b'0' && digits.len() > 1 {
         return None;
     }
-    digits.iter().try_fold(0_u32, |id, byte| {
-        let digit = byte.checked_sub(b'0').filter(|digit| *digit <= 9)?;
-        id.checked_mul(10)?.checked_add(digit.into())
-    })
+    decimal::number(digits)?.try_into().ok()
 }
 
 fn is_white(byte: &u8) -> bool {
@@ -158,6 +156,8 @@ mod tests {
             || (2..140).chain([1_024, 3_072].into_iter().flat_map(|border| border - 16..border + 16));
         for separator in [",", ", "] {
             let usual = vec!["12345"; 1_024].join(separator);
+            let whole = format!("{usual}{separator}7");
+            assert!(windows::read(&mut Vec::new(), whole.as_bytes()) > whole.len());
             for (odd, place) in odds.iter().flat_map(|odd| places().map(move |place| (odd, place))) {
                 // The odd one begins at `place`, after numbers of five digits and one that fills up.
                 let step = 5 + separator.len();

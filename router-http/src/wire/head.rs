@@ -8,6 +8,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use httparse::ParserConfig;
 use memchr::memchr_iter;
 
+use crate::decimal;
+
 thread_local! {
     /// Maps that are empty again: making and growing one takes as long as filling it.
     static SPARE: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
@@ -275,7 +277,7 @@ impl Lines {
             header::HOST => self.hosts += 1,
             header::CONTENT_LENGTH => {
                 self.lengths += 1;
-                self.length = number(value);
+                self.length = decimal::number(value);
             }
             header::TRANSFER_ENCODING => {
                 self.codings += 1;
@@ -337,17 +339,6 @@ fn value_of(head: &Bytes, value: &[u8]) -> Result<HeaderValue, HeadError> {
         value => head.slice_ref(value),
     };
     HeaderValue::from_maybe_shared(value).map_err(|_| HeadError::Header)
-}
-
-/// A number of digits alone: parsing would allow a sign.
-fn number(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0_u64, |number, digit| {
-        let digit = char::from(*digit).to_digit(10)?;
-        number.checked_mul(10)?.checked_add(digit.into())
-    })
 }
 
 impl HeadError {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::Fault;
-use crate::contestants::{Contestant, DIRECT, Log, OURS, installed};
+use crate::contestants::{BESIDE, Contestant, DIRECT, Log, OURS, installed};
 use crate::latency;
 use crate::link::{Drive, Job, Outcome, Reply, Role};
 use crate::process::{Memory, cpu_seconds, memory};
@@ -104,11 +104,11 @@ const CELLS: [Cell; 9] = [
 ];
 
 /// Measures everything that is asked for.
-pub(crate) fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
+pub(crate) fn run(plan: &Plan, router: &Path, beside: Option<&Path>) -> Result<(), Fault> {
     let mut workers = Role::start("workers")?;
     let addresses: Vec<SocketAddr> = workers.hear()?;
     let load = Role::start("load")?;
-    let contestants = enter(plan, router, &addresses)?;
+    let contestants = enter(plan, router, beside, &addresses)?;
     let mut field = Field::new(contestants, load, workers);
     field.admit(plan)?;
     field.idle(plan);
@@ -129,7 +129,7 @@ pub(crate) fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
     let logged = requests("small request, requests logged", SMALL, None, false);
     if !plan.quick && plan.wants(&logged.row()) {
         field.contestants = vec![
-            Contestant::ours(router, &addresses, Log::Requests)?,
+            Contestant::ours(OURS, router, &addresses, Log::Requests)?,
             Contestant::nginx(&addresses, Log::Requests)?,
         ];
         field.admit(plan)?;
@@ -139,8 +139,17 @@ pub(crate) fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
 }
 
 /// Starts everyone who is there. Ours is first, which rows are about.
-fn enter(plan: &Plan, router: &Path, workers: &[SocketAddr]) -> Result<Vec<Contestant>, Fault> {
-    let mut contestants = vec![Contestant::ours(router, workers, Log::Off)?, Contestant::direct(workers)];
+fn enter(
+    plan: &Plan,
+    router: &Path,
+    beside: Option<&Path>,
+    workers: &[SocketAddr],
+) -> Result<Vec<Contestant>, Fault> {
+    let mut contestants =
+        vec![Contestant::ours(OURS, router, workers, Log::Off)?, Contestant::direct(workers)];
+    if let Some(beside) = beside {
+        contestants.push(Contestant::ours(BESIDE, beside, workers, Log::Off)?);
+    }
     let mut absent = Vec::new();
     if installed("nginx", &["-v"]) {
         contestants.push(Contestant::nginx(workers, Log::Off)?);

@@ -4,7 +4,8 @@
 //!   they come (`proxy_buffering off`) and holds a request in memory, as we do, instead of writing it to a file.
 //! * *haproxy* has as many threads, uses any idle connection to a worker again, and passes streams on as they come
 //!   (`http-no-delay`).
-//! * *ours* is `router-grpc serve` with the policy `cache_aware` and its defaults, but for the level of its log.
+//! * *ours* is `router-grpc serve` with the policy `cache_aware` and its defaults, but for the level of its log; *beside*, if it is given, is
+//!   another build of it.
 //! * *sglang-router* and *vllm-router* have the policy `cache_aware` and their defaults, but for the level of their logs. They
 //!   are started where `python3` finds them: `python3 -m venv peers; peers/bin/pip install sglang-router==0.3.2 vllm-router`,
 //!   and `peers/bin` first in `PATH`.
@@ -23,6 +24,9 @@ use crate::link::unlimited;
 
 /// Name of our router in rows.
 pub(crate) const OURS: &str = "espalier";
+
+/// Name of another build of it.
+pub(crate) const BESIDE: &str = "beside";
 
 /// Name of the load going straight to the workers.
 pub(crate) const DIRECT: &str = "direct";
@@ -62,9 +66,14 @@ impl Contestant {
         Self { name: DIRECT, targets: workers.to_vec(), running: None }
     }
 
-    pub(crate) fn ours(program: &Path, workers: &[SocketAddr], log: Log) -> Result<Self, Fault> {
+    pub(crate) fn ours(
+        name: &'static str,
+        program: &Path,
+        workers: &[SocketAddr],
+        log: Log,
+    ) -> Result<Self, Fault> {
         let level = if log == Log::Off { "warn" } else { "info" };
-        Self::start(OURS, |port, _| {
+        Self::start(name, |port, _| {
             let mut command = unlimited(program);
             command.args(["serve", "--host", "127.0.0.1", "--port", &port.to_string(), "--grpc-port", "0"]);
             command.args(["--prometheus-port", "0", "--policy", "cache_aware", "--log-level", level]);

@@ -5,7 +5,8 @@
 //! Every round measures all contestants one after the other, so that drift of the machine meets all of them. `cells.rs` says
 //! what is measured, `contestants.rs` how each contestant is configured, `shape.rs` what is sent, `workers.rs` what answers.
 //!
-//! `--soak` sends ten million requests through ours alone instead (`soak.rs`). `--only SUBSTRING` picks rows. Contestants that are not installed are named on standard error and left out.
+//! `--soak` sends ten million requests through ours alone instead (`soak.rs`). `--only SUBSTRING` picks rows. `--beside PROGRAM` is another
+//! build of ours. Contestants that are not installed are named on standard error and left out.
 
 mod cells;
 mod contestants;
@@ -35,12 +36,21 @@ fn main() -> Result<(), Fault> {
             Err("this measurement reads what processes cost from /proc, which only Linux has".into())
         }
         _ => {
-            let at = arguments.iter().position(|argument| argument == "--router");
-            let router = at.and_then(|at| arguments.get(at + 1)).map(PathBuf::from);
+            let path = |option: &str| {
+                let at = arguments.iter().position(|argument| argument == option)?;
+                arguments.get(at + 1).map(PathBuf::from)
+            };
+            let router = path("--router");
             let router = router.ok_or("--router PATH is missing; `cargo xtask bench proxy` gives it")?;
-            let soaks = arguments.iter().any(|argument| argument == "--soak");
-            let run = if soaks { soak::run } else { cells::run };
-            run(&rows::Plan::from_arguments(), &router)
+            let plan = rows::Plan::from_arguments();
+            if arguments.iter().any(|argument| argument == "--soak") {
+                return soak::run(&plan, &router);
+            }
+            let beside = path("--beside");
+            if let Some(beside) = beside.as_ref().filter(|program| !program.is_file()) {
+                return Err(format!("--beside {}: there is no such program", beside.display()).into());
+            }
+            cells::run(&plan, &router, beside.as_deref())
         }
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::Fault;
 use crate::cells::{CHURN, Field, SMALL, STREAM};
-use crate::contestants::{Contestant, Log};
+use crate::contestants::{Contestant, Log, OURS};
 use crate::link::{Drive, Job, Role};
 use crate::process::memory;
 use crate::rows::{Plan, median};
@@ -34,7 +34,7 @@ pub(crate) fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
     let mut workers = Role::start("workers")?;
     let addresses: Vec<SocketAddr> = workers.hear()?;
     let load = Role::start("load")?;
-    let ours = Contestant::ours(router, &addresses, Log::Off)?;
+    let ours = Contestant::ours(OURS, router, &addresses, Log::Off)?;
     let process = ours.process().ok_or("our router is a process")?;
     let mut field = Field::new(vec![ours], load, workers);
     field.admit(plan)?;
