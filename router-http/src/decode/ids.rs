@@ -1,10 +1,13 @@
 //! Reads a flat list of token ids, of which a prompt may have a hundred thousand.
 //!
-//! What a tokenizer writes (numbers of at most eight digits, with a comma or a comma and a space between them) is read [in eights](eights)
-//! where the processor has AVX2, then [in windows](windows), and the rest, from the first unusual one, a number at a time.
+//! What a tokenizer writes (numbers of at most eight digits, with a comma or a comma and a space between them) is read [in
+//! stretches](stretches) or [in eights](eights) where the processor has what these take, then [in windows](windows), and the rest, from the
+//! first unusual one, a number at a time.
 
 #[cfg(target_arch = "x86_64")]
 mod eights;
+#[cfg(target_arch = "x86_64")]
+mod stretches;
 mod windows;
 
 use super::spare::Spare;
@@ -20,6 +23,8 @@ type Reader = fn(&mut Vec<u32>, &[u8]) -> usize;
 
 /// What reads many ids together, the quickest first, and the bytes of a list from which on it is worth its while.
 const READERS: &[(Reader, usize)] = &[
+    #[cfg(target_arch = "x86_64")]
+    (stretches::read, stretches::LEAST),
     #[cfg(target_arch = "x86_64")]
     (eights::read, eights::WINDOW),
     (windows::read, windows::WINDOW / 2),

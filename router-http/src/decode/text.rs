@@ -1,5 +1,8 @@
 //! Reads a JSON string in one pass: its end is found and its escapes are undone at once.
 
+#[cfg(target_arch = "x86_64")]
+mod blocks;
+
 use std::borrow::Cow;
 
 use memchr::memchr2;
@@ -10,11 +13,16 @@ use super::spare::Spare;
 /// Bytes that are looked at, and copied, at once.
 const BLOCK: usize = 32;
 
-/// Room that is made at first.
-const LEAST_ROOM: usize = 2 * BLOCK;
-
 thread_local! {
     static SPARE: Spare<u8> = const { Spare::new() };
+}
+
+/// Where none are taken together.
+#[cfg(not(target_arch = "x86_64"))]
+mod blocks {
+    pub(super) fn take(_: &mut Vec<u8>, _: &[u8]) -> usize {
+        0
+    }
 }
 
 /// What the letter of an escape stands for, but for `u`; 0 where it is none.
@@ -48,66 +56,53 @@ pub(super) fn give_back(text: Cow<'_, [u8]>) {
 }
 
 /// The bytes before the quote that ends the string, of which the first escape is at `read`, and where that quote is.
-///
-/// A prompt that breaks its lines does so from beginning to end, every few dozen bytes. So what lies between is copied in blocks, whether
-/// or not a block has an escape, and what was copied too much is written over.
 fn unescaped(body: &[u8], mut read: usize) -> Option<(Vec<u8>, usize)> {
     let mut text = SPARE.with(Spare::take);
     text.extend_from_slice(&body[..read]);
-    let mut written = read;
     loop {
-        if *body.get(read)? == b'"' {
-            text.truncate(written);
-            return Some((text, read));
-        }
-        make_room(&mut text, written, body.len());
-        match STANDS_FOR[usize::from(*body.get(read + 1)?)] {
-            0 => {
-                let (character, end) = unicode(body, read + 1)?;
-                written += character.encode_utf8(&mut text[written..]).len();
-                read = end;
-            }
-            byte => {
-                text[written] = byte;
-                written += 1;
-                read += 2;
-            }
-        }
-        while let Some(block) = body.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>) {
-            make_room(&mut text, written, body.len());
-            text[written..written + BLOCK].copy_from_slice(block);
-            let specials = specials(block);
-            if specials != 0 {
-                let plain = specials.trailing_zeros() as usize;
-                (read, written) = (read + plain, written + plain);
-                break;
-            }
-            // Not by what was counted: the next block would have to wait for that.
-            (read, written) = (read + BLOCK, written + BLOCK);
-        }
-        if body.len() - read < BLOCK {
-            let plain = memchr2(b'"', b'\\', &body[read..])?;
-            make_room(&mut text, written, body.len());
-            text[written..written + plain].copy_from_slice(&body[read..read + plain]);
-            (read, written) = (read + plain, written + plain);
+        match *body.get(read)? {
+            b'"' => return Some((text, read)),
+            b'\\' => read = unescape(&mut text, body, read)?,
+            _ => match blocks::take(&mut text, &body[read..]) {
+                0 => read += plain(&mut text, &body[read..])?,
+                taken => read += taken,
+            },
         }
     }
 }
 
-/// Makes room for a block after what was written. For as much again, so that a short string costs no more than it is long, whatever follows
-/// it in its body; and no more than all of the body could need, since nothing becomes longer.
-#[inline]
-fn make_room(text: &mut Vec<u8>, written: usize, body: usize) {
-    #[cold]
-    fn grow(text: &mut Vec<u8>, written: usize, body: usize) {
-        let most = body + BLOCK;
-        let room = (2 * written + LEAST_ROOM).min(most);
-        text.reserve_exact(room - text.len());
-        text.resize(room, 0);
+/// Takes the escape at `at`. Returns where it ends.
+fn unescape(text: &mut Vec<u8>, body: &[u8], at: usize) -> Option<usize> {
+    match STANDS_FOR[usize::from(*body.get(at + 1)?)] {
+        0 => {
+            let (character, end) = unicode(body, at + 1)?;
+            text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+            Some(end)
+        }
+        byte => {
+            text.push(byte);
+            Some(at + 2)
+        }
     }
-    if text.len() < written + BLOCK {
-        grow(text, written, body);
+}
+
+/// Takes what is before the next quote or backslash, and says how many bytes that is. They are copied in blocks, whether or not these have
+/// one, and what was copied too much is taken back.
+fn plain(text: &mut Vec<u8>, body: &[u8]) -> Option<usize> {
+    let mut read = 0;
+    while let Some(block) = body.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>) {
+        text.extend_from_slice(block);
+        let specials = specials(block);
+        if specials != 0 {
+            let plain = specials.trailing_zeros() as usize;
+            text.truncate(text.len() - BLOCK + plain);
+            return Some(read + plain);
+        }
+        read += BLOCK;
     }
+    let plain = memchr2(b'"', b'\\', &body[read..])?;
+    text.extend_from_slice(&body[read..read + plain]);
+    Some(read + plain)
 }
 
 /// Where the first quote or backslash is. Most strings are short, and to look at a block takes less than to begin a search.
@@ -181,7 +176,7 @@ mod tests {
                     Just("\\u00fc"), Just("\\ud83d\\ude00"), Just("\\ud83d"), Just("\\ude00"), Just("\\u12"), Just("\\x"),
                     Just("\\u0000"), Just("\\uzzzz"), Just("\\u+123"), Just("sixteen bytes and"), Just("\u{7f}"),
                 ],
-                0..12,
+                0..40,
             ),
             after in "[,} \"]{0,20}",
         ) {
@@ -198,7 +193,7 @@ mod tests {
         let body = [&b"\"\\n\""[..], &[b' '; 1 << 20]].concat();
         let Some((Cow::Owned(text), 4)) = bytes(&body, 0) else { panic!("it has an escape") };
         assert_eq!(text, b"\n");
-        assert!(text.capacity() <= 4 * LEAST_ROOM, "{}", text.capacity());
+        assert!(text.capacity() <= 4 * BLOCK, "{}", text.capacity());
     }
 
     #[test]
