@@ -103,6 +103,7 @@ mod router;
 mod settings;
 mod snapshot;
 mod split;
+mod sync;
 mod time;
 mod timing;
 mod update;

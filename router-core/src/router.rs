@@ -152,7 +152,8 @@ impl Router {
         &self.inner.updates
     }
 
-    /// The snapshot in force, to keep for as long as needed: for administration and metrics.
+    /// The snapshot in force, to keep for as long as needed: for administration and metrics. A drain that starts meanwhile waits
+    /// for it, for a second at most: see [`FleetUpdate::Drain`](crate::FleetUpdate::Drain).
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.inner.cell.load_full()
     }

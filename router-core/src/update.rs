@@ -104,7 +104,7 @@ pub enum FleetUpdate {
     Remove {
         /// The worker.
         worker: WorkerId,
-        /// Requests that were in flight to it.
+        /// Requests that are still in flight to it; none will be added. Called when `done` of `Drain` would be.
         done: Done<Result<u64, FleetError>>,
     },
     /// What a probe or an agent found out about the engine.
@@ -150,7 +150,10 @@ pub enum FleetUpdate {
         worker: WorkerId,
         /// On or off.
         on: bool,
-        /// Fails if the worker is unknown.
+        /// Fails if the worker is unknown. When a drain starts it is called once nothing is decided any more on a snapshot from before
+        /// it: whatever the worker still gets is counted in its [`LoadCounters`](crate::LoadCounters) by then, but for requests that
+        /// [name it](crate::RouteRequest::only). It is not waited for longer than 1 s: a snapshot that somebody
+        /// [keeps](crate::Router::snapshot) cannot be told from one that is decided on.
         done: Done<Result<(), FleetError>>,
     },
     /// The worker is a new process, or flushed its cache, as a health check or a passing request showed: all claims on it
@@ -168,7 +171,7 @@ pub enum FleetUpdate {
         worker: WorkerId,
         /// For people.
         reason: Arc<str>,
-        /// Called when no decision sees them any more.
+        /// Called when no decision that begins from then on sees them.
         done: Done<()>,
     },
     /// The worker's engine takes requests and lets them wait, or goes on: it is alive, keeps its claims, and gets nothing

@@ -1,10 +1,10 @@
-//! Every interleaving of a writer that publishes and uses memory again with readers that hold and drop snapshots.
+//! Every interleaving of a writer that publishes, uses memory again and says so, with readers that hold and drop snapshots.
 //!
 //! ```console
 //! RUSTFLAGS="--cfg loom" cargo test -p router-core --release --test loom
 //! ```
 //!
-//! The two files that the argument rests on are compiled here once more, with loom's atomics and counted pointers in the
+//! The files that the argument rests on are compiled here once more, with loom's atomics and counted pointers in the
 //! place of the standard library's: words without an order of their own, and guards from which the writer learns that the
 //! last holder has gone. The arena around them is the writer below, one line a page; the cell of the snapshot in force is a
 //! lock, as what arc-swap does is arc-swap's to prove.
@@ -13,6 +13,12 @@
 #[allow(dead_code, reason = "only the guards are of interest")]
 #[path = "../src/index/epochs.rs"]
 mod epochs;
+#[allow(dead_code, unreachable_pub, reason = "the bound is not of interest")]
+#[path = "../src/writer/replaced.rs"]
+mod replaced;
+#[allow(dead_code, unreachable_pub, reason = "it does not pass")]
+#[path = "../src/time.rs"]
+mod time;
 #[allow(dead_code, reason = "only single lines are of interest")]
 #[path = "../src/index/words.rs"]
 mod words;
@@ -27,6 +33,9 @@ use loom::sync::Mutex;
 use loom::thread;
 
 use self::epochs::{Epochs, Guard};
+use self::replaced::Replaced;
+use self::sync::Relaxed;
+use self::time::Time;
 use self::words::Line;
 
 /// Publications. A page is used again from the fourth on, if nobody holds the first snapshot any more.
@@ -133,4 +142,46 @@ fn without_its_guard_a_reader_does() {
         drop(guard);
         assert_eq!(shared.pages[page].get(0), word, "a page was used again");
     });
+}
+
+/// One reader decides, on whatever is in force, beside a writer that begins a drain, `waits` for readers of what was there before, and looks
+/// what is counted: that must be all that ever will be.
+fn decide_beside_a_drain(waits: bool) {
+    loom::model(move || {
+        // A snapshot says whether the worker drains.
+        let in_force = sync::Arc::new(Mutex::new(sync::Arc::new(false)));
+        let in_flight = sync::Arc::new(sync::AtomicU64::new(0));
+        let reader = {
+            let (in_force, in_flight) = (in_force.clone(), in_flight.clone());
+            thread::spawn(move || {
+                let draining = in_force.lock().expect("nobody panics with the lock held").clone();
+                if !*draining {
+                    in_flight.fetch_add(1, Relaxed);
+                }
+            })
+        };
+        let mut replaced = Replaced::default();
+        let mut locked = in_force.lock().expect("nobody panics with the lock held");
+        let before = std::mem::replace(&mut *locked, sync::Arc::new(true));
+        drop(locked);
+        replaced.push(0, before);
+        replaced.wait(1, Time::default(), ());
+        while waits && replaced.due(Time::default()).is_empty() {
+            thread::yield_now();
+        }
+        let told = in_flight.load(Relaxed);
+        reader.join().expect("it decides and ends");
+        assert_eq!(told, in_flight.load(Relaxed), "a request was counted later");
+    });
+}
+
+#[test]
+fn what_is_decided_on_a_replaced_snapshot_is_counted_before_a_drain_has_begun() {
+    decide_beside_a_drain(true);
+}
+
+#[test]
+#[should_panic(expected = "a request was counted later")]
+fn without_waiting_it_is_not() {
+    decide_beside_a_drain(false);
 }

@@ -179,7 +179,8 @@ fn drain_progress(
     router: Router,
     events: EventHub,
 ) -> impl Stream<Item = Result<DrainProgress, Status>> + Send {
-    // Held from here on, so that a worker that is removed meanwhile is still waited for.
+    // Held from here on, so that a worker that is removed meanwhile is still waited for. All that was decided before the drain is
+    // counted by now: only then the writer says that it has begun.
     let loads: Vec<_> =
         router.snapshot().fleet.targets_of(worker.id).map(|target| target.load.clone()).collect();
     let state = Some((loads, None));

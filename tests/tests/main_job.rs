@@ -239,12 +239,10 @@ async fn a_drain_loses_no_request() {
     let (mut before, mut during) = (JoinSet::new(), JoinSet::new());
     (0..20).for_each(|first| _ = before.spawn(send(first)));
     let draining = sims[0].url();
-    // What is being decided as the drain begins may still be sent.
-    until("both are busy, and all requests are sent", async || {
+    // Others may be decided as the drain begins: what is still sent there is counted before the drain says how much it is.
+    until("both are busy", async || {
         let snapshot = router.router().snapshot();
-        let in_flight = snapshot.fleet.targets.iter().map(|target| target.load.read().in_flight);
-        let in_flight: Vec<u64> = in_flight.collect();
-        in_flight.iter().all(|count| *count > 0) && in_flight.iter().sum::<u64>() == 20
+        snapshot.fleet.targets.iter().all(|target| target.load.read().in_flight > 0)
     })
     .await;
     let mut admin = admin(&router).await;

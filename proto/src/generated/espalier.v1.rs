@@ -1190,7 +1190,8 @@ pub struct RemoveWorkerRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveWorkerResponse {
-    /// Requests that were in flight to it when it was removed.
+    /// Requests that are still in flight to it. None is added: those that were being decided as it was removed are counted, and
+    /// waited for as Drain does.
     #[prost(uint64, tag = "1")]
     pub in_flight: u64,
 }
@@ -1654,8 +1655,10 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("espalier.v1.Admin", "RemoveWorker"));
             self.inner.unary(req, path, codec).await
         }
-        /// Stops sending new requests to a worker and streams what is still in flight, ending when nothing is. Ending the call
-        /// early does not undo the drain. Ends with ABORTED if the worker is undrained meanwhile.
+        /// Stops sending new requests to a worker, but for those that name it, and streams what is still in flight, ending when
+        /// nothing is. Requests that are being decided as the drain begins are counted before the first message, which waits for
+        /// them for up to a second. Ending the call early does not undo the drain. Ends with ABORTED if the worker is undrained
+        /// meanwhile.
         pub async fn drain(
             &mut self,
             request: impl tonic::IntoRequest<super::DrainRequest>,
@@ -1792,8 +1795,10 @@ pub mod admin_server {
             >
             + std::marker::Send
             + 'static;
-        /// Stops sending new requests to a worker and streams what is still in flight, ending when nothing is. Ending the call
-        /// early does not undo the drain. Ends with ABORTED if the worker is undrained meanwhile.
+        /// Stops sending new requests to a worker, but for those that name it, and streams what is still in flight, ending when
+        /// nothing is. Requests that are being decided as the drain begins are counted before the first message, which waits for
+        /// them for up to a second. Ending the call early does not undo the drain. Ends with ABORTED if the worker is undrained
+        /// meanwhile.
         async fn drain(
             &self,
             request: tonic::Request<super::DrainRequest>,

@@ -22,6 +22,10 @@
 //! A decision loads one snapshot and nothing else but the load counters. The writer applies what is queued, ages leases and
 //! silence, releases some runs of retired slots, keeps the index within its bound, and publishes if that is due.
 //!
+//! What is published is in force for decisions that begin from then on. Whoever drains or removes a worker wants more: that nothing is counted at
+//! it any more that was decided before. A decision lets go of its snapshot after it has counted its request, so the writer keeps
+//! what it replaces, and answers when nobody holds a snapshot from before the change.
+//!
 //! # The index
 //!
 //! A *run* is a stretch of consecutive blocks that nothing tells apart: no held prompt parts or ends in it, and whoever holds
@@ -108,5 +112,6 @@
 //! | claims, digests, bounds and undoing | `src/writer/claims_tests.rs` |
 //! | held snapshots do not change | `tests/publication.rs`, `src/index/tests.rs` |
 //! | every decision is made on one published state | `tests/decisions.rs` |
+//! | nothing is counted at a worker once its drain has begun | `tests/loom.rs`, `tests/drains.rs`, `src/writer/tests/older.rs` |
 //! | publication and reclamation, every order | `tests/loom.rs` |
 //! | no allocation in a decision; bytes a block; no leak | `tests/allocations.rs` |

@@ -47,6 +47,10 @@
 //! A held snapshot keeps the memory that it sees. If everything has been replaced since, that is one more copy of the index for
 //! each snapshot that is held; what came and went in between is not kept. There is no bound on how many you hold.
 //!
+//! [`FleetUpdate::Drain`](crate::FleetUpdate::Drain) and `Remove` are answered when nobody holds a snapshot from before them. One that is held
+//! delays the answer by a second at most; a decision that took longer than that, its thread having had no core meanwhile, could then
+//! still be counted after the answer.
+//!
 //! # What it leaves to others
 //!
 //! * Router replicas share nothing. Each learns from its own traffic, and from the agents, which talk to all of them.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::sync::Arc;
+use crate::sync::Arc;
 
 /// Counts snapshots and keeps what they can see.
 ///

@@ -27,7 +27,6 @@ mod naive;
 mod numbers;
 mod record;
 mod runs;
-mod sync;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::sync::{AtomicU64, Relaxed};
+use crate::sync::{AtomicU64, Relaxed};
 
 /// Words in a line: a line is 64 bytes, as a cache line is.
 pub(super) const LINE_WORDS: usize = 8;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::State;
 use crate::fleet::{WorkerId, WorkerState};
+use crate::load::LoadCounters;
 use crate::notice::{EventKind, Notice, SessionEnd};
 use crate::time::Time;
 use crate::update::{FleetError, FleetUpdate};
@@ -20,7 +21,9 @@ impl State {
             }
             FleetUpdate::Remove { worker, done } => {
                 let removed = self.remove(worker, now);
-                self.when_published(move || done.call(removed));
+                self.when_none_is_older(move || {
+                    done.call(removed.map(|loads| loads.iter().map(|load| load.in_flight()).sum()));
+                });
             }
             FleetUpdate::Profile { worker, profile, done } => {
                 let changed = self.roster.set_profile(worker, *profile);
@@ -44,7 +47,10 @@ impl State {
             FleetUpdate::Counted { target, counts, at } => self.apply_asked_counts(target, counts, at),
             FleetUpdate::Drain { worker, on, done } => {
                 let result = self.drain(worker, on, now);
-                self.when_published(move || done.call(result));
+                match on {
+                    true => self.when_none_is_older(move || done.call(result)),
+                    false => self.when_published(move || done.call(result)),
+                }
             }
             FleetUpdate::Void { worker, reason } => {
                 // An agent that reports exactly has said so itself, and earlier.
@@ -77,8 +83,10 @@ impl State {
         }
     }
 
-    fn remove(&mut self, worker: WorkerId, now: Time) -> Result<u64, FleetError> {
-        let (member, in_flight) = self.roster.remove(worker)?;
+    /// Returns what counts the requests in flight to it.
+    fn remove(&mut self, worker: WorkerId, now: Time) -> Result<Vec<Arc<LoadCounters>>, FleetError> {
+        let member = self.roster.remove(worker)?;
+        let loads = member.ranks.into_iter().map(|rank| rank.load).collect();
         let (url, detail) = (member.url, Arc::from("removed"));
         self.notices.push(Notice::Happened {
             at: now,
@@ -91,7 +99,7 @@ impl State {
             let why = SessionEnd::WorkerRemoved;
             self.notices.push(Notice::SessionEnded { session: session.id, why });
         }
-        Ok(in_flight)
+        Ok(loads)
     }
 
     fn drain(&mut self, worker: WorkerId, on: bool, now: Time) -> Result<(), FleetError> {

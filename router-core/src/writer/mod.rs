@@ -24,6 +24,7 @@ mod member;
 mod members;
 mod pressure;
 mod reconciled;
+mod replaced;
 mod retention;
 mod reuse;
 mod roster;
@@ -46,6 +47,7 @@ use self::claim::Scope;
 use self::claims::{BlockTokens, ClaimTable};
 use self::member::Member;
 use self::reconciled::Wanted;
+use self::replaced::{LOOK_AGAIN, Replaced};
 use self::roster::Roster;
 use crate::fleet::{TargetId, Tenure, WorkerId};
 use crate::key::{BlockKind, PrefixKey, Unit};
@@ -81,8 +83,7 @@ pub struct Writer {
     first: Option<Update>,
     state: State,
     cell: Arc<SnapshotCell>,
-    /// Replaced snapshots that a reader may still hold: freed here, so that no reader has to free a tree.
-    replaced: VecDeque<Arc<Snapshot>>,
+    replaced: Replaced<Snapshot, Call>,
     epoch: u64,
     published: Time,
     /// When the last turn was.
@@ -105,7 +106,9 @@ struct State {
     text_bytes_per_token: f64,
     notices: Vec<Notice>,
     /// To be called when what they wait for can be seen.
-    after_publication: Vec<AfterPublication>,
+    after_publication: Vec<Call>,
+    /// To be called when, besides, nobody decides on an older snapshot.
+    after_older: Vec<Call>,
     /// Claims that somebody wants to reconcile, to be read from the next snapshot.
     wanted: Vec<Wanted>,
     aged: Time,
@@ -113,7 +116,7 @@ struct State {
 }
 
 /// A call that tells somebody that an update is in force.
-struct AfterPublication(Box<dyn FnOnce() + Send>);
+struct Call(Box<dyn FnOnce() + Send>);
 
 /// A decision that predicted what its target will hold.
 #[derive(Clone, Debug)]
@@ -132,9 +135,6 @@ const UPDATES_PER_TURN: usize = 4096;
 /// Retired slots that may wait to be swept. Beyond it they are swept at once, so that slots never run out.
 const RETIRED_KEPT: usize = 4096;
 
-/// Replaced snapshots kept at most; beyond it the oldest is left to whoever still holds it.
-const REPLACED_KEPT: usize = 64;
-
 /// Leases kept at most; beyond it the oldest end early: less is claimed, not more.
 const LEASES_KEPT: usize = 1 << 20;
 
@@ -147,7 +147,7 @@ impl Writer {
             first: None,
             state,
             cell: Arc::new(SnapshotCell::new(first)),
-            replaced: VecDeque::new(),
+            replaced: Replaced::default(),
             epoch: 0,
             published: Time::default(),
             turned: Time::default(),
@@ -169,11 +169,16 @@ impl Writer {
             true => Some(self.state.settings.publish_interval),
             false => self.state.roster.renewal().map(|due| due.since(self.turned)),
         };
-        let timeout = seen_by.map_or(timeout, |seen_by| timeout.min(seen_by));
+        let settled_by = self.replaced.is_waited_for().then_some(LOOK_AGAIN);
+        let timeout = seen_by.into_iter().chain(settled_by).fold(timeout, Duration::min);
         match self.updates.recv_timeout(timeout) {
             Ok(update) => self.first = Some(update),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return false,
+            Err(RecvTimeoutError::Disconnected) => {
+                // Without a router nobody decides.
+                self.replaced.due(Time::MAX).into_iter().for_each(Call::make);
+                return false;
+            }
         }
         true
     }
@@ -195,16 +200,17 @@ impl Writer {
         // Figures that a large fleet shows later are shown even if nothing follows.
         let renews = self.state.roster.renewal().is_some_and(|due| now >= due);
         let due = idle || now.since(self.published) >= self.state.settings.publish_interval;
-        let waited_for = !self.state.after_publication.is_empty() || !self.state.wanted.is_empty();
-        if (self.state.dirty || renews) && (due || waited_for) {
+        if (self.state.dirty || renews) && (due || self.state.is_waited_for()) {
             self.publish(now);
         }
         if !self.state.wanted.is_empty() {
             self.state.answer_wanted(&self.cell.load_full(), now);
         }
-        for call in self.state.after_publication.drain(..) {
-            (call.0)();
+        self.state.after_publication.drain(..).for_each(Call::make);
+        for call in self.state.after_older.drain(..) {
+            self.replaced.wait(self.epoch, now, call);
         }
+        self.replaced.due(now).into_iter().for_each(Call::make);
         self.state.acknowledge();
         std::mem::take(&mut self.state.notices)
     }
@@ -215,11 +221,7 @@ impl Writer {
         self.state.dirty = false;
         let replaced = self.cell.load_full();
         self.cell.store(Arc::new(self.state.snapshot(self.epoch, now)));
-        self.replaced.push_back(replaced);
-        self.replaced.retain(|old| Arc::strong_count(old) > 1);
-        if self.replaced.len() > REPLACED_KEPT {
-            self.replaced.pop_front();
-        }
+        self.replaced.push(replaced.epoch, replaced);
     }
 }
 
@@ -241,6 +243,7 @@ impl State {
             text_bytes_per_token,
             notices: Vec::new(),
             after_publication: Vec::new(),
+            after_older: Vec::new(),
             wanted: Vec::new(),
             aged: Time::default(),
             dirty: false,
@@ -280,12 +283,12 @@ impl State {
                     (id, blocks)
                 });
                 let confirmed = confirmed.filter(|(_, blocks)| *blocks > 0).collect();
-                self.after_publication.push(AfterPublication(Box::new(move || done.call(confirmed))));
+                self.after_publication.push(Call::new(move || done.call(confirmed)));
             }
             Query::Claims { target, unit, done } => {
                 let slot = self.roster.rank(target).map(|rank| rank.slot);
                 let claims = slot.map_or_else(Vec::new, |slot| self.claims.all(slot, unit));
-                self.after_publication.push(AfterPublication(Box::new(move || done.call(claims))));
+                self.after_publication.push(Call::new(move || done.call(claims)));
             }
             Query::Vouched { target, unit, done } => {
                 self.wanted.push(Wanted { target, unit, done });
@@ -321,7 +324,18 @@ impl State {
 
     fn when_published(&mut self, call: impl FnOnce() + Send + 'static) {
         self.dirty = true;
-        self.after_publication.push(AfterPublication(Box::new(call)));
+        self.after_publication.push(Call::new(call));
+    }
+
+    /// Calls once all that was decided without knowing of what has changed is counted at its targets: see [`Replaced`].
+    fn when_none_is_older(&mut self, call: impl FnOnce() + Send + 'static) {
+        self.dirty = true;
+        self.after_older.push(Call::new(call));
+    }
+
+    /// Somebody waits for the next snapshot.
+    fn is_waited_for(&self) -> bool {
+        !self.after_publication.is_empty() || !self.after_older.is_empty() || !self.wanted.is_empty()
     }
 
     /// An agent tells all that becomes of the target's blocks of this kind, so that nothing has to be inferred.
@@ -339,8 +353,18 @@ impl State {
     }
 }
 
-impl fmt::Debug for AfterPublication {
+impl Call {
+    fn new(call: impl FnOnce() + Send + 'static) -> Self {
+        Self(Box::new(call))
+    }
+
+    fn make(self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AfterPublication(…)")
+        f.write_str("Call(…)")
     }
 }

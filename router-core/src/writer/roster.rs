@@ -90,14 +90,13 @@ impl Roster {
         Ok(id)
     }
 
-    /// Forgets a worker; its slots are to be swept. Returns the requests in flight to it.
-    pub(crate) fn remove(&mut self, id: WorkerId) -> Result<(Member, u64), FleetError> {
+    /// Forgets a worker; its slots are to be swept.
+    pub(crate) fn remove(&mut self, id: WorkerId) -> Result<Member, FleetError> {
         let at = self.place(id).ok_or(FleetError::UnknownWorker(id))?;
         self.published.outdated = true;
         let member = self.workers.remove(at);
-        let in_flight = member.ranks.iter().map(|rank| rank.load.read().in_flight).sum();
         member.ranks.iter().for_each(|rank| self.slots.retired.push_back(rank.slot));
-        Ok((member, in_flight))
+        Ok(member)
     }
 
     /// Puts a profile in force, with as many ranks as it says.

@@ -3,6 +3,7 @@
 mod addressed;
 mod counted;
 mod fleet;
+mod older;
 mod reconciled;
 mod sessions;
 
