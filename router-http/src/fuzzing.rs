@@ -1,6 +1,7 @@
 //! What must hold for any bytes that come over a wire: for the fuzz targets (`fuzz/`), and tried here with made-up ones.
 
 use bytes::{Bytes, BytesMut};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, header};
 
 use crate::decode::{self, RouteKind};
@@ -42,10 +43,11 @@ pub fn requests(bytes: &[u8]) {
     fn head(finder: &mut Finder, buffer: &mut BytesMut) -> Result<Option<Head>, Wrong> {
         let head = take_request(finder, buffer)?;
         Ok(head.map(|head| {
-            if let Some(path) = head.uri.path_and_query().filter(|_| head.method != Method::CONNECT) {
-                passed_on(&head.method, path.as_str(), head.headers.clone());
+            let Parts { method, uri, headers, .. } = head.parts;
+            if let Some(path) = uri.path_and_query().filter(|_| method != Method::CONNECT) {
+                passed_on(&method, path.as_str(), headers.clone());
             }
-            (format!("{} {} {}", head.method, head.uri, head.keep_alive), head.headers, head.length)
+            (format!("{method} {uri} {}", head.keep_alive), headers, head.length)
         }))
     }
     cut_anyhow(bytes, head);
@@ -173,9 +175,9 @@ fn passed_on(method: &Method, path: &str, mut headers: HeaderMap) {
         return;
     }
     let head = head.expect("what is sent is well-formed").expect("and whole");
-    assert_eq!((&head.method, head.length, &text[..]), (method, Length::Known(4), &b"body"[..]));
+    assert_eq!((&head.parts.method, head.length, &text[..]), (method, Length::Known(4), &b"body"[..]));
     headers.insert(header::HOST, host);
-    assert_eq!(head.headers, headers);
+    assert_eq!(head.parts.headers, headers);
 }
 
 #[cfg(test)]

@@ -36,7 +36,9 @@ pub(crate) async fn serve(
         first.store(true, Relaxed);
         let (service, client) = (service.clone(), client.clone());
         async move {
-            let (mut head, body) = service.serve(request.map(Inbound::Http2), client).await.into_parts();
+            let (mut head, body) = request.into_parts();
+            let response = service.serve(&mut head, Inbound::Http2(body), client.as_ref()).await;
+            let (mut head, body) = response.into_parts();
             body.said().put(&mut head.headers);
             Ok::<_, Infallible>(Response::from_parts(head, body))
         }

@@ -1,7 +1,7 @@
 //! What the router answers by itself: routes about itself, and what no worker could answer through it.
 
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use router_core::{Router, WorkerState};
 
@@ -9,8 +9,8 @@ use crate::body::Body;
 use crate::error::Failure;
 
 /// The answer to a request that concerns the router itself. `whole`: no thread of the data plane has died.
-pub(crate) fn answer<B>(router: &Router, whole: bool, request: &Request<B>) -> Option<Response<Body>> {
-    let (method, path) = (request.method(), request.uri().path());
+pub(crate) fn answer(router: &Router, whole: bool, request: &Parts) -> Option<Response<Body>> {
+    let (method, path) = (&request.method, request.uri.path());
     let status = match (method, path) {
         // About the server as a whole (RFC 9110 §9.3.7): no worker's business.
         (&Method::OPTIONS, "*") => StatusCode::OK,
@@ -70,6 +70,8 @@ fn words(lines: header::GetAll<'_, HeaderValue>) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use http::header::UPGRADE;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use opentelemetry::global;
 use router_core::{Router, WorkerId};
 use tokio::sync::Notify;
@@ -110,23 +110,23 @@ impl Service {
         keep_house(self.plane.clone())
     }
 
-    /// `client`: its address, as a header names it.
+    /// Takes of the head what is passed on. `client`: its address, as a header names it.
     pub(crate) async fn serve(
-        self,
-        request: Request<Inbound>,
-        client: Option<HeaderValue>,
+        &self,
+        head: &mut Parts,
+        body: Inbound,
+        client: Option<&HeaderValue>,
     ) -> Response<Body> {
-        let path = addressee::plain_path(request.uri());
-        let route = route::of(request.method(), &path);
+        let path = addressee::plain_path(&head.uri);
+        let route = route::of(&head.method, &path);
         let whole = !self.plane.died.load(Relaxed);
-        if let Some(answer) = own::answer(&self.plane.router, whole, &request) {
-            let allowed = self.authorize(route, request.method(), request.headers());
+        if let Some(answer) = own::answer(&self.plane.router, whole, head) {
+            let allowed = self.authorize(route, &head.method, &head.headers);
             return allowed.map_or_else(|failure| failure.response(Shape::of(&path)), |()| answer);
         }
         drop(path);
-        let (mut head, body) = request.into_parts();
         if !self.plane.traced {
-            return self.answer(route, &mut head, body, client.as_ref()).await;
+            return self.answer(route, head, body, client).await;
         }
         let span = tracing::info_span!(
             "request", otel.kind = "server", method = %head.method, route = route.kind().name()
@@ -135,10 +135,9 @@ impl Service {
         let _ = span.set_parent(global::get_text_map_propagator(|propagator| {
             propagator.extract(&HeaderExtractor(&head.headers))
         }));
-        self.answer(route, &mut head, body, client.as_ref()).instrument(span).await
+        self.answer(route, head, body, client).instrument(span).await
     }
 
-    /// Takes of the head what is passed on.
     async fn answer(
         &self,
         route: &'static Route,

@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use httparse::ParserConfig;
 use memchr::memchr_iter;
 
@@ -33,15 +34,11 @@ pub(crate) enum Length {
 /// The head of a request.
 #[derive(Debug)]
 pub(crate) struct RequestHead {
-    pub(crate) method: Method,
-    pub(crate) uri: Uri,
-    /// All but `Content-Length`.
-    pub(crate) headers: HeaderMap,
+    /// Of the headers all but `Content-Length`.
+    pub(crate) parts: Parts,
     pub(crate) length: Length,
     /// The client would send another request on its connection.
     pub(crate) keep_alive: bool,
-    /// It knows chunks.
-    pub(crate) is_1_1: bool,
     /// It waits for a word before it sends the body.
     pub(crate) expects_continue: bool,
 }
@@ -177,7 +174,10 @@ fn request(head: &Bytes) -> Result<RequestHead, HeadError> {
     let length = lines.length(is_1_1)?.unwrap_or(Length::Known(0));
     let keep_alive = lines.keep_alive(is_1_1);
     let expects_continue = is_1_1 && lines.expects_continue == Some(true);
-    Ok(RequestHead { method, uri, headers: lines.headers, length, keep_alive, is_1_1, expects_continue })
+    let (mut parts, ()) = Request::new(()).into_parts();
+    (parts.method, parts.uri, parts.headers) = (method, uri, lines.headers);
+    parts.version = if is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
+    Ok(RequestHead { parts, length, keep_alive, expects_continue })
 }
 
 fn response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
@@ -371,14 +371,17 @@ mod tests {
     #[test]
     fn a_usual_head_is_understood() {
         let head = with("Content-Length: 12\r\nX-A:  b \r\nx-a:\r\nExpect: 100-Continue\r\n").unwrap();
-        assert_eq!((&head.method, head.uri.path(), head.length), (&Method::POST, "/a", Length::Known(12)));
-        assert!(head.keep_alive && head.is_1_1 && head.expects_continue);
-        assert_eq!(head.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["b", ""]);
+        assert_eq!(
+            (&head.parts.method, head.parts.uri.path(), head.length),
+            (&Method::POST, "/a", Length::Known(12))
+        );
+        assert!(head.keep_alive && head.expects_continue && head.parts.version == Version::HTTP_11);
+        assert_eq!(head.parts.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["b", ""]);
         assert!(!with("connection: x, Close\r\n").unwrap().keep_alive);
         let old = |lines: &str| request_of(&format!("GET / HTTP/1.0\r\n{lines}\r\n")).unwrap().keep_alive;
         assert!(!old("") && old("connection: Keep-Alive\r\n"));
         assert_eq!(with("transfer-encoding: Chunked\r\n").unwrap().length, Length::Chunked);
-        assert_eq!(request_of("\r\n\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n").unwrap().uri, "/");
+        assert_eq!(request_of("\r\n\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n").unwrap().parts.uri, "/");
     }
 
     #[test]
@@ -461,7 +464,7 @@ mod tests {
                     buffer.extend_from_slice(piece);
                     if found.is_none() {
                         let head = take_request(&mut finder, &mut buffer);
-                        found = head.map(|head| head.map(|head| (head.uri, head.length, head.headers))).transpose();
+                        found = head.map(|head| head.map(|head| (head.parts.uri, head.length, head.parts.headers))).transpose();
                     }
                 }
                 (found, buffer.to_vec())

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -112,9 +112,9 @@ impl Connection {
     pub(crate) async fn serve(mut self) -> End {
         loop {
             match self.next().await {
-                Next::Request(head) => {
+                Next::Request(mut head) => {
                     self.is_new = false;
-                    match self.exchange(head).await {
+                    match self.exchange(&mut head).await {
                         Some(After::Request) => {}
                         Some(After::Tunnel(tunnel)) => {
                             self.join(*tunnel).await;
@@ -189,24 +189,20 @@ impl Connection {
     }
 
     /// Serves one request. `None`: it was the last.
-    async fn exchange(&mut self, head: RequestHead) -> Option<After> {
-        let asked = Asked { head_only: head.method == Method::HEAD, is_1_1: head.is_1_1 };
-        let close = !head.keep_alive;
-        let upload = Upload::new(self.wire.clone(), head.length, head.expects_continue);
-        let mut request = Request::new(Inbound::Http1(upload));
-        *request.method_mut() = head.method;
-        *request.uri_mut() = head.uri;
-        *request.headers_mut() = head.headers;
-        *request.version_mut() = if head.is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
+    async fn exchange(&mut self, head: &mut RequestHead) -> Option<After> {
+        let RequestHead { parts, length, keep_alive, expects_continue } = head;
+        let is_1_1 = parts.version == Version::HTTP_11;
+        let asked = Asked { head_only: parts.method == Method::HEAD, is_1_1 };
+        let body = Inbound::Http1(Upload::new(self.wire.clone(), *length, *expects_continue));
         let response = {
-            let mut serving = pin!(self.service.clone().serve(request, self.client.clone()));
+            let mut serving = pin!(self.service.serve(parts, body, self.client.as_ref()));
             poll_fn(|context| match serving.as_mut().poll(context) {
                 Poll::Ready(response) => Poll::Ready(Some(response)),
                 Poll::Pending => self.wire.lock().poll_gone(context).map(|()| None),
             })
             .await?
         };
-        self.respond(response, asked, close).await
+        self.respond(response, asked, !*keep_alive).await
     }
 
     /// Sends an answer. `None`: nothing can follow it.
