@@ -3,7 +3,6 @@
 use std::mem::take;
 
 use bytes::Bytes;
-use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 use router_core::key::PrefixKey;
@@ -11,6 +10,7 @@ use router_core::{Role, WorkerId};
 
 use crate::admission::{Standing, Wish};
 use crate::decode::RouteKind;
+use crate::receive::Head;
 
 /// A request once its body is here.
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ impl Wanted {
 
 impl Arrived {
     /// Takes what is passed on out of a request's head.
-    pub(crate) fn of(kind: RouteKind, head: &mut Parts, body: Bytes) -> Self {
+    pub(crate) fn of(kind: RouteKind, head: &mut Head, body: Bytes) -> Self {
         let (method, headers) = (take(&mut head.method), take(&mut head.headers));
         let path = take(&mut head.uri).into_parts().path_and_query;
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));

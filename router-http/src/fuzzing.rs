@@ -1,10 +1,10 @@
 //! What must hold for any bytes that come over a wire: for the fuzz targets (`fuzz/`), and tried here with made-up ones.
 
 use bytes::{Bytes, BytesMut};
-use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, header};
 
 use crate::decode::{self, RouteKind};
+use crate::receive;
 use crate::usage::UsageSearch;
 use crate::wire::chunked::{ChunkError, Decoded, Decoder};
 use crate::wire::client::{Request, put_request};
@@ -43,7 +43,7 @@ pub fn requests(bytes: &[u8]) {
     fn head(finder: &mut Finder, buffer: &mut BytesMut) -> Result<Option<Head>, Wrong> {
         let head = take_request(finder, buffer)?;
         Ok(head.map(|head| {
-            let Parts { method, uri, headers, .. } = head.parts;
+            let receive::Head { method, uri, headers, .. } = head.parts;
             if let Some(path) = uri.path_and_query().filter(|_| method != Method::CONNECT) {
                 passed_on(&method, path.as_str(), headers.clone());
             }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -16,7 +17,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::receive::Inbound;
+use crate::receive::{Head, Inbound};
 use crate::service::Service;
 
 /// Serves until either side has enough; whether the client never sent a request. `begun`: what has been read.
@@ -36,7 +37,8 @@ pub(crate) async fn serve(
         first.store(true, Relaxed);
         let (service, client) = (service.clone(), client.clone());
         async move {
-            let (mut head, body) = request.into_parts();
+            let (Parts { method, uri, version, headers, .. }, body) = request.into_parts();
+            let mut head = Head { method, uri, version, headers };
             let response = service.serve(&mut head, Inbound::Http2(body), client.as_ref()).await;
             let (mut head, body) = response.into_parts();
             body.said().put(&mut head.headers);

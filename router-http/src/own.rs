@@ -1,15 +1,15 @@
 //! What the router answers by itself: routes about itself, and what no worker could answer through it.
 
-use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use router_core::{Router, WorkerState};
 
 use crate::body::Body;
 use crate::error::Failure;
+use crate::receive::Head;
 
 /// The answer to a request that concerns the router itself. `whole`: no thread of the data plane has died.
-pub(crate) fn answer(router: &Router, whole: bool, request: &Parts) -> Option<Response<Body>> {
+pub(crate) fn answer(router: &Router, whole: bool, request: &Head) -> Option<Response<Body>> {
     let (method, path) = (&request.method, request.uri.path());
     let status = match (method, path) {
         // About the server as a whole (RFC 9110 §9.3.7): no worker's business.
@@ -47,7 +47,7 @@ pub(crate) fn refuse_connect(method: &Method) -> Result<(), Failure> {
 
 /// The other protocols that a client would go on with on its connection. HTTP/2 is not one: it is spoken here, and a client that
 /// offers it this way goes on with HTTP/1.1 when it is ignored. So does one that offers anything with a request for a change.
-pub(crate) fn upgrade_of(request: &Parts) -> Option<HeaderValue> {
+pub(crate) fn upgrade_of(request: &Head) -> Option<HeaderValue> {
     if request.method != Method::GET || request.version != Version::HTTP_11 {
         return None;
     }
@@ -70,18 +70,19 @@ fn words(lines: header::GetAll<'_, HeaderValue>) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
+    use http::{HeaderMap, Uri};
 
     use super::*;
 
     #[test]
     fn only_another_protocol_is_an_upgrade() {
         let asked = |method: Method, connection: &'static str, upgrade: &'static str| {
-            let mut request = Request::new(());
-            *request.method_mut() = method;
-            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static(connection));
-            request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(upgrade));
-            upgrade_of(&request.into_parts().0)
+            let (uri, version) = (Uri::from_static("/"), Version::HTTP_11);
+            let headers = HeaderMap::from_iter([
+                (header::CONNECTION, HeaderValue::from_static(connection)),
+                (header::UPGRADE, HeaderValue::from_static(upgrade)),
+            ]);
+            upgrade_of(&Head { method, uri, version, headers })
         };
         let get = |connection, upgrade| asked(Method::GET, connection, upgrade);
         assert_eq!(get("keep-alive, Upgrade", "websocket").unwrap(), "websocket");

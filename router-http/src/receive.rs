@@ -1,14 +1,24 @@
-//! Takes in a request's body: whole, since its prompt decides where it goes, within bounds of size and of silence.
+//! Takes in a request; its body whole, since its prompt decides where it goes, within bounds of size and of silence.
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{HeaderMap, Method, Uri, Version};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
 
 use crate::error::Failure;
 use crate::wire::inbound::{Upload, UploadError};
+
+/// A request's head, by whichever version of HTTP it came.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) version: Version,
+    pub(crate) headers: HeaderMap,
+}
 
 /// A request's body as it arrives.
 #[derive(Debug)]

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use http::header::UPGRADE;
-use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use opentelemetry::global;
 use router_core::{Router, WorkerId};
@@ -37,7 +36,7 @@ use crate::learn::{Learning, What};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
 use crate::own;
 use crate::pd::{self, Served};
-use crate::receive::{self, Inbound};
+use crate::receive::{self, Head, Inbound};
 use crate::route::{self, Handling, Route};
 use crate::shared::Shared;
 use crate::upstream::Upstream;
@@ -113,7 +112,7 @@ impl Service {
     /// Takes of the head what is passed on. `client`: its address, as a header names it.
     pub(crate) async fn serve(
         &self,
-        head: &mut Parts,
+        head: &mut Head,
         body: Inbound,
         client: Option<&HeaderValue>,
     ) -> Response<Body> {
@@ -141,7 +140,7 @@ impl Service {
     async fn answer(
         &self,
         route: &'static Route,
-        head: &mut Parts,
+        head: &mut Head,
         body: Inbound,
         client: Option<&HeaderValue>,
     ) -> Response<Body> {
@@ -187,7 +186,7 @@ impl Service {
     async fn exchange(
         &self,
         route: &'static Route,
-        head: &mut Parts,
+        head: &mut Head,
         body: Inbound,
         client: Option<&HeaderValue>,
         exchange: &mut Exchange,

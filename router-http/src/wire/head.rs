@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use httparse::ParserConfig;
 use memchr::memchr_iter;
 
 use crate::decimal;
+use crate::receive::Head;
 
 thread_local! {
     /// Maps that are empty again: making and growing one takes as long as filling it.
@@ -35,7 +35,7 @@ pub(crate) enum Length {
 #[derive(Debug)]
 pub(crate) struct RequestHead {
     /// Of the headers all but `Content-Length`.
-    pub(crate) parts: Parts,
+    pub(crate) parts: Head,
     pub(crate) length: Length,
     /// The client would send another request on its connection.
     pub(crate) keep_alive: bool,
@@ -174,9 +174,8 @@ fn request(head: &Bytes) -> Result<RequestHead, HeadError> {
     let length = lines.length(is_1_1)?.unwrap_or(Length::Known(0));
     let keep_alive = lines.keep_alive(is_1_1);
     let expects_continue = is_1_1 && lines.expects_continue == Some(true);
-    let (mut parts, ()) = Request::new(()).into_parts();
-    (parts.method, parts.uri, parts.headers) = (method, uri, lines.headers);
-    parts.version = if is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
+    let version = if is_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
+    let parts = Head { method, uri, version, headers: lines.headers };
     Ok(RequestHead { parts, length, keep_alive, expects_continue })
 }
 

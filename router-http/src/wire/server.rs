@@ -190,12 +190,12 @@ impl Connection {
 
     /// Serves one request. `None`: it was the last.
     async fn exchange(&mut self, head: &mut RequestHead) -> Option<After> {
-        let RequestHead { parts, length, keep_alive, expects_continue } = head;
-        let is_1_1 = parts.version == Version::HTTP_11;
-        let asked = Asked { head_only: parts.method == Method::HEAD, is_1_1 };
+        let RequestHead { parts: head, length, keep_alive, expects_continue } = head;
+        let is_1_1 = head.version == Version::HTTP_11;
+        let asked = Asked { head_only: head.method == Method::HEAD, is_1_1 };
         let body = Inbound::Http1(Upload::new(self.wire.clone(), *length, *expects_continue));
         let response = {
-            let mut serving = pin!(self.service.serve(parts, body, self.client.as_ref()));
+            let mut serving = pin!(self.service.serve(head, body, self.client.as_ref()));
             poll_fn(|context| match serving.as_mut().poll(context) {
                 Poll::Ready(response) => Poll::Ready(Some(response)),
                 Poll::Pending => self.wire.lock().poll_gone(context).map(|()| None),
