@@ -98,6 +98,10 @@ pub(crate) struct Finder {
 impl Finder {
     /// The length of the head, once it is all there; only CR LF ends a line, so that nobody sees another end than this one.
     pub(crate) fn find(&mut self, buffer: &[u8]) -> Result<Option<usize>, HeadError> {
+        // Asked before anything has come, as for every request once.
+        if buffer.len() == self.seen {
+            return Ok(None);
+        }
         let visible = &buffer[..buffer.len().min(MOST_BYTES)];
         for at in memchr_iter(b'\n', &visible[self.seen..]) {
             let end = self.seen + at;
