@@ -163,11 +163,18 @@ fn has_line(head: &[u8], start: &[u8]) -> bool {
 
 /// Writes a request as a worker would get it, and reads it as the worker would.
 fn passed_on(method: &Method, path: &str, mut headers: HeaderMap) {
-    crate::headers::to_worker(&mut headers, None, &HeaderValue::from_static("id"), None);
-    let host = HeaderValue::from_static("worker");
-    let body = Bytes::from_static(b"body");
-    let request = Request { method, prefix: "", path, host: &host, headers: &headers, body, upgrades: false };
-    let mut text = put_request(&request);
+    let (id, host) = (HeaderValue::from_static("id"), HeaderValue::from_static("worker"));
+    let introduction = crate::headers::introduce(&mut headers, None, &id, None);
+    let mut text = put_request(&Request {
+        method,
+        prefix: "",
+        path,
+        host: &host,
+        headers: &headers,
+        introduction: &introduction,
+        body: Bytes::from_static(b"body"),
+        upgrades: false,
+    });
     text.extend_from_slice(b"body");
     let head = take_request(&mut Finder::default(), &mut text);
     // With what is added it may be more than a client may send.
@@ -177,6 +184,7 @@ fn passed_on(method: &Method, path: &str, mut headers: HeaderMap) {
     let head = head.expect("what is sent is well-formed").expect("and whole");
     assert_eq!((&head.parts.method, head.length, &text[..]), (method, Length::Known(4), &b"body"[..]));
     headers.insert(header::HOST, host);
+    introduction.each_line(|name, value| _ = headers.insert(name, value.clone()));
     assert_eq!(head.parts.headers, headers);
 }
 

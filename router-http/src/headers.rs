@@ -64,22 +64,41 @@ fn strip(headers: &mut HeaderMap, leaves: impl Fn(&HeaderName) -> bool) {
     }
 }
 
-/// Makes a client's headers those of the request to a worker, but for those that the [wire](crate::wire::client) writes anew.
-/// `client` is its address.
-pub(crate) fn to_worker(
+/// What a worker is told of a request beside its client's headers. It is written as it is, as [`Said`](crate::decided::Said) is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Introduction {
+    forwarded_for: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+    key: Option<HeaderValue>,
+}
+
+impl Introduction {
+    /// Each line of it.
+    pub(crate) fn each_line(&self, mut line: impl FnMut(&HeaderName, &HeaderValue)) {
+        let Self { forwarded_for, request_id, key } = self;
+        let lines = [(FORWARDED_FOR, forwarded_for), (REQUEST_ID, request_id), (header::AUTHORIZATION, key)];
+        for (name, value) in &lines {
+            if let Some(value) = value {
+                line(name, value);
+            }
+        }
+    }
+}
+
+/// Takes out of a client's headers what no worker is told, or is told anew. `client` is its address.
+pub(crate) fn introduce(
     headers: &mut HeaderMap,
     client: Option<&HeaderValue>,
     request_id: &HeaderValue,
     key: Option<&HeaderValue>,
-) {
-    strip(headers, |name| is_hop_by_hop(name) || *name == header::EXPECT);
-    if let Some(client) = client {
-        forwarded_for(headers, client);
-    }
-    headers.insert(REQUEST_ID, request_id.clone());
-    if let Some(key) = key {
-        headers.insert(header::AUTHORIZATION, key.clone());
-    }
+) -> Introduction {
+    strip(headers, |name| match *name {
+        header::AUTHORIZATION => key.is_some(),
+        header::EXPECT => true,
+        _ => is_hop_by_hop(name) || *name == REQUEST_ID,
+    });
+    let forwarded_for = client.and_then(|client| forwarded_for(headers, client));
+    Introduction { forwarded_for, request_id: Some(request_id.clone()), key: key.cloned() }
 }
 
 /// Says that the connection is to go on with another protocol.
@@ -88,11 +107,10 @@ pub(crate) fn offer_upgrade(headers: &mut HeaderMap, protocols: HeaderValue) {
     headers.insert(header::UPGRADE, protocols);
 }
 
-/// Puts a client after those that it speaks for.
-fn forwarded_for(headers: &mut HeaderMap, client: &HeaderValue) {
+/// A client after those that it speaks for, who are taken out.
+fn forwarded_for(headers: &mut HeaderMap, client: &HeaderValue) -> Option<HeaderValue> {
     if find(headers, &FORWARDED_FOR).is_none() {
-        headers.insert(FORWARDED_FOR, client.clone());
-        return;
+        return Some(client.clone());
     }
     // Several lines of one name are one list (RFC 9110 §5.2).
     let before = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
@@ -104,9 +122,9 @@ fn forwarded_for(headers: &mut HeaderMap, client: &HeaderValue) {
         chain.push(client.as_bytes());
         HeaderValue::try_from(chain.join(&b", "[..]))
     };
-    if let Ok(chain) = chain {
-        headers.insert(FORWARDED_FOR, chain);
-    }
+    let chain = chain.ok()?;
+    headers.remove(FORWARDED_FOR);
+    Some(chain)
 }
 
 /// The client's request id if it can be passed on, or a new one; it is text.
@@ -198,15 +216,20 @@ mod tests {
         headers.append("x-forwarded-for", HeaderValue::from_static("10.0.0.7, 10.0.0.8"));
         headers.append("x-forwarded-for", HeaderValue::from_static("10.0.0.1"));
         headers.insert("authorization", HeaderValue::from_static("Bearer clients"));
-        to_worker(
+        let introduction = introduce(
             &mut headers,
             Some(&HeaderValue::from_static("10.0.0.2")),
             &HeaderValue::from_static("id"),
             Some(&HeaderValue::from_static("Bearer workers")),
         );
-        assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
-        assert_eq!(headers["x-forwarded-for"], "10.0.0.7, 10.0.0.8, 10.0.0.1, 10.0.0.2");
-        assert_eq!(headers["authorization"], "Bearer workers");
-        assert_eq!(headers["x-request-id"], "id");
+        assert!(headers.is_empty());
+        let mut lines = Vec::new();
+        introduction.each_line(|name, value| lines.push(format!("{name}: {}", value.to_str().unwrap())));
+        let expected = [
+            "x-forwarded-for: 10.0.0.7, 10.0.0.8, 10.0.0.1, 10.0.0.2",
+            "x-request-id: id",
+            "authorization: Bearer workers",
+        ];
+        assert_eq!(lines, expected);
     }
 }

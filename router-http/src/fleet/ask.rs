@@ -98,7 +98,8 @@ async fn exchange(
     for name in [header::ACCEPT_ENCODING, header::RANGE, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE] {
         headers.remove(name);
     }
-    let sent = plane.upstream.send(in_flight, (&arrived.method, &arrived.path), &headers, body, false);
+    let headers = (&headers, &arrived.introduction);
+    let sent = plane.upstream.send(in_flight, (&arrived.method, &arrived.path), headers, body, false);
     let response = sent.await.map_err(|attempt| attempt.failure)?;
     let (head, body) = response.into_parts();
     let body = Limited::new(body, most_bytes).collect().await.map_err(|error| {
