@@ -104,7 +104,7 @@ pub enum FleetUpdate {
     Remove {
         /// The worker.
         worker: WorkerId,
-        /// Requests that are still in flight to it; none will be added. Called when `done` of `Drain` would be.
+        /// Requests that are still in flight to it; none will be added, as far as `Drain` promises that. Called when its `done` would be.
         done: Done<Result<u64, FleetError>>,
     },
     /// What a probe or an agent found out about the engine.

@@ -14,8 +14,8 @@ use espalier_proto::{
 };
 use http::{HeaderMap, Method};
 use router_core::{
-    EventKind, FleetError, FleetUpdate, Query, RouteRequest, Router, Snapshot, Update, Worker, WorkerId,
-    WorkerState,
+    EventKind, FleetError, FleetUpdate, LoadCounters, Query, RouteRequest, Router, Snapshot, Update, Worker,
+    WorkerId, WorkerState,
 };
 use router_http::Clock;
 use router_http::Keyed;
@@ -91,9 +91,13 @@ impl Admin for AdminService {
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
         let worker = self.find(&request.get_ref().url)?;
+        // Held before it is asked for, so that a worker that is removed meanwhile is still waited for.
+        let snapshot = self.router.snapshot();
+        let loads = snapshot.fleet.targets_of(worker.id).map(|target| target.load.clone()).collect();
+        drop(snapshot);
         self.set_draining(worker.id, true).await?;
         let (router, events) = (self.router.clone(), self.events.clone());
-        let progress = drain_progress(worker.clone(), router, events);
+        let progress = drain_progress(worker.clone(), loads, router, events);
         Ok(Response::new(Box::pin(progress)))
     }
 
@@ -176,13 +180,11 @@ impl AdminService {
 /// Tells how many requests are left whenever that changes, until none is, or the drain is called off.
 fn drain_progress(
     worker: Arc<Worker>,
+    loads: Vec<Arc<LoadCounters>>,
     router: Router,
     events: EventHub,
 ) -> impl Stream<Item = Result<DrainProgress, Status>> + Send {
-    // Held from here on, so that a worker that is removed meanwhile is still waited for. All that was decided before the drain is
-    // counted by now: only then the writer says that it has begun.
-    let loads: Vec<_> =
-        router.snapshot().fleet.targets_of(worker.id).map(|target| target.load.clone()).collect();
+    // All that was decided before the drain is counted by now: only then the writer says that it has begun.
     let state = Some((loads, None));
     futures_util::stream::unfold(state, move |state| {
         let (router, events, url) = (router.clone(), events.clone(), worker.url.clone());

@@ -10,7 +10,7 @@ use router_core::{Role, WorkerId};
 
 use crate::admission::{Standing, Wish};
 use crate::decode::RouteKind;
-use crate::headers::Introduction;
+use crate::headers::Added;
 use crate::receive::Head;
 
 /// A request once its body is here.
@@ -20,7 +20,7 @@ pub(crate) struct Arrived {
     pub(crate) method: Method,
     pub(crate) path: PathAndQuery,
     pub(crate) headers: HeaderMap,
-    pub(crate) introduction: Introduction,
+    pub(crate) added: Added,
     pub(crate) body: Bytes,
     /// It changes what a worker keeps, so that doing it twice is not doing it once.
     pub(crate) once: bool,
@@ -67,7 +67,7 @@ impl Arrived {
         let (method, headers) = (take(&mut head.method), take(&mut head.headers));
         let path = take(&mut head.uri).into_parts().path_and_query;
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        Self { kind, method, path, headers, introduction: Introduction::default(), body, once: false }
+        Self { kind, method, path, headers, added: Added::default(), body, once: false }
     }
 
     /// A generation that has not been answered at all can be done again, and so can what only reads; who knows what else could.
@@ -79,7 +79,7 @@ impl Arrived {
     pub(crate) fn at(&self, path: &'static str) -> Self {
         let (method, headers) = (self.method.clone(), self.headers.clone());
         let (path, body) = (PathAndQuery::from_static(path), self.body.clone());
-        let introduction = self.introduction.clone();
-        Self { kind: self.kind, method, path, headers, introduction, body, once: self.once }
+        let added = self.added.clone();
+        Self { kind: self.kind, method, path, headers, added, body, once: self.once }
     }
 }

@@ -118,7 +118,7 @@ async fn try_at(
         let request = (&arrived.method, &arrived.path);
         let asks = wanted.asks_usage && in_flight.worker().profile.usage_on_request == Some(true);
         let body = if asks { stream_usage::asking(&arrived.body) } else { arrived.body.clone() };
-        let headers = (&arrived.headers, &arrived.introduction);
+        let headers = (&arrived.headers, &arrived.added);
         let response = plane.upstream.send(in_flight, request, headers, body, pin_rank).await?;
         let answered = begin(plane, arrived, response).await?;
         Ok(Answered { asked_usage: asks, ..answered })

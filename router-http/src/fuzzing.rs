@@ -164,14 +164,15 @@ fn has_line(head: &[u8], start: &[u8]) -> bool {
 /// Writes a request as a worker would get it, and reads it as the worker would.
 fn passed_on(method: &Method, path: &str, mut headers: HeaderMap) {
     let (id, host) = (HeaderValue::from_static("id"), HeaderValue::from_static("worker"));
-    let introduction = crate::headers::introduce(&mut headers, None, &id, None);
+    let (client, key) = (HeaderValue::from_static("10.0.0.1"), HeaderValue::from_static("Bearer key"));
+    let added = crate::headers::introduce(&mut headers, Some(&client), &id, Some(&key));
     let mut text = put_request(&Request {
         method,
         prefix: "",
         path,
         host: &host,
         headers: &headers,
-        introduction: &introduction,
+        added: &added,
         body: Bytes::from_static(b"body"),
         upgrades: false,
     });
@@ -184,7 +185,7 @@ fn passed_on(method: &Method, path: &str, mut headers: HeaderMap) {
     let head = head.expect("what is sent is well-formed").expect("and whole");
     assert_eq!((&head.parts.method, head.length, &text[..]), (method, Length::Known(4), &b"body"[..]));
     headers.insert(header::HOST, host);
-    introduction.each_line(|name, value| _ = headers.insert(name, value.clone()));
+    added.each_line(|name, value| _ = headers.insert(name, value.clone()));
     assert_eq!(head.parts.headers, headers);
 }
 

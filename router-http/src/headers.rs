@@ -66,13 +66,13 @@ fn strip(headers: &mut HeaderMap, leaves: impl Fn(&HeaderName) -> bool) {
 
 /// What a worker is told of a request beside its client's headers. It is written as it is, as [`Said`](crate::decided::Said) is.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Introduction {
+pub(crate) struct Added {
     forwarded_for: Option<HeaderValue>,
     request_id: Option<HeaderValue>,
     key: Option<HeaderValue>,
 }
 
-impl Introduction {
+impl Added {
     /// Each line of it.
     pub(crate) fn each_line(&self, mut line: impl FnMut(&HeaderName, &HeaderValue)) {
         let Self { forwarded_for, request_id, key } = self;
@@ -91,14 +91,14 @@ pub(crate) fn introduce(
     client: Option<&HeaderValue>,
     request_id: &HeaderValue,
     key: Option<&HeaderValue>,
-) -> Introduction {
+) -> Added {
     strip(headers, |name| match *name {
         header::AUTHORIZATION => key.is_some(),
         header::EXPECT => true,
         _ => is_hop_by_hop(name) || *name == REQUEST_ID,
     });
     let forwarded_for = client.and_then(|client| forwarded_for(headers, client));
-    Introduction { forwarded_for, request_id: Some(request_id.clone()), key: key.cloned() }
+    Added { forwarded_for, request_id: Some(request_id.clone()), key: key.cloned() }
 }
 
 /// Says that the connection is to go on with another protocol.
@@ -216,7 +216,7 @@ mod tests {
         headers.append("x-forwarded-for", HeaderValue::from_static("10.0.0.7, 10.0.0.8"));
         headers.append("x-forwarded-for", HeaderValue::from_static("10.0.0.1"));
         headers.insert("authorization", HeaderValue::from_static("Bearer clients"));
-        let introduction = introduce(
+        let added = introduce(
             &mut headers,
             Some(&HeaderValue::from_static("10.0.0.2")),
             &HeaderValue::from_static("id"),
@@ -224,7 +224,7 @@ mod tests {
         );
         assert!(headers.is_empty());
         let mut lines = Vec::new();
-        introduction.each_line(|name, value| lines.push(format!("{name}: {}", value.to_str().unwrap())));
+        added.each_line(|name, value| lines.push(format!("{name}: {}", value.to_str().unwrap())));
         let expected = [
             "x-forwarded-for: 10.0.0.7, 10.0.0.8, 10.0.0.1, 10.0.0.2",
             "x-request-id: id",

@@ -202,7 +202,7 @@ impl Service {
         let standing = Standing::take(&mut arrived.headers, &plane.config.admission.tenant_header)?;
         let only = addressee::named(&plane.router, &mut arrived.headers, &mut arrived.path)?;
         let key = access::exchange_keys(&plane.config, &arrived.method, route.access, &mut arrived.headers);
-        arrived.introduction = headers::introduce(&mut arrived.headers, client, exchange.request_id(), key);
+        arrived.added = headers::introduce(&mut arrived.headers, client, exchange.request_id(), key);
         if plane.traced {
             let context = tracing::Span::current().context();
             global::get_text_map_propagator(|propagator| {

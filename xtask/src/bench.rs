@@ -140,7 +140,8 @@ pub(crate) fn run(
         if name != "proxy" {
             return Err(format!("`{name}` measures one build; `proxy` takes another with --beside").into());
         }
-        command.arg("--beside").arg(beside);
+        // The measurement does not run where this does.
+        command.arg("--beside").arg(std::path::absolute(beside)?);
     }
     if let Some((build, option)) = measurement.measures {
         command.arg(option).arg(built(build)?);

@@ -1190,8 +1190,8 @@ pub struct RemoveWorkerRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveWorkerResponse {
-    /// Requests that are still in flight to it. None is added: those that were being decided as it was removed are counted, and
-    /// waited for as Drain does.
+    /// Requests that are still in flight to it. Those that were being decided as it was removed are counted: they are waited for
+    /// as Drain does, for up to a second.
     #[prost(uint64, tag = "1")]
     pub in_flight: u64,
 }

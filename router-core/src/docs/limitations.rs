@@ -48,8 +48,8 @@
 //! each snapshot that is held; what came and went in between is not kept. There is no bound on how many you hold.
 //!
 //! [`FleetUpdate::Drain`](crate::FleetUpdate::Drain) and `Remove` are answered when nobody holds a snapshot from before them. One that is held
-//! delays the answer by a second at most; a decision that took longer than that, its thread having had no core meanwhile, could then
-//! still be counted after the answer.
+//! delays the answer by a second at most, and not at all once 64 later ones are held, too. A decision that took longer than that, its thread
+//! having had no core meanwhile, could then still be counted after the answer.
 //!
 //! # What it leaves to others
 //!

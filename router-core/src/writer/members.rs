@@ -21,9 +21,12 @@ impl State {
             }
             FleetUpdate::Remove { worker, done } => {
                 let removed = self.remove(worker, now);
-                self.when_none_is_older(move || {
-                    done.call(removed.map(|loads| loads.iter().map(|load| load.in_flight()).sum()));
-                });
+                match removed {
+                    Ok(loads) => self.when_none_is_older(move || {
+                        done.call(Ok(loads.iter().map(|load| load.in_flight()).sum()));
+                    }),
+                    Err(error) => self.when_published(move || done.call(Err(error))),
+                }
             }
             FleetUpdate::Profile { worker, profile, done } => {
                 let changed = self.roster.set_profile(worker, *profile);
@@ -47,7 +50,7 @@ impl State {
             FleetUpdate::Counted { target, counts, at } => self.apply_asked_counts(target, counts, at),
             FleetUpdate::Drain { worker, on, done } => {
                 let result = self.drain(worker, on, now);
-                match on {
+                match on && result.is_ok() {
                     true => self.when_none_is_older(move || done.call(result)),
                     false => self.when_published(move || done.call(result)),
                 }

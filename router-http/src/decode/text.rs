@@ -13,6 +13,9 @@ use super::spare::Spare;
 /// Bytes that are looked at, and copied, at once.
 const BLOCK: usize = 32;
 
+/// The same with AVX-512, at most.
+const MOST_BLOCK: usize = 64;
+
 thread_local! {
     static SPARE: Spare<u8> = const { Spare::new() };
 }
@@ -91,6 +94,7 @@ fn unescape(text: &mut Vec<u8>, body: &[u8], at: usize) -> Option<usize> {
 fn plain(text: &mut Vec<u8>, body: &[u8]) -> Option<usize> {
     let mut read = 0;
     while let Some(block) = body.get(read..).and_then(<[u8]>::first_chunk::<BLOCK>) {
+        make_room(text, body.len() - read);
         text.extend_from_slice(block);
         let specials = specials(block);
         if specials != 0 {
@@ -103,6 +107,19 @@ fn plain(text: &mut Vec<u8>, body: &[u8]) -> Option<usize> {
     let plain = memchr2(b'"', b'\\', &body[read..])?;
     text.extend_from_slice(&body[read..read + plain]);
     Some(read + plain)
+}
+
+/// Makes room for a block of either kind. For as much again as there is, so that a short string costs no more than it is long, whatever
+/// follows it in its body; and no more than `rest` of the body could need, since nothing becomes longer.
+#[inline(always)]
+fn make_room(text: &mut Vec<u8>, rest: usize) {
+    #[cold]
+    fn grow(text: &mut Vec<u8>, rest: usize) {
+        text.reserve_exact((text.len() + MOST_BLOCK).min(rest + MOST_BLOCK));
+    }
+    if text.capacity() - text.len() < MOST_BLOCK {
+        grow(text, rest);
+    }
 }
 
 /// Where the first quote or backslash is. Most strings are short, and to look at a block takes less than to begin a search.
@@ -193,7 +210,20 @@ mod tests {
         let body = [&b"\"\\n\""[..], &[b' '; 1 << 20]].concat();
         let Some((Cow::Owned(text), 4)) = bytes(&body, 0) else { panic!("it has an escape") };
         assert_eq!(text, b"\n");
-        assert!(text.capacity() <= 4 * BLOCK, "{}", text.capacity());
+        assert!(text.capacity() <= 2 * MOST_BLOCK, "{}", text.capacity());
+    }
+
+    #[test]
+    fn a_long_string_takes_little_more_room_than_its_body() {
+        let line = "x".repeat(69) + "\\n";
+        for lines in [10, 1_000, 9_000] {
+            let body = format!("\"{}\"", line.repeat(lines));
+            // What earlier strings have left may be larger.
+            SPARE.with(Spare::take);
+            let Some((Cow::Owned(text), _)) = bytes(body.as_bytes(), 0) else { panic!("it has escapes") };
+            assert_eq!(text.len(), 70 * lines);
+            assert!(text.capacity() <= body.len() + MOST_BLOCK, "{} of {}", text.capacity(), body.len());
+        }
     }
 
     #[test]

@@ -98,7 +98,7 @@ async fn exchange(
     for name in [header::ACCEPT_ENCODING, header::RANGE, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE] {
         headers.remove(name);
     }
-    let headers = (&headers, &arrived.introduction);
+    let headers = (&headers, &arrived.added);
     let sent = plane.upstream.send(in_flight, (&arrived.method, &arrived.path), headers, body, false);
     let response = sent.await.map_err(|attempt| attempt.failure)?;
     let (head, body) = response.into_parts();

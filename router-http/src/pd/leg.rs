@@ -16,7 +16,7 @@ use crate::attempts::{Answered, is_stream};
 use crate::decode::RouteKind;
 use crate::error::Failure;
 use crate::faults;
-use crate::headers::Introduction;
+use crate::headers::Added;
 use crate::service::Plane;
 use crate::upstream::{Attempt, WorkerBody};
 use crate::usage::UsageSearch;
@@ -40,7 +40,7 @@ pub(super) struct Outgoing {
     pub(super) method: Method,
     pub(super) path: PathAndQuery,
     pub(super) headers: HeaderMap,
-    pub(super) introduction: Introduction,
+    pub(super) added: Added,
     pub(super) body: Bytes,
 }
 
@@ -126,8 +126,8 @@ async fn prefill(
     outgoing: Outgoing,
     several: bool,
 ) -> Result<(), Ended> {
-    let Outgoing { method, path, headers, introduction, body } = outgoing;
-    let headers = (&headers, &introduction);
+    let Outgoing { method, path, headers, added, body } = outgoing;
+    let headers = (&headers, &added);
     let sent = plane.upstream.send(&in_flight, (&method, &path), headers, body, false).await;
     let mut response = match sent {
         Ok(response) => response,

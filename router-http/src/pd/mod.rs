@@ -202,7 +202,7 @@ async fn try_pair(
         method: arrived.method.clone(),
         path: arrived.path.clone(),
         headers: readable(headers.clone()),
-        introduction: arrived.introduction.clone(),
+        added: arrived.added.clone(),
         body: pairing.put_into(&arrived.body, &prefill, asked_rank),
     };
     let body = pairing.put_into(&arrived.body, &decode, asked_rank);
@@ -210,7 +210,7 @@ async fn try_pair(
     let mut leg = PrefillLeg::start(plane.clone(), prefill, outgoing, wanted.several);
     let decode = exchange.sent(decode);
     let decoded = async {
-        let headers = (&headers, &arrived.introduction);
+        let headers = (&headers, &arrived.added);
         let sent = plane.upstream.send(decode, (&arrived.method, &arrived.path), headers, body, false);
         attempts::begin(plane, arrived, sent.await?).await
     };

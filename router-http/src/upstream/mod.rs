@@ -22,7 +22,7 @@ use self::origin::Origin;
 use self::pool::Pool;
 use crate::config::DataPlaneConfig;
 use crate::error::Failure;
-use crate::headers::{Introduction, find};
+use crate::headers::{Added, find};
 use crate::wire::client::{Framing, Link, Request, SendError};
 
 /// One thread's connections to all workers.
@@ -67,7 +67,7 @@ impl Upstream {
         &self,
         in_flight: &InFlight,
         (method, path): (&Method, &PathAndQuery),
-        headers: (&HeaderMap, &Introduction),
+        headers: (&HeaderMap, &Added),
         body: Bytes,
         pin_rank: bool,
     ) -> Result<Box<Response<WorkerBody>>, Attempt> {
@@ -94,7 +94,7 @@ impl Upstream {
         worker: WorkerId,
         origin: &Origin,
         (method, path): (&Method, &PathAndQuery),
-        (headers, introduction): (&HeaderMap, &Introduction),
+        (headers, added): (&HeaderMap, &Added),
         body: Bytes,
     ) -> Result<Box<Response<WorkerBody>>, Attempt> {
         loop {
@@ -110,7 +110,7 @@ impl Upstream {
                 path: path.as_str(),
                 host: &origin.host,
                 headers,
-                introduction,
+                added,
                 body: body.clone(),
                 upgrades: find(headers, &header::UPGRADE).is_some(),
             };

@@ -14,7 +14,7 @@ use super::head::{Finder, HeadError, Length, ResponseHead, take_response};
 use super::read::Incoming;
 use super::tunnel::Side;
 use super::write::Outgoing;
-use crate::headers::Introduction;
+use crate::headers::Added;
 
 /// See the module.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(crate) struct Request<'r> {
     /// All others, but for how the body is framed. The host, and the length that a request of HTTP/2 names, are passed over.
     pub(crate) headers: &'r HeaderMap,
     /// Put after them.
-    pub(crate) introduction: &'r Introduction,
+    pub(crate) added: &'r Added,
     pub(crate) body: Bytes,
     /// It asks for another protocol.
     pub(crate) upgrades: bool,
@@ -250,6 +250,6 @@ fn put_head(head: &mut BytesMut, request: &Request<'_>) {
     for (name, value) in request.headers.iter().filter(|(name, _)| !said(name)) {
         super::put_line(head, name, value.as_bytes());
     }
-    request.introduction.each_line(|name, value| super::put_line(head, name, value.as_bytes()));
+    request.added.each_line(|name, value| super::put_line(head, name, value.as_bytes()));
     head.put_slice(b"\r\n");
 }

@@ -132,6 +132,9 @@ pub(crate) fn run(plan: &Plan, router: &Path, beside: Option<&Path>) -> Result<(
             Contestant::ours(OURS, router, &addresses, Log::Requests)?,
             Contestant::nginx(&addresses, Log::Requests)?,
         ];
+        if let Some(beside) = beside {
+            field.contestants.push(Contestant::ours(BESIDE, beside, &addresses, Log::Requests)?);
+        }
         field.admit(plan)?;
         field.measure(plan, logged, rounds)?;
     }

@@ -14,8 +14,8 @@ use std::arch::x86_64::{
     _mm256_xor_si256,
 };
 
+use bytemuck::cast;
 use fearless_simd::{Level, kernel};
-use wide::bytemuck::cast;
 
 /// Bytes in which eight numbers are looked for.
 const BLOCK: usize = 64;

@@ -47,8 +47,9 @@ pub(super) fn read(ids: &mut Vec<u32>, list: &[u8]) -> usize {
         let taken = ids.len();
         match stretch(avx512, ids, &mut ends, &list[at..]) {
             Some(0) => return at,
-            Some(len) => at += len,
-            None => {
+            // A separator that would end beyond the list is none.
+            Some(len) if at + len <= list.len() => at += len,
+            _ => {
                 ids.truncate(taken);
                 return at;
             }
@@ -176,6 +177,7 @@ mod tests {
     #[test]
     fn usual_lists_are_read_but_for_their_last_few() {
         if Level::new().as_avx512().is_none() {
+            eprintln!("not tested: this processor has no AVX-512");
             return;
         }
         for separator in [",", ", "] {
@@ -190,6 +192,19 @@ mod tests {
                     assert_eq!(taken, ids[..taken.len()]);
                     assert_eq!(list[at..], texts[taken.len()..count].join(separator));
                     assert!(list.len() - at < 2 * BLOCK, "{at} of {count} with {separator:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_comma_at_the_end_is_left_wherever_that_is() {
+        for last in ["1234567", "12345", "1"] {
+            for count in 1..60 {
+                for separator in [",", ", "] {
+                    let list = ["123456", separator].concat().repeat(count) + last + ",";
+                    let at = read(&mut Vec::new(), list.as_bytes());
+                    assert!(at < list.len() || separator == "," && at == list.len(), "{at} of {list:?}");
                 }
             }
         }
