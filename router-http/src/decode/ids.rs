@@ -109,6 +109,26 @@ mod tests {
         each.into_iter().next().flatten()
     }
 
+    /// What a reader that leaves the end of a list to others does with usual ones.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn usual_lists_are_read_but_for_less_than(least: usize, read: Reader) {
+        for separator in [",", ", "] {
+            for most in [1, 9, 99_999, 999_999] {
+                let ids: Vec<u32> =
+                    (1..2_000_u32).map(|i| i.wrapping_mul(2_654_435_761) % (most + 1)).collect();
+                let texts: Vec<String> = ids.iter().map(u32::to_string).collect();
+                for count in (1..400).chain([1_999]) {
+                    let list = texts[..count].join(separator);
+                    let mut taken = Vec::new();
+                    let at = read(&mut taken, list.as_bytes());
+                    assert_eq!(taken, ids[..taken.len()]);
+                    assert_eq!(list[at..], texts[taken.len()..count].join(separator));
+                    assert!(list.len() - at < least, "{at} of {count} with {separator:?}");
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn lists_are_read_as_json_is(

@@ -219,27 +219,15 @@ fn bits(halves: [__m256i; 2]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::usual_lists_are_read_but_for_less_than;
     use super::*;
 
     #[test]
     fn usual_lists_are_read_but_for_their_last_window() {
         if Level::new().as_avx2().is_none() {
+            eprintln!("not tested: this processor has no AVX2");
             return;
         }
-        for separator in [",", ", "] {
-            for most in [1, 9, 99_999, 999_999] {
-                let ids: Vec<u32> =
-                    (1..2_000_u32).map(|i| i.wrapping_mul(2_654_435_761) % (most + 1)).collect();
-                let texts: Vec<String> = ids.iter().map(u32::to_string).collect();
-                for count in (1..400).chain([1_999]) {
-                    let list = texts[..count].join(separator);
-                    let mut taken = Vec::new();
-                    let at = read(&mut taken, list.as_bytes());
-                    assert_eq!(taken, ids[..taken.len()]);
-                    assert_eq!(list[at..], texts[taken.len()..count].join(separator));
-                    assert!(list.len() - at < WINDOW, "{at} of {count} with {separator:?}");
-                }
-            }
-        }
+        usual_lists_are_read_but_for_less_than(WINDOW, read);
     }
 }
