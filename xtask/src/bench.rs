@@ -1,37 +1,72 @@
-//! One door to every measurement: `cargo xtask bench NAME [--quick] [--only TEXT] [--beside PROGRAM] [--json]`.
+//! One door to every measurement: `cargo xtask bench NAME [--quick] [--only TEXT] [--router PROGRAM] [--beside PROGRAM] [--json]`.
 //!
 //! A measurement is a program that prints one JSON row a line. This door adds machine and commit, and prints all of it as
 //! one document or as a table.
 
 use std::error::Error;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
+
+use crate::dist;
 
 /// Something that can be measured.
 struct Measurement {
     name: &'static str,
     what: &'static str,
-    /// The program to build first, and the option of the measurement that takes its path.
-    measures: Option<(&'static [&'static str], &'static str)>,
+    /// The router that it measures; it takes the path as `--router`.
+    measures: Option<Build>,
     /// The command that measures.
     arguments: &'static [&'static str],
 }
+
+/// A build of the router.
+#[derive(Clone, Copy, Debug)]
+enum Build {
+    /// `cargo build --release`.
+    Release,
+    /// `cargo xtask dist`; where that cannot be made, the release build.
+    Dist,
+}
+
+/// Builds of the router that are there already.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Programs<'p> {
+    /// Measured in place of the one that would be built.
+    pub(crate) router: Option<&'p Path>,
+    /// Measured in the same rounds.
+    pub(crate) beside: Option<&'p Path>,
+}
+
+/// The router and what measures it. Cargo asks of dependencies what all packages that it builds do, so that one command for both, and
+/// for all measurements the whole workspace, builds nothing twice.
+const ROUTER: &[&str] = &[
+    "build",
+    "--quiet",
+    "--release",
+    "--workspace",
+    "--bin",
+    "router-grpc",
+    "--bench",
+    "faults",
+    "--bench",
+    "proxy",
+];
 
 const MEASUREMENTS: &[Measurement] = &[
     Measurement {
         name: "index",
         what: "key derivation, lookup, updates and decision of router-core, beside the naive index",
         measures: None,
-        arguments: &["bench", "--quiet", "--package", "router-core", "--bench", "index", "--"],
+        arguments: &["bench", "--quiet", "--workspace", "--bench", "index", "--"],
     },
     Measurement {
         name: "index-scale",
         what: "lookups and publications of 100 M blocks on 4,096 targets: some minutes, 6 GB",
         measures: None,
-        arguments: &["bench", "--quiet", "--package", "router-core", "--bench", "index", "--", "--scale"],
+        arguments: &["bench", "--quiet", "--workspace", "--bench", "index", "--", "--scale"],
     },
     Measurement {
         name: "index-peers",
@@ -52,13 +87,13 @@ const MEASUREMENTS: &[Measurement] = &[
         name: "divergence",
         what: "how far claims are from what engines hold, at every report level, and the bytes that takes",
         measures: None,
-        arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "divergence", "--"],
+        arguments: &["bench", "--quiet", "--workspace", "--bench", "divergence", "--"],
     },
     Measurement {
         name: "chats",
         what: "rendering chats with a template, beside the canonical serialisation",
         measures: None,
-        arguments: &["bench", "--quiet", "--package", "router-http", "--bench", "chats", "--"],
+        arguments: &["bench", "--quiet", "--workspace", "--bench", "chats", "--"],
     },
     Measurement {
         name: "policy",
@@ -69,20 +104,20 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement {
         name: "faults",
         what: "what becomes of requests when workers are killed, stopped, slow, failing, or restarted in turn",
-        measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),
-        arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "faults", "--"],
+        measures: Some(Build::Release),
+        arguments: &["bench", "--quiet", "--workspace", "--bench", "faults", "--"],
     },
     Measurement {
         name: "soak",
         what: "memory of the data plane over ten million requests: half an hour; with --quick over 200,000",
-        measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),
-        arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "proxy", "--", "--soak"],
+        measures: Some(Build::Release),
+        arguments: &["bench", "--quiet", "--workspace", "--bench", "proxy", "--", "--soak"],
     },
     Measurement {
         name: "proxy",
-        what: "CPU, latency and memory of the data plane, beside nginx and other proxies that are installed",
-        measures: Some((&["build", "--quiet", "--release", "--package", "router-grpc"], "--router")),
-        arguments: &["bench", "--quiet", "--package", "espalier-tests", "--bench", "proxy", "--"],
+        what: "CPU, latency and memory of `cargo xtask dist`, beside nginx and other proxies that are installed",
+        measures: Some(Build::Dist),
+        arguments: &["bench", "--quiet", "--workspace", "--bench", "proxy", "--"],
     },
 ];
 
@@ -93,6 +128,8 @@ struct Report {
     machine: String,
     /// The commit that was measured, with `+` if the tree has changes.
     commit: String,
+    /// The program that was measured, where that is the router.
+    router: Option<PathBuf>,
     rows: Vec<Row>,
 }
 
@@ -118,7 +155,7 @@ pub(crate) fn run(
     name: Option<&str>,
     quick: bool,
     only: Option<&str>,
-    beside: Option<&Path>,
+    programs: Programs<'_>,
     json: bool,
 ) -> Result<(), Box<dyn Error>> {
     let Some(name) = name else {
@@ -136,20 +173,30 @@ pub(crate) fn run(
     if let Some(only) = only {
         command.args(["--only", only]);
     }
-    if let Some(beside) = beside {
+    if let Some(beside) = programs.beside {
         if name != "proxy" {
             return Err(format!("`{name}` measures one build; `proxy` takes another with --beside").into());
         }
-        // The measurement does not run where this does.
         command.arg("--beside").arg(std::path::absolute(beside)?);
     }
-    if let Some((build, option)) = measurement.measures {
-        command.arg(option).arg(built(build)?);
+    // The measurement does not run where this does.
+    let router = match (measurement.measures, programs.router) {
+        (None, None) => None,
+        (None, Some(_)) => return Err(format!("`{name}` does not measure the router").into()),
+        (Some(_), Some(router)) if !router.is_file() => {
+            return Err(format!("--router {}: there is no such program", router.display()).into());
+        }
+        (Some(_), Some(router)) => Some(std::path::absolute(router)?),
+        (Some(build), None) => Some(build.make()?),
+    };
+    if let Some(router) = &router {
+        command.arg("--router").arg(router);
     }
     let output = command.output()?;
     let lines = String::from_utf8(output.stdout)?;
     let rows = lines.lines().filter(|line| line.starts_with('{')).map(serde_json::from_str);
-    let report = Report { machine: machine(), commit: commit(), rows: rows.collect::<Result<_, _>>()? };
+    let report =
+        Report { machine: machine(), commit: commit(), router, rows: rows.collect::<Result<_, _>>()? };
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -167,23 +214,43 @@ pub(crate) fn run(
     }
 }
 
-/// Builds a program as its users do, and says where it is.
-fn built(build: &[&str]) -> Result<String, Box<dyn Error>> {
+impl Build {
+    /// Builds it, and says where it is.
+    fn make(self) -> Result<PathBuf, Box<dyn Error>> {
+        match self {
+            Self::Release => released(),
+            Self::Dist => match dist::is_possible() {
+                Ok(()) => dist::build(),
+                Err(error) => {
+                    eprintln!(
+                        "xtask: measuring the release build; `cargo xtask dist` is not possible: {error}"
+                    );
+                    released()
+                }
+            },
+        }
+    }
+}
+
+fn released() -> Result<PathBuf, Box<dyn Error>> {
     let mut command = Command::new(env!("CARGO"));
-    command.args(build).arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    command.args(ROUTER).arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     let output = command.output()?;
     if !output.status.success() {
-        return Err(format!("`cargo {}` ended with {}", build.join(" "), output.status).into());
+        return Err(format!("`cargo {}` ended with {}", ROUTER.join(" "), output.status).into());
     }
     let messages = String::from_utf8(output.stdout)?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let program =
-        messages.filter_map(|message| message["executable"].as_str().map(str::to_owned)).next_back();
-    program.ok_or_else(|| format!("`cargo {}` built no program", build.join(" ")).into())
+    let mut binaries = messages.filter(|message| message["target"]["kind"] == serde_json::json!(["bin"]));
+    let program = binaries.find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    program.ok_or_else(|| format!("`cargo {}` built no program", ROUTER.join(" ")).into())
 }
 
 fn print_table(report: &Report) {
     println!("{}, commit {}", report.machine, report.commit);
+    if let Some(router) = &report.router {
+        println!("router: {}", router.display());
+    }
     println!(
         "{:<52}{:>9}{:>14}{:>14}{:>9}{:>9}  reference",
         "row", "unit", "ours", "reference", "ratio", "target"

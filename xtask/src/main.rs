@@ -1,12 +1,14 @@
-//! Repository chores that must run anywhere: `cargo xtask proto | tidy | bench`.
+//! Repository chores that must run anywhere: `cargo xtask proto | tidy | bench | dist`.
 
 mod bench;
+mod dist;
 mod proto;
 mod tidy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use bench::Programs;
 use clap::Parser;
 
 #[derive(Parser)]
@@ -30,6 +32,9 @@ enum Chore {
         /// Only what has this in its name, of a measurement of several.
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
+        /// The build of the router that is measured, instead of one that is built for it.
+        #[arg(long, value_name = "PROGRAM")]
+        router: Option<PathBuf>,
         /// Another build of the router, measured in the same rounds; of `proxy` alone.
         #[arg(long, value_name = "PROGRAM")]
         beside: Option<PathBuf>,
@@ -37,15 +42,19 @@ enum Chore {
         #[arg(long)]
         json: bool,
     },
+    /// Builds the router as it is meant to be installed, optimised for what it did under load: ten minutes; prints its path.
+    Dist,
 }
 
 fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Proto { check } => proto::run(check),
         Chore::Tidy => tidy::run(),
-        Chore::Bench { name, quick, only, beside, json } => {
-            bench::run(name.as_deref(), quick, only.as_deref(), beside.as_deref(), json)
+        Chore::Bench { name, quick, only, router, beside, json } => {
+            let programs = Programs { router: router.as_deref(), beside: beside.as_deref() };
+            bench::run(name.as_deref(), quick, only.as_deref(), programs, json)
         }
+        Chore::Dist => dist::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -58,7 +58,7 @@ struct Cell {
 pub(crate) struct Field {
     pub(crate) contestants: Vec<Contestant>,
     pub(crate) load: Role,
-    workers: Role,
+    pub(crate) workers: Role,
     /// Failures so far: any makes the run fail in the end, and none hides another.
     failures: u64,
     round: u64,

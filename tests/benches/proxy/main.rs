@@ -5,8 +5,8 @@
 //! Every round measures all contestants one after the other, so that drift of the machine meets all of them. `cells.rs` says
 //! what is measured, `contestants.rs` how each contestant is configured, `shape.rs` what is sent, `workers.rs` what answers.
 //!
-//! `--soak` sends ten million requests through ours alone instead (`soak.rs`). `--only SUBSTRING` picks rows. `--beside PROGRAM` is another
-//! build of ours. Contestants that are not installed are named on standard error and left out.
+//! `--soak` sends ten million requests through ours alone instead (`soak.rs`), `--train` a bit of everything (`train.rs`). `--only SUBSTRING`
+//! picks rows. `--beside PROGRAM` is another build of ours. Contestants that are not installed are named on standard error and left out.
 
 mod cells;
 mod contestants;
@@ -19,6 +19,7 @@ mod process;
 mod rows;
 mod shape;
 mod soak;
+mod train;
 mod workers;
 
 use std::error::Error;
@@ -45,6 +46,9 @@ fn main() -> Result<(), Fault> {
             let plan = rows::Plan::from_arguments();
             if arguments.iter().any(|argument| argument == "--soak") {
                 return soak::run(&plan, &router);
+            }
+            if arguments.iter().any(|argument| argument == "--train") {
+                return train::run(&plan, &router);
             }
             let beside = path("--beside");
             if let Some(beside) = beside.as_ref().filter(|program| !program.is_file()) {

@@ -17,6 +17,12 @@ const NUMBER_IDS: usize = 3;
 /// Digits that do the same in text.
 const NUMBER_DIGITS: usize = 16;
 
+/// A chat up to what its user says.
+const CHAT: &str = concat!(
+    r#"{"model":"bench","messages":[{"role":"system","content":"Answer in few words."},"#,
+    r#"{"role":"user","content":""#,
+);
+
 /// How a prompt is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Unit {
@@ -24,6 +30,8 @@ pub(crate) enum Unit {
     Text,
     /// The `input_ids` of `/generate`.
     Ids,
+    /// What the user says in `/v1/chat/completions`, after a short word of the system's.
+    Chat,
 }
 
 /// A kind of request.
@@ -52,11 +60,12 @@ impl Requests {
         let (path, open, close) = match shape.unit {
             Unit::Text => ("/v1/completions", r#"{"model":"bench","prompt":""#, r#"","max_tokens":64"#),
             Unit::Ids => ("/generate", r#"{"input_ids":["#, r#"],"sampling_params":{"max_new_tokens":64}"#),
+            Unit::Chat => ("/v1/chat/completions", CHAT, r#""}],"max_tokens":64"#),
         };
         let close = format!("{close},\"stream\":{}}}", shape.stream);
         let templates = (0..GROUPS).map(|group| {
             let prompt = match shape.unit {
-                Unit::Text => text(group, shape.prompt_bytes),
+                Unit::Text | Unit::Chat => text(group, shape.prompt_bytes),
                 Unit::Ids => ids(group, shape.prompt_bytes),
             };
             [open.as_bytes(), &prompt, close.as_bytes()].concat()
@@ -74,7 +83,7 @@ impl Requests {
     pub(crate) fn body(&self, number: u64) -> Bytes {
         let mut body = self.templates[(number % GROUPS) as usize].clone();
         let own = match self.unit {
-            Unit::Text => format!("{number:0NUMBER_DIGITS$}"),
+            Unit::Text | Unit::Chat => format!("{number:0NUMBER_DIGITS$}"),
             Unit::Ids => {
                 let mut rest = number;
                 let mut id = || {

@@ -36,6 +36,14 @@ const EVENT: &str = concat!(
     "\n\n"
 );
 
+/// One event of a streamed chat.
+const CHAT_EVENT: &str = concat!(
+    r#"data: {"id":"5f0c3d2ab1e94c1c8d7b8f1a2e3d4c5b","object":"chat.completion.chunk","created":1767225600,"#,
+    r#""model":"bench","choices":[{"index":0,"delta":{"role":null,"content":" token","reasoning_content":null,"#,
+    r#""tool_calls":null},"logprobs":null,"finish_reason":null,"matched_stop":null}],"usage":null}"#,
+    "\n\n"
+);
+
 /// What a worker says about itself, whatever it is asked: a fleet's tokens are those of two H100 with a model of 32B.
 const ABOUT: &str = concat!(
     r#"{"object":"list","data":[{"id":"bench","object":"model","created":1767225600,"owned_by":"sglang","#,
@@ -43,6 +51,14 @@ const ABOUT: &str = concat!(
     r#""tokenizer_path":"bench","is_generation":true,"version":"0.5.9","dp_size":1,"page_size":16,"#,
     r#""max_total_num_tokens":307328,"status":"ready"}"#
 );
+
+/// How a request was put, and its answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Api {
+    Generate,
+    Completions,
+    Chat,
+}
 
 /// A worker.
 #[derive(Debug)]
@@ -98,9 +114,10 @@ async fn answer(
     engine: Arc<Engine>,
     request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, hyper::Error> {
-    let native = match (request.method(), request.uri().path()) {
-        (&Method::POST, "/generate") => true,
-        (&Method::POST, "/v1/completions" | "/v1/chat/completions") => false,
+    let api = match (request.method(), request.uri().path()) {
+        (&Method::POST, "/generate") => Api::Generate,
+        (&Method::POST, "/v1/completions") => Api::Completions,
+        (&Method::POST, "/v1/chat/completions") => Api::Chat,
         (&Method::GET, _) => return Ok(respond("application/json", Full::from(ABOUT).boxed())),
         _ => {
             let mut response = respond("text/plain", Full::default().boxed());
@@ -110,9 +127,9 @@ async fn answer(
     };
     let body = request.into_body().collect().await?.to_bytes();
     if memchr::memmem::find(&body, b"\"stream\":true").is_some() {
-        return Ok(respond("text/event-stream", engine.steps()));
+        return Ok(respond("text/event-stream", engine.steps(api)));
     }
-    Ok(respond("application/json", Full::from(generated(native, body.len())).boxed()))
+    Ok(respond("application/json", Full::from(generated(api, body.len())).boxed()))
 }
 
 fn respond(kind: &'static str, body: BoxBody<Bytes, Infallible>) -> Response<BoxBody<Bytes, Infallible>> {
@@ -122,31 +139,38 @@ fn respond(kind: &'static str, body: BoxBody<Bytes, Infallible>) -> Response<Box
 }
 
 /// An answer that came in one piece, to a request of so many bytes.
-fn generated(native: bool, request_bytes: usize) -> String {
-    if native {
+fn generated(api: Api, request_bytes: usize) -> String {
+    if api == Api::Generate {
         let tokens = request_bytes / 6;
         let cached = tokens / 2;
-        format!(
+        return format!(
             r#"{{"text":" An answer of some words.","output_ids":[358,1079,264,4128,1614],"meta_info":{{"id":"5f0c3d2ab1e94c1c8d7b8f1a2e3d4c5b","finish_reason":{{"type":"stop","matched":151645}},"prompt_tokens":{tokens},"weight_version":"default","completion_tokens":5,"cached_tokens":{cached},"e2e_latency":0.01}}}}"#
-        )
-    } else {
-        let tokens = request_bytes / 4;
-        let (cached, total) = (tokens / 2, tokens + 5);
-        format!(
-            r#"{{"id":"5f0c3d2ab1e94c1c8d7b8f1a2e3d4c5b","object":"text_completion","created":1767225600,"model":"bench","choices":[{{"index":0,"text":" An answer of some words.","logprobs":null,"finish_reason":"stop","matched_stop":151645}}],"usage":{{"prompt_tokens":{tokens},"total_tokens":{total},"completion_tokens":5,"prompt_tokens_details":{{"cached_tokens":{cached}}}}}}}"#
-        )
+        );
     }
+    let (object, said) = match api {
+        Api::Chat => (
+            "chat.completion",
+            r#""message":{"role":"assistant","content":"An answer of some words.","reasoning_content":null,"tool_calls":null}"#,
+        ),
+        Api::Completions | Api::Generate => ("text_completion", r#""text":" An answer of some words.""#),
+    };
+    let tokens = request_bytes / 4;
+    let (cached, total) = (tokens / 2, tokens + 5);
+    format!(
+        r#"{{"id":"5f0c3d2ab1e94c1c8d7b8f1a2e3d4c5b","object":"{object}","created":1767225600,"model":"bench","choices":[{{"index":0,{said},"logprobs":null,"finish_reason":"stop","matched_stop":151645}}],"usage":{{"prompt_tokens":{tokens},"total_tokens":{total},"completion_tokens":5,"prompt_tokens_details":{{"cached_tokens":{cached}}}}}}}"#
+    )
 }
 
 impl Engine {
     /// Events at every step from the next one on.
-    fn steps(&self) -> BoxBody<Bytes, Infallible> {
+    fn steps(&self, api: Api) -> BoxBody<Bytes, Infallible> {
         let step = Duration::from_millis(self.step_ms.load(Relaxed).max(1));
         let passed = self.epoch.elapsed().as_millis() / step.as_millis();
         // The worker's own part of a step later than the first worker's.
         let own = step * self.index as u32 / COUNT as u32;
         let next = self.epoch + step * (passed as u32 + 1) + own;
         let steps = IntervalStream::new(interval_at(next, step));
-        StreamBody::new(steps.map(|_| Ok(Frame::data(Bytes::from_static(EVENT.as_bytes()))))).boxed()
+        let event = if api == Api::Chat { CHAT_EVENT } else { EVENT };
+        StreamBody::new(steps.map(|_| Ok(Frame::data(Bytes::from_static(event.as_bytes()))))).boxed()
     }
 }
