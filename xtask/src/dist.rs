@@ -1,8 +1,8 @@
 //! `cargo xtask dist`: the router as it is meant to be installed, optimised for what it did under load (profile-guided optimisation).
 //!
-//! It is built twice: first so that it counts how often each branch is taken, for two minutes of load, and then for these counts. The
+//! It is built twice: first so that it counts how often each branch is taken, for a minute of load, and then for these counts. The
 //! load is `tests/benches/proxy/train.rs`, and conversations with an agent beside each engine (`long-prefix-bench http`). Counts are
-//! kept by what was counted, so that a second run of the chore has nothing to do.
+//! kept by what was counted and who sent the load, so that a second run of the chore has nothing to do.
 
 use std::error::Error;
 use std::ffi::OsStr;
@@ -11,6 +11,8 @@ use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::built::built;
+
 /// The program, and the profile it is built with.
 const PROGRAM: &str = "router-grpc";
 const PROFILE: &str = "dist";
@@ -18,23 +20,38 @@ const PROFILE: &str = "dist";
 /// Where all of it is put, in the target directory.
 const DIRECTORY: &str = "profiled";
 
-/// Who sends the load.
-const TRAINERS: &[&str] = &["build", "--release", "--workspace", "--bin", CONVERSATIONS, "--bench", "proxy"];
-const CONVERSATIONS: &str = "long-prefix-bench";
+/// Someone who sends load through a router.
+struct Trainer {
+    name: &'static str,
+    /// What cargo builds of it.
+    build: &'static [&'static str],
+    arguments: &'static [&'static str],
+}
 
-/// A short cell of its, with engines that have an agent each.
-const CELL: [&str; 11] = [
-    "http",
-    "--only",
-    "A1",
-    "--requests",
-    "150",
-    "--seeds",
-    "1",
-    "--scale",
-    "16",
-    "--routers",
-    "cache-aware",
+const TRAINERS: [Trainer; 2] = [
+    Trainer {
+        name: "proxy",
+        build: &["build", "--release", "--workspace", "--bench", "proxy"],
+        arguments: &["--train"],
+    },
+    // A short cell, with engines that have an agent each.
+    Trainer {
+        name: "long-prefix-bench",
+        build: &["build", "--release", "--workspace", "--bin", "long-prefix-bench", "--bench", "proxy"],
+        arguments: &[
+            "http",
+            "--only",
+            "A1",
+            "--requests",
+            "150",
+            "--seeds",
+            "1",
+            "--scale",
+            "16",
+            "--routers",
+            "cache-aware",
+        ],
+    },
 ];
 
 /// The compiler that is used.
@@ -53,24 +70,34 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
 
 /// Builds it, if that has not been done.
 pub(crate) fn build() -> Result<PathBuf, Box<dyn Error>> {
+    if !cfg!(target_os = "linux") {
+        return Err("the load for it is sent on Linux only".into());
+    }
     let compiler = Compiler::installed()?;
     let merger = compiler.merger()?;
-    let target = target_directory()?;
-    let dir = target.join(DIRECTORY);
+    let dir = target_directory()?.join(DIRECTORY);
     let raw = dir.join("raw");
     eprintln!("xtask: building {PROGRAM} so that it counts");
     let counting = compiler.build(&dir.join("counting"), "-Cprofile-generate=", &raw)?;
-    let counts = dir.join(format!("{:016x}.profdata", hash_of(&counting)?));
+    eprintln!("xtask: building who sends it load");
+    let trainers = TRAINERS.iter().map(|trainer| built(trainer.build, trainer.name));
+    let trainers: Vec<PathBuf> = trainers.collect::<Result<_, _>>()?;
+    let counts = dir.join(format!("{:016x}.profdata", hash_of(trainers.iter().chain([&counting]))?));
     if !counts.exists() {
         forget(&dir)?;
-        eprintln!("xtask: training it");
-        train(&counting, &target)?;
+        for (trainer, program) in TRAINERS.iter().zip(&trainers) {
+            eprintln!("xtask: training it with {}", trainer.name);
+            trainer.train(program, &counting, &raw)?;
+        }
         merge(&merger, &raw, &counts)?;
     }
     eprintln!("xtask: building {PROGRAM} for what it counted");
     let optimised = compiler.build(&dir.join("optimised"), "-Cprofile-use=", &counts)?;
-    let program = dir.join(optimised.file_name().unwrap_or(PROGRAM.as_ref()));
-    fs::copy(&optimised, &program)?;
+    let program = dir.join(PROGRAM);
+    // One that runs cannot be written over, but replaced.
+    let new = program.with_extension("new");
+    at(&new, fs::copy(&optimised, &new))?;
+    at(&program, fs::rename(&new, &program))?;
     Ok(program)
 }
 
@@ -90,30 +117,25 @@ impl Compiler {
         Some(Self { host, llvm_major: llvm_major(said)? })
     }
 
-    /// `llvm-profdata` that can read what this compiler's programs count: one of its own LLVM, or of a later one.
+    /// `llvm-profdata` of the same LLVM: of another one either it cannot read what was counted, or the compiler not what it wrote, which
+    /// is no more than a warning.
     fn merger(&self) -> Result<PathBuf, Box<dyn Error>> {
+        let major = self.llvm_major;
+        let is_of_it = |tool: &PathBuf| {
+            let said = output(Command::new(tool).arg("--version").stderr(Stdio::null())).ok();
+            said.and_then(|said| llvm_major(&said)) == Some(major)
+        };
+        if let Some(given) = std::env::var_os("LLVM_PROFDATA").map(PathBuf::from) {
+            let error =
+                format!("LLVM_PROFDATA is {}, which is no llvm-profdata of LLVM {major}", given.display());
+            return if is_of_it(&given) { Ok(given) } else { Err(error.into()) };
+        }
         let sysroot = PathBuf::from(output(rustc().args(["--print", "sysroot"]))?.trim());
         let own = sysroot.join("lib/rustlib").join(&self.host).join("bin/llvm-profdata");
-        let major = self.llvm_major;
-        let given = std::env::var_os("LLVM_PROFDATA").map(PathBuf::from);
         let known = [own, format!("llvm-profdata-{major}").into(), "llvm-profdata".into()];
-        let is_recent = |tool: &PathBuf| {
-            let said = output(Command::new(tool).arg("--version").stderr(Stdio::null())).ok();
-            said.and_then(|said| llvm_major(&said)).is_some_and(|its| its >= major)
-        };
-        if let Some(given) = given {
-            return match is_recent(&given) {
-                true => Ok(given),
-                false => Err(format!(
-                    "LLVM_PROFDATA is {}, which is no llvm-profdata of LLVM {major} or later",
-                    given.display()
-                )
-                .into()),
-            };
-        }
-        known.into_iter().find(is_recent).ok_or_else(|| {
+        known.into_iter().find(is_of_it).ok_or_else(|| {
             format!(
-                "this takes llvm-profdata of LLVM {major} or later: `rustup component add llvm-tools`, \
+                "this takes llvm-profdata of LLVM {major}: `rustup component add llvm-tools`, \
                  or a distribution's llvm-{major} package, or its path in LLVM_PROFDATA"
             )
             .into()
@@ -121,7 +143,7 @@ impl Compiler {
     }
 
     /// Builds the program with one more flag, which ends in a path, into a target directory of its own. What runs while it is built is built
-    /// without.
+    /// without, and flags of cargo's configuration files do not apply.
     fn build(&self, directory: &Path, flag: &str, path: &Path) -> Result<PathBuf, Box<dyn Error>> {
         // Unlike `RUSTFLAGS` it may hold spaces.
         let mut flags = std::env::var_os("CARGO_ENCODED_RUSTFLAGS").unwrap_or_else(|| {
@@ -137,50 +159,73 @@ impl Compiler {
         cargo.args(["build", "--package", PROGRAM, "--profile", PROFILE, "--target", &self.host]);
         cargo.arg("--target-dir").arg(directory).env("CARGO_ENCODED_RUSTFLAGS", flags);
         succeed(&mut cargo)?;
-        let name = format!("{PROGRAM}{}", std::env::consts::EXE_SUFFIX);
-        Ok(directory.join(&self.host).join(PROFILE).join(name))
+        Ok(directory.join(&self.host).join(PROFILE).join(PROGRAM))
     }
 }
 
-/// Has it do what routers do. It writes what it counted when it ends.
-fn train(counting: &Path, target: &Path) -> Result<(), Box<dyn Error>> {
-    succeed(Command::new(env!("CARGO")).args(TRAINERS))?;
-    let mut load = Command::new(env!("CARGO"));
-    load.args(["bench", "--quiet", "--workspace", "--bench", "proxy", "--", "--train", "--router"]);
-    succeed(load.arg(counting))?;
-    let mut conversations = Command::new(target.join("release").join(CONVERSATIONS));
-    conversations.args(CELL).arg("--out").arg(target.join(DIRECTORY).join("conversations"));
-    succeed(conversations.arg("--router").arg(counting).stdout(Stdio::null()))
+impl Trainer {
+    /// Has a router do what routers do. It writes what it counted when it ends.
+    fn train(&self, program: &Path, counting: &Path, raw: &Path) -> Result<(), Box<dyn Error>> {
+        let counted = raw.join(self.name);
+        let mut training = Command::new(program);
+        training.args(self.arguments).arg("--router").arg(counting).stdout(Stdio::null());
+        training.env("LLVM_PROFILE_FILE", counted.join("%p.profraw"));
+        if self.name == "long-prefix-bench" {
+            training.arg("--out").arg(raw.with_file_name("conversations"));
+        }
+        succeed(&mut training)?;
+        let mut written = fs::read_dir(&counted).into_iter().flatten().flatten();
+        match written.any(|file| file.metadata().is_ok_and(|file| file.len() > 0)) {
+            true => Ok(()),
+            false => {
+                Err(format!("the router ended without writing to {} what it counted", counted.display())
+                    .into())
+            }
+        }
+    }
 }
 
 /// Removes what was counted before.
 fn forget(dir: &Path) -> Result<(), Box<dyn Error>> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
+    for entry in at(dir, fs::read_dir(dir))? {
+        let path = at(dir, entry)?.path();
         if path.extension() == Some("profdata".as_ref()) {
-            fs::remove_file(path)?;
+            at(&path, fs::remove_file(&path))?;
         } else if path.ends_with("raw") {
-            fs::remove_dir_all(path)?;
+            at(&path, fs::remove_dir_all(&path))?;
         }
     }
     Ok(())
 }
 
-/// Puts together what several processes counted.
+/// Puts together what was counted.
 fn merge(merger: &Path, raw: &Path, counts: &Path) -> Result<(), Box<dyn Error>> {
-    if !raw.is_dir() {
-        return Err("the router was trained and has written nothing that it counted".into());
-    }
     // Half a file is none.
     let unfinished = counts.with_extension("unfinished");
-    succeed(Command::new(merger).arg("merge").arg("--output").arg(&unfinished).arg(raw))?;
-    Ok(fs::rename(unfinished, counts)?)
+    let mut merging = Command::new(merger);
+    merging
+        .arg("merge")
+        .arg("--output")
+        .arg(&unfinished)
+        .args(TRAINERS.map(|trainer| raw.join(trainer.name)));
+    succeed(&mut merging)?;
+    at(counts, fs::rename(unfinished, counts))
 }
 
-fn hash_of(file: &Path) -> Result<u64, Box<dyn Error>> {
+fn hash_of<'f>(files: impl IntoIterator<Item = &'f PathBuf>) -> Result<u64, Box<dyn Error>> {
     let mut hasher = DefaultHasher::new();
-    hasher.write(&fs::read(file)?);
+    for file in files {
+        hasher.write(&at(file, fs::read(file))?);
+    }
+    for trainer in TRAINERS {
+        trainer.arguments.iter().for_each(|argument| hasher.write(argument.as_bytes()));
+    }
     Ok(hasher.finish())
+}
+
+/// An error that says which file it is about.
+fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, Box<dyn Error>> {
+    done.map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
 /// Where cargo puts what it builds.

@@ -1,6 +1,7 @@
 //! Repository chores that must run anywhere: `cargo xtask proto | tidy | bench | dist`.
 
 mod bench;
+mod built;
 mod dist;
 mod proto;
 mod tidy;

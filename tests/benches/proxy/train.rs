@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::Fault;
-use crate::cells::Field;
+use crate::cells::{CONNECTIONS, Field};
 use crate::contestants::{Contestant, Log, OURS};
 use crate::link::{Drive, Job, Role};
 use crate::rows::Plan;
@@ -45,15 +45,15 @@ pub(crate) fn run(plan: &Plan, router: &Path) -> Result<(), Fault> {
             let stream = matches!(drive, Drive::Streams);
             let job = field.next_job(Shape { unit, prompt_bytes, stream });
             let job = Job { seconds, drive, connections, ..job };
-            let count = field.round(plan, 0, &job)?.map_or(0, |(outcome, _)| outcome.count);
-            plan.progress(&format!("{unit:?}, {prompt_bytes} bytes: {count} {what}"));
+            let (outcome, _) = field.round(plan, 0, &job)?.ok_or(format!("no {what} of {unit:?} came"))?;
+            plan.progress(&format!("{unit:?}, {prompt_bytes} bytes: {} {what}", outcome.count));
             Ok::<_, Fault>(())
         };
         for prompt_bytes in PROMPT_BYTES {
-            send("requests", prompt_bytes, Drive::Closed, crate::cells::CONNECTIONS)?;
+            send("requests", prompt_bytes, Drive::Closed, CONNECTIONS)?;
         }
         let rate = Drive::Open { per_second: PER_SECOND };
-        send("requests, one now and then", PROMPT_BYTES[0], rate, STREAMS)?;
+        send("requests, one now and then", PROMPT_BYTES[0], rate, CONNECTIONS)?;
         send("events", PROMPT_BYTES[0], Drive::Streams, STREAMS)?;
     }
     field.finish()

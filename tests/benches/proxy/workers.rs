@@ -36,6 +36,13 @@ const EVENT: &str = concat!(
     "\n\n"
 );
 
+/// One event of `/generate`, each of which tells all so far.
+const NATIVE_EVENT: &str = concat!(
+    r#"data: {"text":" token","output_ids":[4037],"meta_info":{"id":"5f0c3d2ab1e94c1c8d7b8f1a2e3d4c5b","#,
+    r#""finish_reason":null,"prompt_tokens":117,"weight_version":"default","completion_tokens":1,"cached_tokens":58}}"#,
+    "\n\n"
+);
+
 /// One event of a streamed chat.
 const CHAT_EVENT: &str = concat!(
     r#"data: {"id":"5f0c3d2ab1e94c1c8d7b8f1a2e3d4c5b","object":"chat.completion.chunk","created":1767225600,"#,
@@ -170,7 +177,11 @@ impl Engine {
         let own = step * self.index as u32 / COUNT as u32;
         let next = self.epoch + step * (passed as u32 + 1) + own;
         let steps = IntervalStream::new(interval_at(next, step));
-        let event = if api == Api::Chat { CHAT_EVENT } else { EVENT };
+        let event = match api {
+            Api::Generate => NATIVE_EVENT,
+            Api::Completions => EVENT,
+            Api::Chat => CHAT_EVENT,
+        };
         StreamBody::new(steps.map(|_| Ok(Frame::data(Bytes::from_static(event.as_bytes()))))).boxed()
     }
 }

@@ -120,6 +120,10 @@ impl Ends {
             self.count += commas.count_ones() as usize;
             places = _mm512_add_epi8(places, _mm512_set1_epi8(BLOCK as i8));
         }
+        // What follows the last comma is left for others, but not the space that belongs to it.
+        if SEPARATOR == 2 && comma_before == 1 {
+            strange |= u64::from(list.get(BLOCK * blocks.len()) != Some(&b' '));
+        }
         let no_digits = _mm512_cmpgt_epu8_mask(greatest, _mm512_set1_epi8(9));
         (strange | no_digits == 0).then_some(())
     }
