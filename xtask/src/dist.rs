@@ -167,12 +167,11 @@ impl Trainer {
     /// Has a router do what routers do. It writes what it counted when it ends.
     fn train(&self, program: &Path, counting: &Path, raw: &Path) -> Result<(), Box<dyn Error>> {
         let counted = raw.join(self.name);
+        at(raw, fs::create_dir_all(raw))?;
         let mut training = Command::new(program);
-        training.args(self.arguments).arg("--router").arg(counting).stdout(Stdio::null());
+        // Whatever it writes besides is out of the way.
+        training.args(self.arguments).arg("--router").arg(counting).current_dir(raw).stdout(Stdio::null());
         training.env("LLVM_PROFILE_FILE", counted.join("%p.profraw"));
-        if self.name == "long-prefix-bench" {
-            training.arg("--out").arg(raw.with_file_name("conversations"));
-        }
         succeed(&mut training)?;
         let mut written = fs::read_dir(&counted).into_iter().flatten().flatten();
         match written.any(|file| file.metadata().is_ok_and(|file| file.len() > 0)) {
