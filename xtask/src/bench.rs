@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use crate::built::built;
+use crate::commands::built;
 use crate::dist;
 
 /// Something that can be measured.

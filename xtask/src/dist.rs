@@ -4,14 +4,15 @@
 //! load is `tests/benches/proxy/train.rs`, and conversations with an agent beside each engine (`long-prefix-bench http`). Counts are
 //! kept by what was counted and who sent the load, so that a second run of the chore has nothing to do.
 
+use std::env::VarError;
 use std::error::Error;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs;
 use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::built::built;
+use crate::commands::{built, output, succeed};
 
 /// The program, and the profile it is built with.
 const PROGRAM: &str = "router-grpc";
@@ -23,21 +24,14 @@ const DIRECTORY: &str = "profiled";
 /// Someone who sends load through a router.
 struct Trainer {
     name: &'static str,
-    /// What cargo builds of it.
-    build: &'static [&'static str],
     arguments: &'static [&'static str],
 }
 
 const TRAINERS: [Trainer; 2] = [
-    Trainer {
-        name: "proxy",
-        build: &["build", "--release", "--workspace", "--bench", "proxy"],
-        arguments: &["--train"],
-    },
+    Trainer { name: "proxy", arguments: &["--train"] },
     // A short cell, with engines that have an agent each.
     Trainer {
         name: "long-prefix-bench",
-        build: &["build", "--release", "--workspace", "--bin", "long-prefix-bench", "--bench", "proxy"],
         arguments: &[
             "http",
             "--only",
@@ -53,6 +47,10 @@ const TRAINERS: [Trainer; 2] = [
         ],
     },
 ];
+
+/// Builds both.
+const BUILD_TRAINERS: &[&str] =
+    &["build", "--release", "--workspace", "--bench", "proxy", "--bin", "long-prefix-bench"];
 
 /// The compiler that is used.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,17 +68,13 @@ pub(crate) fn run() -> Result<(), Box<dyn Error>> {
 
 /// Builds it, if that has not been done.
 pub(crate) fn build() -> Result<PathBuf, Box<dyn Error>> {
-    if !cfg!(target_os = "linux") {
-        return Err("the load for it is sent on Linux only".into());
-    }
-    let compiler = Compiler::installed()?;
-    let merger = compiler.merger()?;
+    let (compiler, merger) = needs()?;
     let dir = target_directory()?.join(DIRECTORY);
     let raw = dir.join("raw");
     eprintln!("xtask: building {PROGRAM} so that it counts");
     let counting = compiler.build(&dir.join("counting"), "-Cprofile-generate=", &raw)?;
     eprintln!("xtask: building who sends it load");
-    let trainers = TRAINERS.iter().map(|trainer| built(trainer.build, trainer.name));
+    let trainers = TRAINERS.iter().map(|trainer| built(BUILD_TRAINERS, trainer.name));
     let trainers: Vec<PathBuf> = trainers.collect::<Result<_, _>>()?;
     let counts = dir.join(format!("{:016x}.profdata", hash_of(trainers.iter().chain([&counting]))?));
     if !counts.exists() {
@@ -103,7 +97,17 @@ pub(crate) fn build() -> Result<PathBuf, Box<dyn Error>> {
 
 /// Whether the machine has what this takes.
 pub(crate) fn is_possible() -> Result<(), Box<dyn Error>> {
-    Compiler::installed()?.merger().map(drop)
+    needs().map(drop)
+}
+
+/// What this takes: the compiler, and what merges its programs' counts.
+fn needs() -> Result<(Compiler, PathBuf), Box<dyn Error>> {
+    if !cfg!(target_os = "linux") {
+        return Err("the load for it is sent on Linux only".into());
+    }
+    let compiler = Compiler::installed()?;
+    let merger = compiler.merger()?;
+    Ok((compiler, merger))
 }
 
 impl Compiler {
@@ -146,10 +150,14 @@ impl Compiler {
     /// without, and flags of cargo's configuration files do not apply.
     fn build(&self, directory: &Path, flag: &str, path: &Path) -> Result<PathBuf, Box<dyn Error>> {
         // Unlike `RUSTFLAGS` it may hold spaces.
-        let mut flags = std::env::var_os("CARGO_ENCODED_RUSTFLAGS").unwrap_or_else(|| {
-            let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
-            flags.split_whitespace().collect::<Vec<_>>().join("\x1f").into()
-        });
+        let mut flags = match (std::env::var_os("CARGO_ENCODED_RUSTFLAGS"), std::env::var("RUSTFLAGS")) {
+            (Some(flags), _) => flags,
+            (None, Err(VarError::NotPresent)) => OsString::new(),
+            (None, flags) => {
+                let flags = flags.map_err(|error| format!("RUSTFLAGS: {error}"))?;
+                flags.split_whitespace().collect::<Vec<_>>().join("\x1f").into()
+            }
+        };
         if !flags.is_empty() {
             flags.push("\x1f");
         }
@@ -245,25 +253,6 @@ fn llvm_major(said: &str) -> Option<u32> {
     version.trim_start_matches([':', ' ']).split('.').next()?.parse().ok()
 }
 
-fn output(command: &mut Command) -> Result<String, Box<dyn Error>> {
-    let output = command.output().map_err(|error| failed(command, &error.to_string()))?;
-    match output.status.success() {
-        true => Ok(String::from_utf8(output.stdout)?),
-        false => Err(failed(command, &output.status.to_string())),
-    }
-}
-
-fn succeed(command: &mut Command) -> Result<(), Box<dyn Error>> {
-    let status = command.status().map_err(|error| failed(command, &error.to_string()))?;
-    if status.success() { Ok(()) } else { Err(failed(command, &status.to_string())) }
-}
-
-fn failed(command: &Command, why: &str) -> Box<dyn Error> {
-    let words = [command.get_program()].into_iter().chain(command.get_args());
-    let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
-    format!("`{}`: {why}", words.join(" ")).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,11 +268,5 @@ mod tests {
             Some(21)
         );
         assert_eq!(llvm_major("cranelift"), None);
-    }
-
-    #[test]
-    fn a_command_that_fails_is_named() {
-        let error = succeed(Command::new("no-such-program").arg("x")).unwrap_err().to_string();
-        assert!(error.starts_with("`no-such-program x`: "), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! Repository chores that must run anywhere: `cargo xtask proto | tidy | bench | dist`.
 
 mod bench;
-mod built;
+mod commands;
 mod dist;
 mod proto;
 mod tidy;
@@ -43,7 +43,7 @@ enum Chore {
         #[arg(long)]
         json: bool,
     },
-    /// Builds the router as it is meant to be installed, optimised for what it did under load: ten minutes; prints its path.
+    /// Builds the router as it is meant to be installed, optimised for what it did under load: a quarter of an hour; prints its path.
     Dist,
 }
 
