@@ -24,6 +24,7 @@ use crate::stream_usage::Withheld;
 use crate::upstream::WorkerBody;
 use crate::usage::UsageSearch;
 use crate::wire::client::{BrokenOff, Link};
+use crate::wire::patience::Patience;
 
 /// A response body of the data plane.
 #[derive(Debug)]
@@ -48,10 +49,8 @@ pub(crate) struct Passing {
     withheld: Option<Withheld>,
     on_break: OnBreak,
     idle_timeout: Option<Duration>,
-    /// Runs from the first silence on, and is only set anew when it rings too early.
-    idle: Option<Pin<Box<Sleep>>>,
-    /// When something came last, once [`idle`](Self::idle) runs.
-    heard: Option<Instant>,
+    /// From the first silence on.
+    idle: Option<Patience>,
     /// Runs from the request's head on.
     deadline: Option<Pin<Box<Sleep>>>,
     ended: bool,
@@ -184,7 +183,6 @@ impl Passing {
             on_break,
             idle_timeout,
             idle: None,
-            heard: None,
             deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
             ended: false,
             broken: None,
@@ -271,8 +269,8 @@ impl Passing {
         if let Some(usage) = self.search.look(&data) {
             self.exchange.used(usage, now.into_std());
         }
-        if self.idle.is_some() {
-            self.heard = Some(now);
+        if let Some(idle) = &mut self.idle {
+            idle.renew_at(now);
         }
         if self.is_complete() {
             self.complete(now);
@@ -296,15 +294,8 @@ impl Passing {
 
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<BrokenBody> {
         let Some(timeout) = self.idle_timeout else { return Poll::Pending };
-        let sleep = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        while sleep.as_mut().poll(context).is_ready() {
-            let due = self.heard.map_or(sleep.deadline(), |heard| heard + timeout);
-            if Instant::now() >= due {
-                return Poll::Ready(BrokenBody::Silent(timeout));
-            }
-            sleep.as_mut().reset(due);
-        }
-        Poll::Pending
+        let idle = self.idle.get_or_insert_with(|| Patience::new(timeout));
+        idle.poll(context).map(|()| BrokenBody::Silent(timeout))
     }
 
     /// The worker's answer ends too early. A stream says so in an event, after the end of whatever was cut; any other body

@@ -170,12 +170,20 @@ impl Link {
                     Err(error) => return Poll::Ready(Some(Err(error.into()))),
                 },
             }
-            match ready!(self.incoming.poll_read(&mut self.stream, context)) {
+            // Only what has no length beforehand is a stream.
+            let has_length = matches!(framing, Framing::Left(_));
+            let incoming = &mut self.incoming;
+            let read = if has_length {
+                incoming.poll_read(&mut self.stream, context)
+            } else {
+                incoming.poll_piece(&mut self.stream, context)
+            };
+            match ready!(read) {
                 Ok(0) => {
                     let whole = matches!(framing, Framing::UntilClose);
                     return Poll::Ready(if whole { None } else { Some(Err(BrokenOff::Closed)) });
                 }
-                Ok(_) if matches!(framing, Framing::Left(_)) => {}
+                Ok(_) if has_length => {}
                 Ok(_) => self.acks.read(&self.stream),
                 Err(error) => return Poll::Ready(Some(Err(error.into()))),
             }

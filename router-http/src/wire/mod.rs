@@ -3,17 +3,18 @@
 //! [`head`] reads heads, [`chunked`] bodies in chunks, and [`write`](mod@write) sends what there is to say in as few calls as it takes.
 //! [`server`] serves one client's connection, from which [`inbound`] reads bodies, into buffers that [`spare`] keeps, and to which
 //! [`response`] frames answers; [`client`] asks a worker over one connection, whose acknowledgements of a stream [`acks`] puts off;
-//! [`tunnel`] makes one of both. What two readers could understand differently is refused: a proxy that guesses lets one request hide in
-//! another (RFC 9112 §11.2).
+//! [`tunnel`] makes one of both. Streams use the room of [`scratch`] in turn. What two readers could understand differently is refused: a
+//! proxy that guesses lets one request hide in another (RFC 9112 §11.2).
 
 mod acks;
 pub(crate) mod chunked;
 pub(crate) mod client;
 pub(crate) mod head;
 pub(crate) mod inbound;
-mod patience;
+pub(crate) mod patience;
 mod read;
 mod response;
+mod scratch;
 pub(crate) mod server;
 pub(crate) mod spare;
 mod tunnel;

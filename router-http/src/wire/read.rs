@@ -2,11 +2,13 @@
 
 use std::io;
 use std::pin::pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+
+use super::scratch::Use;
 
 /// See the module.
 #[derive(Debug)]
@@ -42,6 +44,25 @@ impl Incoming {
             && count == room
         {
             self.room = (self.room * 2).min(MOST_ROOM);
+        }
+        read
+    }
+
+    /// The same of what comes in small pieces, with long silences between them: meanwhile its room is the thread's, unless pieces have
+    /// been so large that it needs more.
+    pub(super) fn poll_piece(
+        &mut self,
+        stream: &mut TcpStream,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let shares = self.room == LEAST_ROOM;
+        if shares && self.bytes.capacity() == 0 {
+            ready!(stream.poll_read_ready(context))?;
+            self.bytes = Use::Reading.take();
+        }
+        let read = self.poll_read(stream, context);
+        if shares && read.is_pending() {
+            Use::Reading.give_back(&mut self.bytes);
         }
         read
     }

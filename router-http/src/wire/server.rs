@@ -237,6 +237,7 @@ impl Connection {
                         return Poll::Ready(None);
                     }
                     (Poll::Ready(Ok(())), Progress::Waits) | (Poll::Pending, _) => {
+                        self.outgoing.pause();
                         return wire.poll_gone(context).map(|()| None);
                     }
                 }

@@ -8,6 +8,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
+use super::scratch::Use;
+
 /// Bytes on their way, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
@@ -30,12 +32,15 @@ const MOST_SLICES: usize = 32;
 impl Outgoing {
     /// Where small pieces are written to.
     pub(crate) fn small(&mut self) -> &mut BytesMut {
+        if self.tail.capacity() == 0 {
+            self.tail = Use::Writing.take();
+        }
         &mut self.tail
     }
 
     pub(crate) fn put(&mut self, data: Bytes) {
         if data.len() <= MOST_COPIED {
-            self.tail.extend_from_slice(&data);
+            self.small().extend_from_slice(&data);
             return;
         }
         if !self.tail.is_empty() {
@@ -58,6 +63,11 @@ impl Outgoing {
         self.queue.clear();
         self.queued = 0;
         self.tail.clear();
+    }
+
+    /// Nothing is to be said until something comes: its room is the thread's meanwhile.
+    pub(crate) fn pause(&mut self) {
+        Use::Writing.give_back(&mut self.tail);
     }
 
     /// Gives up room that a connection without work does not need.
@@ -105,7 +115,12 @@ impl Outgoing {
             }
             self.queue.pop_front();
         }
-        self.tail.advance(sent);
+        if sent == self.tail.len() {
+            // The next one finds the same memory.
+            self.tail.clear();
+        } else {
+            self.tail.advance(sent);
+        }
     }
 }
 

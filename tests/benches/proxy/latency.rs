@@ -13,6 +13,9 @@ use crate::rows::{Better, Plan, Reference, Series, median};
 /// What nginx adds relative to us, at least.
 const TARGET: f64 = 1.0 / 1.5;
 
+/// Rounds for each one of another row: how long the system keeps threads waiting for a core differs tenfold between two.
+const ROUNDS: u64 = 4;
+
 /// Connections, more than are ever busy unless a contestant falls behind.
 const CONNECTIONS: usize = 128;
 
@@ -41,14 +44,13 @@ pub(crate) fn measure(plan: &Plan, field: &mut Field, most: &[Series], rounds: R
     let series = |it: &crate::contestants::Contestant| Series { name: it.name, rounds: Vec::new() };
     let all: Vec<Series> = field.contestants.iter().map(series).collect();
     let mut added = [all.clone(), all];
-    for round in 0..rounds.count as u64 {
+    for round in 0..ROUNDS * rounds.count as u64 {
         let mut times = Vec::new();
         for at in (0..field.contestants.len()).filter(|at| takes_part[*at]) {
             let drive = Drive::Open { per_second };
-            let seconds = rounds.seconds * 1.5;
             // The numbers go on where no cell has been.
             let job = job(&field.contestants[at], SMALL, (1 << 16) + round);
-            let job = Job { drive, seconds, connections: CONNECTIONS, ..job };
+            let job = Job { drive, seconds: rounds.seconds, connections: CONNECTIONS, ..job };
             if let Some((outcome, _)) = field.round(plan, at, &job)? {
                 let (name, p50, p99) = (field.contestants[at].name, outcome.p50_us, outcome.p99_us);
                 plan.progress(&format!("  {name:<14} p50 {p50:>6.0} µs, p99 {p99:>7.0} µs"));

@@ -1,10 +1,13 @@
-//! What a process and all below it cost, as `/proc` says.
+//! What a process and all below it cost, as the kernel counts it.
 
 use std::collections::HashMap;
 use std::fs;
+use std::time::Duration;
 
-/// Kernel ticks in a second, as `/proc` counts them: 100 on every architecture of Linux that Rust runs on.
-const TICKS_PER_SECOND: f64 = 100.0;
+#[cfg(target_os = "linux")]
+use nix::time::{clock_getcpuclockid, clock_gettime};
+#[cfg(target_os = "linux")]
+use nix::unistd::Pid;
 
 /// Memory of a contestant, in MB.
 #[derive(Clone, Copy, Debug, Default)]
@@ -13,15 +16,22 @@ pub(crate) struct Memory {
     pub(crate) peak: f64,
 }
 
-struct Stat {
-    parent: u32,
-    ticks: u64,
-}
-
 /// Seconds of CPU, user and system, that a process and its descendants have used.
 pub(crate) fn cpu_seconds(root: u32) -> f64 {
-    let ticks = family(root).into_iter().filter_map(|process| Some(stat(process)?.ticks));
-    ticks.sum::<u64>() as f64 / TICKS_PER_SECOND
+    family(root).into_iter().filter_map(cpu_time).sum::<Duration>().as_secs_f64()
+}
+
+/// Of one process, and its threads that have ended. `/proc` has it in hundredths of a second, which is too coarse for a round.
+#[cfg(target_os = "linux")]
+fn cpu_time(process: u32) -> Option<Duration> {
+    let clock = clock_getcpuclockid(Pid::from_raw(process.try_into().ok()?)).ok()?;
+    Some(clock_gettime(clock).ok()?.into())
+}
+
+/// Without a `/proc` there is nothing to measure.
+#[cfg(not(target_os = "linux"))]
+fn cpu_time(_: u32) -> Option<Duration> {
+    None
 }
 
 /// Resident memory of a process and its descendants; what several share counts for each.
@@ -43,8 +53,8 @@ fn family(root: u32) -> Vec<u32> {
     let processes = names.filter_map(|name| name.to_str()?.parse::<u32>().ok());
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     for process in processes {
-        if let Some(stat) = stat(process) {
-            children.entry(stat.parent).or_default().push(process);
+        if let Some(parent) = parent(process) {
+            children.entry(parent).or_default().push(process);
         }
     }
     let mut family = vec![root];
@@ -56,10 +66,8 @@ fn family(root: u32) -> Vec<u32> {
     family
 }
 
-fn stat(process: u32) -> Option<Stat> {
+fn parent(process: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name before it may hold anything, so that fields count from its end; proc(5) numbers the next one 3.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-    Some(Stat { parent: u32::try_from(field(4)?).ok()?, ticks: field(14)? + field(15)? })
+    // The name before it may hold anything, so that fields count from its end: after it come the state and the parent (proc(5)).
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }

@@ -6,9 +6,10 @@
 
 use std::arch::x86_64::{
     __m512i, _mm512_add_epi8, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cmpeq_epi8_mask,
-    _mm512_cmpgt_epu8_mask, _mm512_cmple_epu8_mask, _mm512_dpbusd_epi32, _mm512_madd_epi16,
-    _mm512_mask_max_epu8, _mm512_maskz_compress_epi8, _mm512_maskz_permutex2var_epi8, _mm512_max_epu8,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_shuffle_epi8, _mm512_sub_epi8, _mm512_testn_epi8_mask,
+    _mm512_cmpgt_epu8_mask, _mm512_cmple_epu8_mask, _mm512_cmplt_epu32_mask, _mm512_dpbusd_epi32,
+    _mm512_madd_epi16, _mm512_mask_max_epu8, _mm512_maskz_compress_epi8, _mm512_maskz_permutex2var_epi8,
+    _mm512_max_epu8, _mm512_min_epu8, _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_shuffle_epi8, _mm512_sub_epi8,
 };
 
 use bytemuck::cast;
@@ -84,7 +85,8 @@ fn stretch<const SEPARATOR: usize>(ids: &mut Vec<u32>, ends: &mut Ends, list: &[
 }
 
 impl Ends {
-    /// Finds where the numbers of whole blocks end. `None` where anything else than their lengths is not as usual.
+    /// Finds where the numbers of whole blocks end. `None` where there is anything but digits between separators, or a
+    /// block without any.
     #[inline]
     #[target_feature(enable = "avx512vbmi,avx512vbmi2,popcnt")]
     fn find<const SEPARATOR: usize>(&mut self, list: &[u8]) -> Option<()> {
@@ -92,8 +94,8 @@ impl Ends {
         self.count = 0;
         let mut places: __m512i = cast(const { each::<1>() });
         let (mut strange, mut greatest) = (0, _mm512_set1_epi8(0));
-        // What the block before says about the first bytes of the next one.
-        let (mut begins_next, mut comma_before, mut zero_before) = (1, 0, 0);
+        // The block before ends with one.
+        let mut comma_before = 0;
         let (blocks, _) = list[..list.len().min(STRETCH)].as_chunks::<BLOCK>();
         for block in blocks {
             let bytes = cast(*block);
@@ -106,15 +108,10 @@ impl Ends {
             }
             let separators = if SEPARATOR == 2 { commas | spaces } else { commas };
             greatest = _mm512_mask_max_epu8(greatest, !separators, greatest, digits);
-            // A number has a digit, and none after a zero by which it begins.
-            let begins = commas << SEPARATOR | begins_next;
-            let zeros = begins & _mm512_testn_epi8_mask(digits, digits);
-            strange |= begins & separators | (zeros << 1 | zero_before) & !separators;
             if SEPARATOR == 2 {
                 strange |= spaces ^ (commas << 1 | comma_before);
+                comma_before = commas >> (BLOCK - 1);
             }
-            begins_next = commas >> (BLOCK - SEPARATOR);
-            (comma_before, zero_before) = (commas >> (BLOCK - 1), zeros >> (BLOCK - 1));
             let room: &mut [u8; BLOCK] = self.places[1 + self.count..].first_chunk_mut()?;
             *room = cast(_mm512_maskz_compress_epi8(commas, places));
             self.count += commas.count_ones() as usize;
@@ -128,7 +125,8 @@ impl Ends {
         (strange | no_digits == 0).then_some(())
     }
 
-    /// Takes the numbers, sixteen at a time, and says how many bytes they are. `None` where one has more than six digits.
+    /// Takes the numbers, sixteen at a time, and says how many bytes they are. `None` where one has no digit, more than six, or a zero
+    /// before others.
     #[inline]
     #[target_feature(enable = "avx512vbmi,avx512vbmi2,avx512vnni,popcnt")]
     fn take<const SEPARATOR: usize>(&self, ids: &mut Vec<u32>, list: &[u8]) -> Option<usize> {
@@ -138,7 +136,8 @@ impl Ends {
             _mm512_set1_epi32(i32::from_le_bytes(digits.map(|digits| digits + SEPARATOR as u8)))
         });
         let weights = _mm512_set1_epi32(i32::from_le_bytes([0, 100, 10, 1]));
-        let mut longest = _mm512_set1_epi8(0);
+        let least: __m512i = cast(const { least::<SEPARATOR>() });
+        let (mut longest, mut shortest, mut too_small) = (_mm512_set1_epi8(0), _mm512_set1_epi8(-1), 0);
         let mut at = 0;
         let (before, _) = self.places[..self.count].as_chunks::<16>();
         let (own, _) = self.places[1..=self.count].as_chunks::<16>();
@@ -153,6 +152,7 @@ impl Ends {
             let [before, own] = [before, own].map(|ends| _mm512_broadcast_i32x4(cast(*ends)));
             let lengths = _mm512_sub_epi8(own, before);
             longest = _mm512_max_epu8(longest, lengths);
+            shortest = _mm512_min_epu8(shortest, lengths);
             let lengths = _mm512_shuffle_epi8(lengths, number);
             let ends = _mm512_sub_epi8(_mm512_shuffle_epi8(own, number), first);
             let [front, back]: [[u8; BLOCK]; 2] = cast(*window);
@@ -165,14 +165,27 @@ impl Ends {
             let upper = _mm512_dpbusd_epi32(_mm512_set1_epi8(0), upper, weights);
             let thousands = _mm512_madd_epi16(upper, _mm512_set1_epi32(1000));
             let numbers = _mm512_dpbusd_epi32(thousands, lower, weights);
+            too_small |= _mm512_cmplt_epu32_mask(numbers, _mm512_permutexvar_epi32(lengths, least));
             *room = cast(numbers);
             taken += 16;
             at += usize::from(span);
         }
         ids.truncate(had + taken);
         let too_long = _mm512_cmpgt_epu8_mask(longest, _mm512_set1_epi8((6 + SEPARATOR) as i8));
-        (too_long == 0).then_some(at)
+        let too_short = _mm512_cmple_epu8_mask(shortest, _mm512_set1_epi8(SEPARATOR as i8));
+        (too_long | too_short == 0 && too_small == 0).then_some(at)
     }
+}
+
+/// By the length of a number and its separator, of which the lowest four bits are looked at: the least that it can be.
+const fn least<const SEPARATOR: usize>() -> [u32; BLOCK / 4] {
+    let mut least = [0; BLOCK / 4];
+    let (mut digits, mut power) = (2, 10);
+    while digits <= 6 {
+        least[digits + SEPARATOR] = power;
+        (digits, power) = (digits + 1, 10 * power);
+    }
+    least
 }
 
 /// The numbers of fours or of bytes, each as often as it has bytes.
