@@ -226,6 +226,21 @@ mod tests {
     }
 
     #[test]
+    fn a_zero_before_others_and_no_number_are_seen_wherever_they_are() {
+        for separator in [",", ", "] {
+            for strange in ["", "00", "07", "012345"] {
+                for before in 0..40 {
+                    let mut numbers = vec!["23456"; 60];
+                    numbers[before] = strange;
+                    let mut ids = Vec::new();
+                    read(&mut ids, numbers.join(separator).as_bytes());
+                    assert!(ids.len() <= before, "{strange:?} after {before} with {separator:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn numbers_of_any_length_are_taken_for_no_others() {
         for digits in 7..600 {
             for before in [0, 7, 8, 20] {
