@@ -79,3 +79,57 @@ impl Incoming {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Waker;
+
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    /// Reads what the other side sends.
+    async fn piece(incoming: &mut Incoming, (near, far): &mut (TcpStream, TcpStream), sent: &[u8]) {
+        far.write_all(sent).await.unwrap();
+        let had = incoming.bytes.len();
+        while incoming.bytes.len() < had + sent.len() {
+            assert_ne!(poll_fn(|context| incoming.poll_piece(near, context)).await.unwrap(), 0);
+        }
+    }
+
+    fn looks_in_vain(incoming: &mut Incoming, near: &mut TcpStream) {
+        let read = incoming.poll_piece(near, &mut Context::from_waker(Waker::noop()));
+        assert!(read.is_pending());
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_with_nothing_leaves_its_room_to_others_and_keeps_a_piece_that_is_not_taken() {
+        let (mut one, mut other) = (connected().await, connected().await);
+        let [mut first, mut second] = [Incoming::new(), Incoming::new()];
+        piece(&mut first, &mut one, b"whole").await;
+        let place = first.bytes.as_ptr();
+        first.bytes.clear();
+        looks_in_vain(&mut first, &mut one.0);
+        assert_eq!(first.bytes.capacity(), 0);
+        piece(&mut second, &mut other, b"half").await;
+        assert_eq!(second.bytes.as_ptr(), place);
+        looks_in_vain(&mut second, &mut other.0);
+        // It has no room but the other's, which is in use.
+        piece(&mut first, &mut one, b"whole again").await;
+        assert_eq!(first.bytes, b"whole again"[..]);
+        piece(&mut second, &mut other, b" and half").await;
+        assert_eq!(second.bytes, b"half and half"[..]);
+        drop(one.1);
+        first.bytes.clear();
+        let end = poll_fn(|context| first.poll_piece(&mut one.0, context)).await;
+        assert_eq!(end.unwrap(), 0);
+    }
+}
