@@ -12,7 +12,7 @@ use crate::Fault;
 use crate::contestants::{BESIDE, Contestant, DIRECT, Log, OURS, installed};
 use crate::latency;
 use crate::link::{Drive, Job, Outcome, Reply, Role};
-use crate::process::{Memory, cpu_seconds, memory};
+use crate::process::{Memory, cpu_seconds, family, memory};
 use crate::rows::{Better, Plan, Reference, Series, median};
 use crate::shape::{Shape, Unit};
 
@@ -211,7 +211,7 @@ impl Field {
         for contestant in &self.contestants {
             let mut tries = 0;
             let job = job(contestant, SMALL, 0);
-            while let Err(fault) = run_job(&mut self.load, &Job { seconds: 0.0, ..job.clone() }, || {}) {
+            while let Err(fault) = run_job(&mut self.load, &Job { seconds: 0.0, ..job.clone() }, || 0.0) {
                 tries += 1;
                 if tries == TRIES {
                     let said = contestant.said();
@@ -297,19 +297,17 @@ impl Field {
         job: &Job,
     ) -> Result<Option<(Outcome, f64)>, Fault> {
         let contestant = &self.contestants[at];
-        let cpu = || contestant.process().map_or(0.0, cpu_seconds);
-        let mut before = 0.0;
-        let outcome = run_job(&mut self.load, job, || before = cpu());
-        let took = cpu() - before;
-        let (failures, failure) = match &outcome {
-            Ok(outcome) => (outcome.failures, outcome.failure.clone()),
+        let family = contestant.process().map(family).unwrap_or_default();
+        let done = run_job(&mut self.load, job, || cpu_seconds(&family));
+        let (failures, failure) = match &done {
+            Ok((outcome, _)) => (outcome.failures, outcome.failure.clone()),
             Err(fault) => (1, Some(fault.to_string())),
         };
         if let Some(failure) = failure {
             plan.progress(&format!("{}: {failures} failures, the first: {failure}", contestant.name));
             self.failures += failures;
         }
-        Ok(outcome.ok().filter(|outcome| outcome.count > 0).map(|outcome| (outcome, took)))
+        Ok(done.ok().filter(|(outcome, _)| outcome.count > 0))
     }
 
     /// Counts it as a failure if events were kept back. One step more or less is a matter of when the count began.
@@ -352,20 +350,27 @@ pub(crate) fn job(contestant: &Contestant, shape: Shape, round: u64) -> Job {
     }
 }
 
-/// Has the clients do a job. `begin` is called when they are ready.
-fn run_job(load: &mut Role, job: &Job, begin: impl FnOnce()) -> Result<Outcome, Fault> {
+/// Has the clients do a job. What `cpu` says is taken when it begins and when it has been done, before its connections end.
+fn run_job(load: &mut Role, job: &Job, cpu: impl Fn() -> f64) -> Result<(Outcome, f64), Fault> {
     load.say(job)?;
-    match load.hear()? {
-        Reply::Ready => {}
-        Reply::Failed(what) => return Err(what.into()),
-        Reply::Done(_) => return Err("a job ended before it began".into()),
-    }
-    begin();
+    heard(load, |reply| matches!(reply, Reply::Ready).then_some(()))?;
+    let before = cpu();
     load.say(&())?;
+    let outcome = heard(load, |reply| if let Reply::Done(outcome) = reply { Some(outcome) } else { None })?;
+    let took = cpu() - before;
+    load.say(&())?;
+    heard(load, |reply| matches!(reply, Reply::Closed).then_some(()))?;
+    Ok((outcome, took))
+}
+
+/// What the clients say next, where that is what it should be.
+fn heard<T>(load: &mut Role, expected: impl FnOnce(Reply) -> Option<T>) -> Result<T, Fault> {
     match load.hear()? {
-        Reply::Done(outcome) => Ok(outcome),
         Reply::Failed(what) => Err(what.into()),
-        Reply::Ready => Err("a job began twice".into()),
+        reply => {
+            let said = format!("{reply:?}");
+            expected(reply).ok_or_else(|| format!("the clients said {said} out of turn").into())
+        }
     }
 }
 

@@ -38,10 +38,12 @@ pub(crate) enum Drive {
 pub(crate) enum Reply {
     /// Connections are up, and each has had an answer or the first event of one: the job begins with the next line.
     Ready,
-    /// It does not begin.
+    /// It came to nothing.
     Failed(String),
-    /// It has ended.
+    /// All has been counted. Connections are still up, and streams still run, until the next line.
     Done(Outcome),
+    /// They have been closed.
+    Closed,
 }
 
 /// What came of a job.

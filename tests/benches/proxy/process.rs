@@ -16,9 +16,9 @@ pub(crate) struct Memory {
     pub(crate) peak: f64,
 }
 
-/// Seconds of CPU, user and system, that a process and its descendants have used.
-pub(crate) fn cpu_seconds(root: u32) -> f64 {
-    family(root).into_iter().filter_map(cpu_time).sum::<Duration>().as_secs_f64()
+/// Seconds of CPU, user and system, that processes have used.
+pub(crate) fn cpu_seconds(processes: &[u32]) -> f64 {
+    processes.iter().filter_map(|process| cpu_time(*process)).sum::<Duration>().as_secs_f64()
 }
 
 /// Of one process, and its threads that have ended. `/proc` has it in hundredths of a second, which is too coarse for a round.
@@ -48,7 +48,7 @@ pub(crate) fn memory(root: u32) -> Memory {
 }
 
 /// A process and its descendants.
-fn family(root: u32) -> Vec<u32> {
+pub(crate) fn family(root: u32) -> Vec<u32> {
     let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
     let processes = names.filter_map(|name| name.to_str()?.parse::<u32>().ok());
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();

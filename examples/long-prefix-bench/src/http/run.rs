@@ -227,10 +227,11 @@ impl Ran {
 
 impl Parts {
     fn used(&self) -> Used {
-        let router = self.router.as_ref().map_or(0.0, |router| system::cpu_seconds(router.process.id()));
-        let workers = self.workers.as_ref().map_or(0.0, |workers| system::cpu_seconds(workers.process()));
+        let cpu = |process| system::cpu_seconds(&system::family(process));
+        let router = self.router.as_ref().map_or(0.0, |router| cpu(router.process.id()));
+        let workers = self.workers.as_ref().map_or(0.0, |workers| cpu(workers.process()));
         // What this process started counts with it.
-        Used { router, driver: system::cpu_seconds(std::process::id()) - router - workers }
+        Used { router, driver: cpu(std::process::id()) - router - workers }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The role `load`: the clients, in one thread.
 //!
-//! A job's connections are opened and used once before it begins, so that only what it sends is measured. A request that is not
-//! answered 200, or not whole, is a failure.
+//! A job's connections are opened and used once before it begins, and closed once what it cost has been taken down, so that only
+//! what it sends is measured. A request that is not answered 200, or not whole, is a failure.
 
 mod connection;
 mod open;
@@ -14,7 +14,8 @@ use crate::Fault;
 use crate::link::{Drive, Job, Outcome, Reply};
 use crate::shape::{Requests, Shape};
 
-/// Does the jobs that its input names, one a line, until it ends. A job begins at the line after its own.
+/// Does the jobs that its input names, one a line, until it ends. A job begins at the line after its own, and the one after that ends its
+/// connections.
 pub(crate) fn run() -> Result<(), Fault> {
     let mut known: Option<(Shape, Requests)> = None;
     let mut lines = std::io::stdin().lock().lines();
@@ -24,23 +25,23 @@ pub(crate) fn run() -> Result<(), Fault> {
             Some((shape, requests)) if shape == job.shape => requests,
             _ => Requests::new(job.shape),
         };
-        // With the runtime every connection of the job ends.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let begin = || {
             say(&Reply::Ready)?;
             lines.next().ok_or("the job was not begun")??;
             Ok(())
         };
-        let done = runtime.block_on(perform(&job, requests, begin));
-        drop(runtime);
-        let reply = match done {
+        match runtime.block_on(perform(&job, requests, begin)) {
             Ok((outcome, requests)) => {
                 known = Some((job.shape, requests));
-                Reply::Done(outcome)
+                say(&Reply::Done(outcome))?;
+                lines.next().ok_or("the job was not ended")??;
+                // Every connection of the job ends with it.
+                drop(runtime);
+                say(&Reply::Closed)?;
             }
-            Err(fault) => Reply::Failed(fault.to_string()),
-        };
-        say(&reply)?;
+            Err(fault) => say(&Reply::Failed(fault.to_string()))?,
+        }
     }
     Ok(())
 }
