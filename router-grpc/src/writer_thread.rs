@@ -28,7 +28,7 @@ pub(crate) struct WriterThread {
 }
 
 /// The writer wakes this often even if nothing happens, so that leases end.
-const IDLE: Duration = Duration::from_millis(50);
+const IDLE: Duration = Duration::from_millis(100);
 
 impl WriterThread {
     /// Starts it. `interval`: the least time from one turn to the next. `died` is called if it ends without having been told to.
@@ -44,12 +44,15 @@ impl WriterThread {
         let work = move || {
             let watch = Watch { told: told.clone(), died: Some(died) };
             while !told.load(Relaxed) && writer.wait(IDLE) {
+                let is_told_something = writer.has_update();
                 for notice in writer.turn(clock.now()) {
                     listeners.hand_out(notice);
                 }
                 // Under load a turn takes in what many requests have said. Waiting for each, this thread would take the core from the
                 // next one, and waking it would cost the one before.
-                std::thread::park_timeout(interval);
+                if is_told_something {
+                    std::thread::park_timeout(interval);
+                }
             }
             drop(watch);
         };

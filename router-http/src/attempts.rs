@@ -151,7 +151,7 @@ async fn another(
 ) -> InFlight {
     let mut refused = false;
     loop {
-        plane.bad_news.notified().await;
+        plane.bad_news.come().await;
         let snapshot = plane.router.snapshot();
         let known = snapshot.fleet.workers.iter().find(|known| known.id == worker);
         if known.is_some_and(|known| known.state != WorkerState::Unreachable) {

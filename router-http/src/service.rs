@@ -9,7 +9,6 @@ use http::header::UPGRADE;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use opentelemetry::global;
 use router_core::{Router, WorkerId};
-use tokio::sync::Notify;
 use tracing::Instrument as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
@@ -30,7 +29,7 @@ use crate::exchange::Exchange;
 use crate::fleet;
 use crate::generated::Generated;
 use crate::headers::{self, HeaderExtractor, HeaderInjector};
-use crate::housekeeping::keep_house;
+use crate::housekeeping::{BadNews, keep_house};
 use crate::kept::Place;
 use crate::learn::{Learning, What};
 use crate::metrics::{FailureLabels, HttpMetrics, ThreadMetrics};
@@ -60,7 +59,7 @@ pub(crate) struct Plane {
     pub(crate) shared: Arc<Shared>,
     pub(crate) budget: RetryBudget,
     /// Told when a worker may be gone that a request waits for.
-    pub(crate) bad_news: Notify,
+    pub(crate) bad_news: BadNews,
     /// A thread of the data plane has.
     died: Arc<AtomicBool>,
     /// Requests have spans, and carry their context.
@@ -91,7 +90,7 @@ impl Service {
         died: Arc<AtomicBool>,
     ) -> Self {
         let upstream = Upstream::new(&config);
-        let (budget, bad_news) = (RetryBudget::default(), Notify::new());
+        let (budget, bad_news) = (RetryBudget::default(), BadNews::default());
         let metrics = Arc::new(ThreadMetrics::new(metrics));
         // Where nothing exports traces there is no propagator either, and the client's own context is passed on untouched.
         let traced = global::get_text_map_propagator(|propagator| propagator.fields().next().is_some());

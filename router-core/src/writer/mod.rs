@@ -183,6 +183,11 @@ impl Writer {
         true
     }
 
+    /// An update has come for the next turn: [`wait`](Self::wait) did not end because of its time.
+    pub fn has_update(&self) -> bool {
+        self.first.is_some()
+    }
+
     /// Applies what is queued (a bounded number of updates), ages claims and leases, publishes if that is due, and says
     /// what happened.
     pub fn turn(&mut self, now: Time) -> Vec<Notice> {

@@ -108,7 +108,7 @@ impl Continuation {
         Box::pin(async move {
             let plane = service.plane();
             loop {
-                plane.bad_news.notified().await;
+                plane.bad_news.come().await;
                 let snapshot = plane.router.snapshot();
                 let known = snapshot.fleet.workers.iter().find(|known| known.id == worker);
                 // A worker that was removed serves what it has begun.

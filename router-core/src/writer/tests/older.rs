@@ -45,6 +45,7 @@ fn a_request_that_is_being_decided_as_a_drain_begins_is_counted_when_it_has() {
     assert!(drained.try_recv().is_err());
     drop(deciding);
     assert!(story.writer.wait(NEVER), "the writer looks by itself whether it is over");
+    assert!(!story.writer.has_update());
     story.turn();
     assert_eq!(drained.try_recv(), Ok(Ok(())));
     assert_eq!(load.read().in_flight, 1);
@@ -107,6 +108,19 @@ fn a_snapshot_that_is_kept_delays_a_drain_for_a_second_and_nothing_else_at_all()
     assert!(removed.try_recv().is_err());
     story.pass(Duration::from_secs(1));
     assert_eq!(removed.try_recv(), Ok(Ok(0)));
+}
+
+#[test]
+fn whether_a_wait_ended_with_an_update_can_be_told_until_the_next_turn() {
+    let mut story = Story::with_workers(1);
+    assert!(story.writer.wait(Duration::ZERO) && !story.writer.has_update());
+    let worker = story.only_worker();
+    let update = FleetUpdate::Health { worker, reachable: false, reason: "probed".into() };
+    story.router.updates().try_send(Update::Fleet(update)).unwrap();
+    assert!(story.writer.wait(NEVER) && story.writer.has_update());
+    story.turn();
+    assert_eq!(story.state(worker), WorkerState::Unreachable);
+    assert!(!story.writer.has_update());
 }
 
 #[test]
