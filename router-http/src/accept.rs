@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::DataPlaneConfig;
-use crate::http2;
 use crate::metrics::HttpMetrics;
 use crate::service::Service;
 use crate::wire::server::{Connection, End};
@@ -55,12 +54,7 @@ impl Accepting {
                 self.metrics.connections_refused.inc();
                 continue;
             };
-            let connection = self.connection(stream, client, shutdown.clone());
-            let open = open.clone();
-            tokio::spawn(async move {
-                let _held = (permit, open);
-                connection.await;
-            });
+            tokio::spawn(self.connection(stream, client, shutdown.clone(), (permit, open.clone())));
         }
         drop((listener, open));
         if tokio::time::timeout(self.config.shutdown_grace, all_closed.recv()).await.is_err() {
@@ -68,25 +62,30 @@ impl Accepting {
         }
     }
 
+    /// Serves one connection. `held`: until it ends.
     fn connection(
         &self,
         stream: TcpStream,
         client: SocketAddr,
         shutdown: CancellationToken,
+        held: (OwnedSemaphorePermit, mpsc::Sender<Infallible>),
     ) -> impl Future<Output = ()> + Send + use<> {
         let _ = stream.set_nodelay(true);
         let client = HeaderValue::try_from(client.ip().to_string()).ok();
-        let (service, patience) = (self.service.clone(), self.config.header_timeout);
+        let patience = self.config.header_timeout;
+        let mut connection = Connection::new(stream, client, self.service.clone(), patience, shutdown);
         let metrics = self.metrics.clone();
         async move {
+            let _held = &held;
             metrics.connections.inc();
-            let connection =
-                Connection::new(stream, client.clone(), service.clone(), patience, shutdown.clone());
             let silent = match connection.serve().await {
                 End::Closed => false,
                 End::Silent => true,
-                End::Http2(stream, begun) => {
-                    http2::serve(stream, begun, client, service, patience, shutdown).await
+                // Most connections need no room for what follows.
+                End::Http2 => Box::pin(connection.serve_http2()).await,
+                End::Tunnel(tunnel) => {
+                    Box::pin(connection.join(*tunnel)).await;
+                    false
                 }
             };
             if silent {

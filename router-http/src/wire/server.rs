@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::{HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,10 +21,15 @@ use super::tunnel;
 use super::write::Outgoing;
 use crate::body::{Body, Tunnel};
 use crate::error::Failure;
+use crate::http2;
 use crate::receive::Inbound;
 use crate::service::Service;
 
 /// See the module.
+///
+/// Of a thousand streams each finds its memory cold at its next event. So little of it is looked at then: an [`Answer`] has all that is
+/// needed, the future that sends it lies in few others, whose states lie side by side, and none keeps twice what it takes by value and
+/// moves elsewhere.
 #[derive(Debug)]
 pub(crate) struct Connection {
     wire: Shared,
@@ -47,8 +52,10 @@ pub(crate) enum End {
     Closed,
     /// The client never sent a whole head.
     Silent,
-    /// It goes on as one of HTTP/2, of which this has been read.
-    Http2(TcpStream, Bytes),
+    /// It goes on as one of HTTP/2: see [`Connection::serve_http2`].
+    Http2,
+    /// It goes on as one with a worker's: see [`Connection::join`].
+    Tunnel(Box<Tunnel>),
 }
 
 /// What comes where a request could.
@@ -61,10 +68,15 @@ enum Next {
     Closed,
 }
 
-/// What follows an answer.
-enum After {
-    Request,
-    Tunnel(Box<Tunnel>),
+/// An answer on its way.
+struct Answer {
+    body: Body,
+    encoding: Encoding,
+    progress: Progress,
+    /// The client may still send of what it is the answer to.
+    unread: bool,
+    /// How the connection ends with it; `None`: another request may follow.
+    end: Option<End>,
 }
 
 /// How far the body of an answer has come.
@@ -108,37 +120,49 @@ impl Connection {
         }
     }
 
-    /// Serves until either side has enough.
-    pub(crate) async fn serve(mut self) -> End {
+    /// Serves until either side has enough, or it becomes another kind of connection.
+    pub(crate) async fn serve(&mut self) -> End {
         loop {
-            match self.next().await {
-                Next::Request(mut head) => {
-                    self.is_new = false;
-                    match self.exchange(&mut head).await {
-                        Some(After::Request) => {}
-                        Some(After::Tunnel(tunnel)) => {
-                            self.join(*tunnel).await;
-                            return End::Closed;
-                        }
-                        None => return End::Closed,
-                    }
-                }
-                Next::Failed(failure) => {
-                    // Where the next request would begin is not known.
-                    self.wire.lock().unread = true;
-                    let response = self.service.refuse(&failure);
-                    let asked = Asked { head_only: false, is_1_1: true };
-                    let _ = self.respond(response, asked, true).await;
-                    let silent = self.is_new && matches!(failure, Failure::HeadSilent { .. });
-                    return if silent { End::Silent } else { End::Closed };
-                }
-                Next::Silent => return if self.is_new { End::Silent } else { End::Closed },
-                Next::Closed => return End::Closed,
-                Next::Http2 => {
-                    let Some(wire) = self.wire.into_inner() else { return End::Closed };
-                    return End::Http2(wire.stream, wire.incoming.bytes.freeze());
-                }
+            let mut answer = match self.answer().await {
+                Ok(answer) => answer,
+                Err(end) => return end,
+            };
+            let all_sent = poll_fn(|context| self.poll_send(&mut answer, context)).await;
+            let Answer { body, unread, end, .. } = answer;
+            // It may be what keeps a worker's connection.
+            drop(body);
+            if !all_sent {
+                return end.unwrap_or(End::Closed);
             }
+            if let Some(end) = end {
+                self.close(unread).await;
+                return end;
+            }
+        }
+    }
+
+    /// The beginning of the next answer.
+    async fn answer(&mut self) -> Result<Answer, End> {
+        match self.next().await {
+            Next::Request(head) => {
+                self.is_new = false;
+                let is_1_1 = head.parts.version == Version::HTTP_11;
+                let asked = Asked { head_only: head.parts.method == Method::HEAD, is_1_1 };
+                let end = (!head.keep_alive).then_some(End::Closed);
+                let response = self.ask(head).await.ok_or(End::Closed)?;
+                self.begin(response, asked, end)
+            }
+            Next::Failed(failure) => {
+                // Where the next request would begin is not known.
+                self.wire.lock().unread = true;
+                let response = self.service.refuse(&failure);
+                let silent = self.is_new && matches!(failure, Failure::HeadSilent { .. });
+                let end = if silent { End::Silent } else { End::Closed };
+                self.begin(response, Asked { head_only: false, is_1_1: true }, Some(end))
+            }
+            Next::Silent => Err(if self.is_new { End::Silent } else { End::Closed }),
+            Next::Closed => Err(End::Closed),
+            Next::Http2 => Err(End::Http2),
         }
     }
 
@@ -188,73 +212,71 @@ impl Connection {
         .await
     }
 
-    /// Serves one request. `None`: it was the last.
-    async fn exchange(&mut self, head: &mut RequestHead) -> Option<After> {
-        let RequestHead { parts: head, length, keep_alive, expects_continue } = head;
-        let is_1_1 = head.version == Version::HTTP_11;
-        let asked = Asked { head_only: head.method == Method::HEAD, is_1_1 };
-        let body = Inbound::Http1(Upload::new(self.wire.clone(), *length, *expects_continue));
-        let response = {
-            let mut serving = pin!(self.service.serve(head, body, self.client.as_ref()));
-            poll_fn(|context| match serving.as_mut().poll(context) {
-                Poll::Ready(response) => Poll::Ready(Some(response)),
-                Poll::Pending => self.wire.lock().poll_gone(context).map(|()| None),
-            })
-            .await?
-        };
-        self.respond(response, asked, !*keep_alive).await
+    /// The answer to a request; `None`: its client is gone.
+    async fn ask(&self, mut head: RequestHead) -> Option<Response<Body>> {
+        let body = Inbound::Http1(Upload::new(self.wire.clone(), head.length, head.expects_continue));
+        let mut serving = pin!(self.service.serve(&mut head.parts, body, self.client.as_ref()));
+        poll_fn(|context| match serving.as_mut().poll(context) {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
+            Poll::Pending => self.wire.lock().poll_gone(context).map(|()| None),
+        })
+        .await
     }
 
-    /// Sends an answer. `None`: nothing can follow it.
-    async fn respond(&mut self, response: Response<Body>, asked: Asked, close: bool) -> Option<After> {
+    /// Puts the head of an answer where it is sent from. `end`: how the connection ends with it, unless it goes on.
+    fn begin(&mut self, response: Response<Body>, asked: Asked, end: Option<End>) -> Result<Answer, End> {
         let unread = self.wire.lock().unread;
-        let (mut parts, mut body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             Encoding::None.put_head(self.outgoing.small(), &parts, &body.said(), asked, None, false);
-            return body.into_tunnel().map(|tunnel| After::Tunnel(Box::new(tunnel)));
+            return Err(body.into_tunnel().map_or(End::Closed, |tunnel| End::Tunnel(Box::new(tunnel))));
         }
         if parts.status == StatusCode::NO_CONTENT {
             // A reader that does not know this status would wait for what it announces (RFC 9110 §8.6).
             parts.headers.remove(header::CONTENT_LENGTH);
         }
         let exact = body.size_hint().exact();
-        let mut encoding = Encoding::of(asked, &parts, exact);
-        let close = close || unread || encoding == Encoding::UntilClose || self.token.is_cancelled();
-        encoding.put_head(self.outgoing.small(), &parts, &body.said(), asked, exact, close);
+        let encoding = Encoding::of(asked, &parts, exact);
+        let closes = unread || encoding == Encoding::UntilClose || self.token.is_cancelled();
+        let end = end.or(closes.then_some(End::Closed));
+        encoding.put_head(self.outgoing.small(), &parts, &body.said(), asked, exact, end.is_some());
         head::give_back(parts.headers);
-        let mut next = if encoding == Encoding::None { Progress::Ended } else { Progress::More };
-        poll_fn(|context| {
-            loop {
-                if matches!(next, Progress::More | Progress::Waits) {
-                    next = poll_body(&mut body, &mut encoding, &mut self.outgoing, context);
+        let progress = if encoding == Encoding::None { Progress::Ended } else { Progress::More };
+        Ok(Answer { body, encoding, progress, unread, end })
+    }
+
+    /// Sends what there is of an answer: ready once that was all of it, or with `false` if nothing more can be sent.
+    fn poll_send(&mut self, answer: &mut Answer, context: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            if matches!(answer.progress, Progress::More | Progress::Waits) {
+                answer.progress =
+                    poll_body(&mut answer.body, &mut answer.encoding, &mut self.outgoing, context);
+            }
+            let wire = &mut *self.wire.lock();
+            match (self.outgoing.poll_flush(&mut wire.stream, context), answer.progress) {
+                (Poll::Ready(Ok(())), Progress::More) => {}
+                (Poll::Ready(Ok(())), Progress::Ended) => return Poll::Ready(true),
+                // What was right so far has been sent.
+                (Poll::Ready(Ok(())), Progress::Broken) | (Poll::Ready(Err(_)), _) => {
+                    return Poll::Ready(false);
                 }
-                let wire = &mut *self.wire.lock();
-                match (self.outgoing.poll_flush(&mut wire.stream, context), next) {
-                    (Poll::Ready(Ok(())), Progress::More) => {}
-                    (Poll::Ready(Ok(())), Progress::Ended) => return Poll::Ready(Some(())),
-                    // What was right so far has been sent.
-                    (Poll::Ready(Ok(())), Progress::Broken) | (Poll::Ready(Err(_)), _) => {
-                        return Poll::Ready(None);
-                    }
-                    (Poll::Ready(Ok(())), Progress::Waits) | (Poll::Pending, _) => {
-                        self.outgoing.pause();
-                        return wire.poll_gone(context).map(|()| None);
-                    }
+                (Poll::Ready(Ok(())), Progress::Waits) | (Poll::Pending, _) => {
+                    self.outgoing.pause();
+                    return wire.poll_gone(context).map(|()| false);
                 }
             }
-        })
-        .await?;
-        // It may be what keeps a worker's connection.
-        drop(body);
-        if !close {
-            return Some(After::Request);
         }
-        self.close(unread).await;
-        None
+    }
+
+    /// Goes on in HTTP/2; whether the client never sent a request.
+    pub(crate) async fn serve_http2(self) -> bool {
+        let Some(wire) = self.wire.into_inner() else { return false };
+        let begun = wire.incoming.bytes.freeze();
+        http2::serve(wire.stream, begun, self.client, self.service, self.patience.bound, self.token).await
     }
 
     /// Makes the connection one with a worker's.
-    async fn join(mut self, Tunnel { link, exchange, idle_timeout, deadline }: Tunnel) {
+    pub(crate) async fn join(mut self, Tunnel { link, exchange, idle_timeout, deadline }: Tunnel) {
         // The request has ended, so that nobody else has it.
         let Some(wire) = self.wire.into_inner() else { return };
         let client = tunnel::Side {
