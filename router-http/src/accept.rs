@@ -26,6 +26,9 @@ pub(crate) struct Accepting {
     pub(crate) room: Arc<Semaphore>,
 }
 
+/// A connection's place among all, and a word that it is open.
+type Held = (OwnedSemaphorePermit, mpsc::Sender<Infallible>);
+
 /// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -68,7 +71,7 @@ impl Accepting {
         stream: TcpStream,
         client: SocketAddr,
         shutdown: CancellationToken,
-        held: (OwnedSemaphorePermit, mpsc::Sender<Infallible>),
+        held: Held,
     ) -> impl Future<Output = ()> + Send + use<> {
         let _ = stream.set_nodelay(true);
         let client = HeaderValue::try_from(client.ip().to_string()).ok();
@@ -79,13 +82,16 @@ impl Accepting {
             let _held = &held;
             metrics.connections.inc();
             let silent = match connection.serve().await {
-                End::Closed => false,
-                End::Silent => true,
                 // Most connections need no room for what follows.
                 End::Http2 => Box::pin(connection.serve_http2()).await,
                 End::Tunnel(tunnel) => {
                     Box::pin(connection.join(*tunnel)).await;
                     false
+                }
+                end => {
+                    // Closed before another can have its place.
+                    drop(connection);
+                    matches!(end, End::Silent)
                 }
             };
             if silent {
@@ -93,5 +99,23 @@ impl Accepting {
             }
             metrics.connections.dec();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Serve<F> = fn(&Accepting, TcpStream, SocketAddr, CancellationToken, Held) -> F;
+
+    fn room<F>(_: Serve<F>) -> usize {
+        size_of::<F>()
+    }
+
+    /// It has as much while it waits for a request.
+    #[test]
+    fn a_connection_takes_a_few_kilobytes() {
+        let room = room(Accepting::connection);
+        assert!(room <= 6 << 10, "{room} bytes");
     }
 }

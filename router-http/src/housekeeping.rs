@@ -1,6 +1,7 @@
 //! What a thread does now and then for all of its requests, so that none needs a timer of its own.
 //!
-//! A thread with nothing but streams under way is woken once a second: each wake finds the caches cold, and takes longer than an event.
+//! Each wake finds the caches cold, and takes longer than an event of a stream. So a thread looks for news only while requests wait for
+//! them: those without an answer, and streams that may go on elsewhere.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -19,7 +20,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Time between two looks for connections to workers, and for memory, that have not been used for too long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks for which requests that wait are told that the fleet has changed: one may have been decided just before.
+/// Looks for which requests that wait are told that the fleet has changed: one may have been decided just before. So are those of a
+/// thread's first looks.
 const LOOKS_AFTER_CHANGE: u64 = 50;
 
 /// Tells requests that wait for a worker when it may be gone.
@@ -117,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn news_are_looked_for_while_somebody_waits_for_them() {
+    fn news_is_looked_for_while_somebody_waits_for_it() {
         let news = BadNews::default();
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
@@ -141,5 +143,12 @@ mod tests {
         let mut third = Box::pin(news.come());
         assert!(third.as_mut().poll(waits).is_pending());
         assert_eq!(woken.0.load(Relaxed), 2);
+        // Somebody comes and goes unseen.
+        drop(third);
+        let mut awaited = pin!(news.awaited());
+        assert!(awaited.as_mut().poll(keeper).is_pending());
+        let mut fourth = Box::pin(news.come());
+        assert!(fourth.as_mut().poll(waits).is_pending());
+        assert_eq!(woken.0.load(Relaxed), 3);
     }
 }

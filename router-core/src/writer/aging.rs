@@ -8,7 +8,7 @@ use crate::fleet::WorkerId;
 use crate::notice::{EventKind, Notice, SessionEnd};
 use crate::time::Time;
 
-/// How often silence is looked for. A lease that ends this much late harms nobody.
+/// How often silence is looked for. A lease that ends twice as much late harms nobody.
 const AGING_INTERVAL: Duration = Duration::from_millis(100);
 
 impl State {

@@ -183,7 +183,7 @@ impl Writer {
         true
     }
 
-    /// An update has come for the next turn: [`wait`](Self::wait) did not end because of its time.
+    /// [`wait`](Self::wait) ended with an update, for the next turn. That turn also takes in what has come since.
     pub fn has_update(&self) -> bool {
         self.first.is_some()
     }

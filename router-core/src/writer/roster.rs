@@ -266,7 +266,8 @@ impl Roster {
     /// When the figures of the fleet are to be published anew, if those that were published last may be outdated.
     pub(crate) fn renewal(&self) -> Option<Time> {
         let figures = self.published.lags.then(|| self.renewed_at());
-        let accuracies = self.published.accuracies_lag.then(|| self.accuracies_due());
+        // They are renewed with the figures.
+        let accuracies = self.published.accuracies_lag.then(|| self.accuracies_due().max(self.renewed_at()));
         figures.into_iter().chain(accuracies).min()
     }
 

@@ -27,9 +27,8 @@ use crate::service::Service;
 
 /// See the module.
 ///
-/// Of a thousand streams each finds its memory cold at its next event. So little of it is looked at then: an [`Answer`] has all that is
-/// needed, the future that sends it lies in few others, whose states lie side by side, and none keeps twice what it takes by value and
-/// moves elsewhere.
+/// A thousand streams find their memory cold at each event. So what an event needs lies together in an [`Answer`], and no future keeps a
+/// second copy of what it passes on.
 #[derive(Debug)]
 pub(crate) struct Connection {
     wire: Shared,
@@ -270,9 +269,11 @@ impl Connection {
 
     /// Goes on in HTTP/2; whether the client never sent a request.
     pub(crate) async fn serve_http2(self) -> bool {
-        let Some(wire) = self.wire.into_inner() else { return false };
-        let begun = wire.incoming.bytes.freeze();
-        http2::serve(wire.stream, begun, self.client, self.service, self.patience.bound, self.token).await
+        let Self { wire, outgoing, service, client, patience, shutdown, token, .. } = self;
+        let bound = patience.bound;
+        drop((outgoing, patience, shutdown));
+        let Some(wire) = wire.into_inner() else { return false };
+        http2::serve(wire.stream, wire.incoming.bytes.freeze(), client, service, bound, token).await
     }
 
     /// Makes the connection one with a worker's.

@@ -40,7 +40,7 @@ pub(crate) enum Reply {
     Ready,
     /// It came to nothing.
     Failed(String),
-    /// All has been counted. Connections are still up, and streams still run, until the next line.
+    /// All has been counted. Connections are still up, and what their streams bring is not read, until the next line.
     Done(Outcome),
     /// They have been closed.
     Closed,

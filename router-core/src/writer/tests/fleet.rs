@@ -250,6 +250,23 @@ fn figures_of_a_large_fleet_are_published_once_more_and_no_oftener() {
 }
 
 #[test]
+fn how_far_off_a_large_fleet_is_waits_for_figures_and_is_not_published_in_vain() {
+    let mut story = Story::with_workers(600);
+    let epoch = |story: &Story| story.router.snapshot().epoch;
+    // All of it is published anew.
+    story.healthy(story.router.snapshot().fleet.workers[0].id, false);
+    drop(story.route(&prompt(1, 8)));
+    // The figures alone, just before all of it is due.
+    story.pass(Duration::from_micros(29_500));
+    let at_rest = epoch(&story);
+    story.pass(Duration::from_micros(600));
+    (0..10).for_each(|_| drop(story.pass(Duration::ZERO)));
+    assert_eq!(epoch(&story), at_rest);
+    (0..10).for_each(|_| drop(story.pass(Duration::from_micros(100))));
+    assert_eq!(epoch(&story), at_rest + 1);
+}
+
+#[test]
 fn how_far_off_a_large_fleet_is_follows_later_even_if_nothing_else_happens() {
     let mut story = Story::with_workers(600);
     story.pass(Duration::from_millis(50));

@@ -8,6 +8,7 @@ mod open;
 mod requests;
 mod streams;
 
+use std::any::Any;
 use std::io::{BufRead as _, Write as _};
 
 use crate::Fault;
@@ -32,12 +33,11 @@ pub(crate) fn run() -> Result<(), Fault> {
             Ok(())
         };
         match runtime.block_on(perform(&job, requests, begin)) {
-            Ok((outcome, requests)) => {
+            Ok((outcome, requests, open)) => {
                 known = Some((job.shape, requests));
                 say(&Reply::Done(outcome))?;
                 lines.next().ok_or("the job was not ended")??;
-                // Every connection of the job ends with it.
-                drop(runtime);
+                drop((open, runtime));
                 say(&Reply::Closed)?;
             }
             Err(fault) => say(&Reply::Failed(fault.to_string()))?,
@@ -45,6 +45,9 @@ pub(crate) fn run() -> Result<(), Fault> {
     }
     Ok(())
 }
+
+/// What a job leaves open, until it is dropped.
+type Open = Box<dyn Any>;
 
 fn say(reply: &Reply) -> Result<(), Fault> {
     Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(reply)?)?)
@@ -54,7 +57,7 @@ async fn perform(
     job: &Job,
     requests: Requests,
     begin: impl FnOnce() -> Result<(), Fault>,
-) -> Result<(Outcome, Requests), Fault> {
+) -> Result<(Outcome, Requests, Open), Fault> {
     match job.drive {
         Drive::Closed | Drive::Open { .. } => requests::perform(job, requests, begin).await,
         Drive::Streams => streams::perform(job, requests, begin).await,

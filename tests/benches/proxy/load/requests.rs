@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
+use super::Open;
 use super::connection::Connection;
 use super::open::Arrivals;
 use crate::Fault;
@@ -39,7 +40,7 @@ pub(super) async fn perform(
     job: &Job,
     requests: Requests,
     begin: impl FnOnce() -> Result<(), Fault>,
-) -> Result<(Outcome, Requests), Fault> {
+) -> Result<(Outcome, Requests, Open), Fault> {
     let shared = Arc::new(Shared { requests, next: AtomicU64::new(job.first) });
     let mut connections = Vec::new();
     for (_, target) in (0..job.connections).zip(job.targets.iter().cycle()) {
@@ -58,11 +59,11 @@ pub(super) async fn perform(
     for connection in connections {
         sending.spawn(shared.clone().send(connection, times.clone()));
     }
-    let tallies = sending.join_all().await;
+    let (tallies, open): (Vec<_>, Vec<_>) = sending.join_all().await.into_iter().unzip();
     let mut outcome = outcome(tallies);
     outcome.seconds = began.elapsed().as_secs_f64();
     let shared = Arc::into_inner(shared).ok_or("every connection has ended")?;
-    Ok((outcome, shared.requests))
+    Ok((outcome, shared.requests, Box::new(open)))
 }
 
 impl Shared {
@@ -71,7 +72,8 @@ impl Shared {
         connection.exchange(self.requests.path(), body).await
     }
 
-    async fn send(self: Arc<Self>, mut connection: Connection, times: Times) -> Tally {
+    /// Sends what is due; gives the connection back.
+    async fn send(self: Arc<Self>, mut connection: Connection, times: Times) -> (Tally, Connection) {
         let mut tally = Tally::default();
         while let Some(due) = times.next().await {
             match self.exchange(&mut connection).await {
@@ -82,7 +84,7 @@ impl Shared {
                 Err(fault) => tally.failures.push(fault.to_string()),
             }
         }
-        tally
+        (tally, connection)
     }
 }
 

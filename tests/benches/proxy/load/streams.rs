@@ -8,6 +8,7 @@ use http_body_util::BodyExt as _;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::Open;
 use super::connection::Connection;
 use crate::Fault;
 use crate::link::{Job, Outcome};
@@ -29,7 +30,7 @@ pub(super) async fn perform(
     job: &Job,
     requests: Requests,
     begin: impl FnOnce() -> Result<(), Fault>,
-) -> Result<(Outcome, Requests), Fault> {
+) -> Result<(Outcome, Requests, Open), Fault> {
     let shared = Arc::new(Shared::default());
     let begun = Begun::new(Semaphore::new(0));
     let mut streams = JoinSet::new();
@@ -58,7 +59,7 @@ pub(super) async fn perform(
         outcome.failures += 1;
         outcome.failure = ended?.err().map(|fault| fault.to_string());
     }
-    Ok((outcome, requests))
+    Ok((outcome, requests, Box::new(streams)))
 }
 
 impl Shared {
