@@ -31,7 +31,8 @@ pub(crate) struct WriterThread {
 const IDLE: Duration = Duration::from_millis(100);
 
 impl WriterThread {
-    /// Starts it. `interval`: the least time from a turn that began with an update to the next. `died` is called if it ends without having been told to.
+    /// Starts it. `interval`: the least time from a turn that began with an update to the next. `died` is called if it ends without
+    /// having been told to.
     pub(crate) fn start(
         mut writer: Writer,
         clock: Clock,

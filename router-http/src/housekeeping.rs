@@ -43,7 +43,7 @@ impl BadNews {
         self.told.notified().await;
     }
 
-    /// Waits until somebody waits for them.
+    /// Waits until somebody waits for it.
     async fn awaited(&self) {
         while self.waiting.load(Relaxed) == 0 {
             self.awaited.notified().await;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use espalier_tests::upstream::{Act, Upstream, answer, chunk, chunked, raw};
-use espalier_tests::{HttpClient, alert, fast, generate, prompt, until, until_ready};
+use espalier_tests::{HttpClient, alert, fast, generate, metrics, prompt, until, until_ready};
 use http_body_util::BodyExt as _;
 use router_core::key::Unit;
 use router_grpc::{PolicyName, RouterConfig, RunningRouter};
@@ -293,17 +293,23 @@ async fn clients_that_say_nothing_do_not_stay() {
     .await;
     let address = router.http_addr();
     let half = ["POST /generate HTTP/1.1\r\nhost: router\r\ncontent-length: 100\r\n\r\n{\"text\":"];
-    let (silent, begun, preface, half) = tokio::join!(
+    let (silent, begun, preface, half, idle) = tokio::join!(
         raw(address, &[]),
         raw(address, &["GET /v1/mod"]),
         raw(address, &["PRI * HTTP/2.0\r\n"]),
         raw(address, &half),
+        raw(address, &["GET /liveness HTTP/1.1\r\nhost: router\r\n\r\n"]),
     );
     assert_eq!((&*silent, &*preface), ("", ""));
     assert!(begun.is_empty() || status(&begun) == 408, "{begun}");
     let (head, body) = split(&half);
     assert_eq!(status(&head), 408, "{half}");
     assert!(body.contains("body_timeout"), "{body}");
+    assert_eq!(status(&idle), 200, "{idle}");
+    until("all of them have ended", async || metrics(&router).await.contains("espalier_connections 0\n"))
+        .await;
+    let metrics = metrics(&router).await;
+    assert!(metrics.contains("espalier_connections_silent_total 3\n"), "a request came over the others");
 }
 
 /// The kernel's table says which timer runs for a connection: 2 is keepalive.

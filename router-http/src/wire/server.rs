@@ -27,8 +27,8 @@ use crate::service::Service;
 
 /// See the module.
 ///
-/// A thousand streams find their memory cold at each event. So what an event needs lies together in an [`Answer`], and no future keeps a
-/// second copy of what it passes on.
+/// A thousand streams find their memory cold at each event. So what an event needs lies together in an [`Answer`], and the futures around
+/// it are few and small.
 #[derive(Debug)]
 pub(crate) struct Connection {
     wire: Shared,
